@@ -1,0 +1,108 @@
+"""The parameters of one accelerator."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from espalier.errors import FitError
+
+ROWS = (1, 2, 4, 8, 16)
+CODE_BITS = 2        #: bits beside each activation word: which of the four words of a 2×2 pool won
+COORDINATE_BITS = 9  #: signed bits of a map coordinate
+KERNEL_BITS = 4      #: bits of a kernel coordinate
+MAX_KERNEL = 1 << KERNEL_BITS
+MAX_MAP = 1 << COORDINATE_BITS - 1
+MULTIPLIERS_BESIDE_LATTICE = 16  #: at most: addresses, loss and update units
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """A lattice of ``rows × lanes`` multipliers with its memories.
+
+    Parameters
+    ----------
+    rows : int
+        Output channels computed together, and edge of a weight block: 1, 2, 4, 8 or 16.
+    lanes : int
+        Images computed together.
+    word_bits : int
+        Bits of an activation, gradient or weight word, 2..16; narrower formats run in wider words.
+    acc_bits : int
+        Bits of an accumulator, 2·word_bits..62. The compiler proves that they suffice.
+    activation_depth : int
+        Vectors of ``lanes`` words in the activation memory.
+    gradient_depth : int
+        Vectors of ``lanes`` words in each of ``rows`` gradient banks.
+    weight_depth : int
+        Columns of ``rows`` weights: depth of each of ``rows`` weight banks; the master memory has
+        ``rows`` times as many words.
+    index_depth, table_depth, program_depth : int
+        Live-block entries, segment pointers and commands.
+    max_classes : int
+        Most logits that the loss unit takes.
+    groups : bool
+        Whether a batch may be several groups of ``lanes`` images (adds a gradient memory).
+    """
+
+    rows: int
+    lanes: int
+    word_bits: int = 16
+    acc_bits: int = 48
+    activation_depth: int
+    gradient_depth: int
+    weight_depth: int
+    index_depth: int
+    table_depth: int
+    program_depth: int = 64
+    max_classes: int = 16
+    groups: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rows not in ROWS:
+            raise FitError(f"Rows must be one of {', '.join(map(str, ROWS))}, not {self.rows}")
+        if not 1 <= self.lanes <= 1024:
+            raise FitError(f"Lanes must be in 1..1024, not {self.lanes}")
+        if not 2 <= self.word_bits <= 16:
+            raise FitError(f"Word width must be in 2..16 bits, not {self.word_bits}")
+        if not 2 * self.word_bits <= self.acc_bits <= 62:
+            raise FitError(f"Accumulator width must be in {2 * self.word_bits}..62 bits, not {self.acc_bits}")
+        for name in ("activation_depth", "gradient_depth", "weight_depth", "index_depth", "table_depth",
+                     "program_depth", "max_classes"):
+            if getattr(self, name) < 2:
+                raise FitError(f"{name} of a machine must be at least 2, not {getattr(self, name)}")
+
+    @property
+    def multipliers(self) -> int:
+        """Multipliers of the lattice."""
+        return self.rows * self.lanes
+
+    @property
+    def master_depth(self) -> int:
+        """Words in the master memory: one for each place in the weight banks."""
+        return self.weight_depth * self.rows
+
+    @property
+    def sum_bits(self) -> int:
+        """Bits of a weight gradient summed over the lanes (and, with ``groups``, over 256 groups)."""
+        return self.acc_bits + (self.lanes - 1).bit_length() + (8 if self.groups else 0)
+
+    def memories(self) -> dict[str, tuple[int, int]]:
+        """(words, bits per word) of each memory by name."""
+        vector = self.lanes * (self.word_bits + CODE_BITS)
+        wide = self.word_bits + 16
+        sums = {"gradient_sums": (self.master_depth, self.sum_bits)} if self.groups else {}
+        return {"activations": (self.activation_depth, vector),
+                "gradients": (self.rows * self.gradient_depth, vector),
+                "weights": (self.rows * self.weight_depth, self.word_bits),
+                "masters": (self.master_depth, wide), "momenta": (self.master_depth, wide), **sums}
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict) -> Machine:
+        """The machine of :meth:`to_json`. Raises FitError for fields that are not a machine's."""
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise FitError(f"The machine description is not one of this version: {error}") from None

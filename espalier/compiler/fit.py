@@ -1,0 +1,75 @@
+"""Does a network fit a machine? Every limit by name, with the numbers."""
+
+from __future__ import annotations
+
+from espalier.arch.machine import Machine
+from espalier.compiler.legalise import Layer, Loss
+from espalier.compiler.lists import LayerBlocks
+from espalier.compiler.place import Memory, table_slots
+from espalier.errors import FitError
+from espalier.numerics.fixed import Fixed
+
+
+def required_depths(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...], memory: Memory, rows: int
+                    ) -> dict[str, int]:
+    """The depth of each memory that a network needs on a machine with ``rows``."""
+    entries = sum(len(item.bias_columns) + len(item.blocks) * (1 if k == 0 else 2) for k, item in enumerate(blocks))
+    slots = [table_slots(layer, rows) for layer in layers]
+    table = sum(forward + 1 for forward, _ in slots) + sum(backward + 1 for _, backward in slots[1:])
+    return {"activation_depth": memory.activation_depth, "gradient_depth": memory.gradient_depth,
+            "weight_depth": blocks[-1].columns, "index_depth": entries, "table_depth": table,
+            "program_depth": 4 * len(layers) + 3}
+
+
+def required_acc_bits(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...]) -> int:
+    """The accumulator width that cannot overflow: a proof from formats and fan-in.
+
+    The largest product of two words is ``2**(a-1+b-1)``. FP adds one for each live weight of an
+    output channel (and its bias), BP one for each live weight of an input channel, WU one for each
+    pixel; the sum of ``n`` such products fits in ``a + b - 1 + ceil(log2(n))`` bits and a sign.
+    """
+    needed = 0
+    for k, item in enumerate(blocks):
+        layer = layers[k]
+        fan_in, fan_out = _fans(item)
+        pixels = layer.conv_shape[1] * layer.conv_shape[2]
+        sums = [(layer.x_format, layer.weight_format, fan_in), (layer.x_format, layer.gradient_format, pixels)]
+        if layer.input_gradient_format is not None:
+            sums.append((layer.gradient_format, layer.weight_format, fan_out))
+        needed = max(needed, *(_sum_bits(*terms) for terms in sums))
+    return needed
+
+
+def _sum_bits(a: Fixed, b: Fixed, terms: int) -> int:
+    return a.width + b.width - 1 + max(0, (terms - 1).bit_length()) + 1
+
+
+def _fans(item: LayerBlocks) -> tuple[int, int]:
+    """The most products that FP adds up in one output channel, and BP in one input channel."""
+    fan_in, fan_out = [0] * item.out_blocks, [0] * item.source_blocks
+    for block in item.blocks:
+        fan_in[block.out] += block.columns
+        fan_out[block.source] += min(item.rows, item.layer.weight_shape[0] - block.out * item.rows)
+    return max(fan_in) + (item.layer.bias is not None), max(fan_out)
+
+
+def check_fit(machine: Machine, layers: tuple[Layer, ...], loss: Loss, blocks: tuple[LayerBlocks, ...],
+              memory: Memory) -> None:
+    """Raise FitError for the first limit of ``machine`` that the network exceeds."""
+    for name, needed in required_depths(layers, blocks, memory, machine.rows).items():
+        if needed > getattr(machine, name):
+            raise FitError(f"The network needs {name} = {needed} and the machine has {getattr(machine, name)}: "
+                           f"enlarge it, prune more, or shrink the network")
+    acc_bits = required_acc_bits(layers, blocks)
+    if acc_bits > machine.acc_bits:
+        raise FitError(f"Sums of this network need accumulators of {acc_bits} bits and the machine has "
+                       f"{machine.acc_bits}")
+    if loss.classes > machine.max_classes:
+        raise FitError(f"The network has {loss.classes} classes and the machine's loss unit takes "
+                       f"{machine.max_classes}")
+    for layer in layers:
+        for what, fmt in (("input", layer.x_format), ("weight", layer.weight_format), ("output", layer.out_format),
+                          ("gradient", layer.gradient_format)):
+            if fmt.width > machine.word_bits:
+                raise FitError(f"The {what} of {layer.name!r} has {fmt.width} bits and the machine's words have "
+                               f"{machine.word_bits}")

@@ -1,0 +1,114 @@
+"""The compiler: one visible tuple of steps from a training graph to a Program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.arch.machine import Machine
+from espalier.compiler import emit as emission
+from espalier.compiler import place as placement
+from espalier.compiler.fit import check_fit
+from espalier.compiler.legalise import Layer, Loss, legalise
+from espalier.compiler.lists import LayerBlocks, layer_blocks
+from espalier.compiler.place import Memory
+from espalier.ir.differentiate import differentiate
+from espalier.ir.graph import Graph
+from espalier.ir.types import Format
+from espalier.ir.verify import verify
+from espalier.numerics.update import BufferedSgd
+from espalier.program.program import Program
+
+Rules = Mapping[str, BufferedSgd]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """A network on its way through the compiler; each step fills in what it is named for."""
+
+    graph: Graph
+    loss: str
+    gradient_formats: Mapping[str, Format]
+    live: Mapping[str, NDArray[np.bool_]]
+    rules: Rules
+    machine: Machine
+    layers: tuple[Layer, ...] = ()
+    loss_layer: Loss | None = None
+    blocks: tuple[LayerBlocks, ...] = ()
+    memory: Memory | None = None
+    program: Program | None = None
+
+
+def step_differentiate(build: Build) -> Build:
+    """Add loss, backward pass and weight gradients."""
+    return replace(build, graph=verify(differentiate(build.graph, build.loss, build.gradient_formats)))
+
+
+def step_legalise(build: Build) -> Build:
+    """Recognise the layers that the engine runs; refuse the rest by name."""
+    layers, loss = legalise(build.graph)
+    return replace(build, layers=layers, loss_layer=loss)
+
+
+def step_place(build: Build) -> Build:
+    """Give every tensor its addresses."""
+    return replace(build, memory=placement.place(build.layers, build.machine.rows))
+
+
+def step_schedule(build: Build) -> Build:
+    """Order the live blocks of each layer; check that all of it fits the machine."""
+    blocks: list[LayerBlocks] = []
+    for layer in build.layers:
+        column = blocks[-1].columns if blocks else 0
+        blocks.append(layer_blocks(layer, build.live[layer.weight], build.machine.rows, column))
+    build = replace(build, blocks=tuple(blocks))
+    check_fit(build.machine, build.layers, build.loss_layer, build.blocks, build.memory)
+    return build
+
+
+def step_emit(build: Build) -> Build:
+    """Encode index lists and commands."""
+    return replace(build, program=emission.emit(build.machine, build.graph, build.layers, build.loss_layer,
+                                                build.blocks, build.memory, build.rules))
+
+
+PIPELINE: tuple[tuple[str, Callable[[Build], Build]], ...] = (
+    ("differentiate", step_differentiate),
+    ("legalise", step_legalise),
+    ("place", step_place),
+    ("schedule", step_schedule),
+    ("emit", step_emit),
+)
+
+
+def compile_program(graph: Graph, *, loss: str, gradient_formats: Mapping[str, Format],
+                    live: Mapping[str, NDArray[np.bool_]], rules: Rules, machine: Machine) -> Program:
+    """Compile a fixed-point inference graph for a machine.
+
+    Parameters
+    ----------
+    graph : Graph
+        Inference graph, all values fixed-point.
+    loss, gradient_formats
+        As for :func:`espalier.ir.differentiate.differentiate`.
+    live : mapping
+        Which elements of each weight live (of the parameter's shape).
+    rules : mapping
+        The update rule of each weight (a bias takes that of its layer's weight).
+    machine : Machine
+
+    Raises
+    ------
+    UnsupportedError
+        A layer does not run on the engine.
+    FitError
+        The machine does not hold the network, with the numbers.
+    """
+    build = Build(graph=graph, loss=loss, gradient_formats=gradient_formats, live=live, rules=rules, machine=machine)
+    for _, step in PIPELINE:
+        build = step(build)
+    assert build.program is not None
+    return build.program

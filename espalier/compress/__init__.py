@@ -1,0 +1,1 @@
+"""Which weights live: one method a file, pure functions on arrays."""

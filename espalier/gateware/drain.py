@@ -1,0 +1,169 @@
+"""From accumulators back to words: requantise, rectify, pool, mask; and the sum over the lanes."""
+
+from __future__ import annotations
+
+from amaranth.hdl import C, Cat, Module, Mux, Signal, signed, unsigned
+from amaranth.lib import data, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from espalier.arch.machine import CODE_BITS, Machine
+from espalier.gateware.layouts import address_bits, command_layout, tile_layout, values_layout, vector_layout
+from espalier.program.words import Opcode, bits_for
+
+
+def item_layout(machine: Machine) -> data.StructLayout:
+    """What travels with one row of results: its row in the block, and where it goes."""
+    return data.StructLayout({
+        "valid": 1, "row": (machine.rows - 1).bit_length(), "out": address_bits(machine),
+        "mask": bits_for(machine.activation_depth), "window": unsigned(CODE_BITS)})
+
+
+class RowCounter(wiring.Component):
+    """Names the rows of a tile's sums as they leave the lattice, one per cycle after ``loaded``."""
+
+    def __init__(self, machine: Machine):
+        self.machine = machine
+        super().__init__({"command": In(command_layout(machine)), "loaded": In(1), "tile": In(tile_layout(machine)),
+                          "item": Out(item_layout(machine))})
+
+    def elaborate(self, platform):
+        m = Module()
+        command, item = self.command, self.item
+        left = Signal.like(self.tile.rows)
+        m.d.comb += item.valid.eq(left != 0)
+        with m.If(self.loaded):
+            m.d.sync += [left.eq(self.tile.rows), item.row.eq(0), item.out.eq(self.tile.out),
+                         item.mask.eq(self.tile.mask), item.window.eq(Cat(self.tile.x[0], self.tile.y[0]))]
+        with m.Elif(item.valid):
+            m.d.sync += [left.eq(left - 1), item.row.eq(item.row + 1), item.mask.eq(item.mask + command.out_plane)]
+            with m.If(command.opcode == Opcode.FORWARD):
+                m.d.sync += item.out.eq(item.out + command.out_plane)
+        return m
+
+
+class VectorRequantizer(wiring.Component):
+    """:class:`espalier.numerics.requantize.Requantize` on a vector. Latency 4, one vector per cycle.
+
+    Members
+    -------
+    shift : In(6)
+    limit : In
+        The largest word; the smallest is its complement.
+    """
+
+    latency_cycles = 4
+
+    def __init__(self, machine: Machine):
+        self.machine = machine
+        super().__init__({"i": In(data.ArrayLayout(signed(machine.acc_bits), machine.lanes)), "shift": In(6),
+                          "limit": In(machine.word_bits), "o": Out(values_layout(machine))})
+
+    def elaborate(self, platform):
+        m = Module()
+        for lane in range(self.machine.lanes):
+            self._lane(m, lane)
+        return m
+
+    def _lane(self, m: Module, lane: int) -> None:
+        wide = signed(self.machine.acc_bits + 1)
+        doubled, coarse, fine, rounded = (Signal(wide, name=f"{name}_{lane}")
+                                          for name in ("doubled", "coarse", "fine", "rounded"))
+        high, low = self.limit.as_signed(), (~self.limit).as_signed()
+        m.d.comb += doubled.eq(self.i[lane] << 1)  # (2*acc >> shift) + 1 >> 1 rounds half up
+        m.d.sync += [coarse.eq(doubled >> Cat(C(0, 3), self.shift[3:6])),
+                     fine.eq(coarse >> self.shift[0:3]), rounded.eq((fine + 1) >> 1),
+                     self.o[lane].eq(Mux(rounded > high, high, Mux(rounded < low, low, rounded)))]
+
+
+class Drain(wiring.Component):
+    """The drain pipeline of FP and BP. Latency 6 cycles from ``item`` to a write.
+
+    FP: requantise, rectify, 2×2 maximum with the position of the first largest. BP: requantise, pass
+    where the activation that the gradient belongs to is positive, attach that activation's code.
+
+    Members
+    -------
+    row, item : In
+        A row of sums and where it goes.
+    mask_address : Out
+        Activation to read (BP); ``mask`` is its vector one cycle later.
+    activation_write, gradient_write : Out(1)
+    write : Out
+        Where (``out``, and bank ``row`` of the gradients).
+    write_data : Out
+    """
+
+    def __init__(self, machine: Machine):
+        self.machine = machine
+        super().__init__({
+            "command": In(command_layout(machine)), "item": In(item_layout(machine)),
+            "row": In(data.ArrayLayout(signed(machine.acc_bits), machine.lanes)),
+            "mask_address": Out(bits_for(machine.activation_depth)), "mask": In(vector_layout(machine)),
+            "activation_write": Out(1), "gradient_write": Out(1), "write": Out(item_layout(machine)),
+            "write_data": Out(vector_layout(machine))})
+
+    def elaborate(self, platform):
+        m = Module()
+        command = self.command
+        m.submodules.requantizer = requantizer = VectorRequantizer(self.machine)
+        m.d.comb += [requantizer.i.eq(self.row), requantizer.shift.eq(command.shift),
+                     requantizer.limit.eq(command.limit)]
+        items = [self.item]
+        for stage in range(1, 6):
+            items.append(Signal(item_layout(self.machine), name=f"item_{stage}"))
+            m.d.sync += items[-1].eq(items[-2])
+        narrow = requantizer.latency_cycles
+        m.d.comb += self.mask_address.eq(items[narrow - 1].mask)
+        result = Signal(vector_layout(self.machine))
+        forward = command.opcode == Opcode.FORWARD
+        for lane in range(self.machine.lanes):
+            word, seen = requantizer.o[lane], self.mask[lane]
+            dead = command.rectify & (Mux(forward, word, seen.value) <= 0)
+            m.d.sync += [result[lane].value.eq(Mux(dead, 0, word)), result[lane].code.eq(Mux(forward, 0, seen.code))]
+        self._pool(m, items[narrow + 1], result)
+        return m
+
+    def _pool(self, m: Module, item, result) -> None:
+        """Keep the largest of a window's four vectors; write with the fourth."""
+        command, machine = self.command, self.machine
+        m.submodules.best = best = Memory(shape=vector_layout(machine), depth=max(2, machine.rows), init=[])
+        read, write = best.read_port(domain="comb"), best.write_port()
+        winner = Signal(vector_layout(machine))
+        pooling = command.pool_out & (command.opcode == Opcode.FORWARD)
+        for lane in range(machine.lanes):
+            wins = ~pooling | (item.window == 0) | (result[lane].value > read.data[lane].value)
+            code = Mux(pooling, item.window, result[lane].code)
+            m.d.comb += [winner[lane].value.eq(Mux(wins, result[lane].value, read.data[lane].value)),
+                         winner[lane].code.eq(Mux(wins, code, read.data[lane].code))]
+        complete = item.valid & (~pooling | (item.window == 3))
+        forward = command.opcode == Opcode.FORWARD
+        m.d.comb += [read.addr.eq(item.row), write.addr.eq(item.row), write.data.eq(winner),
+                     write.en.eq(item.valid & pooling)]
+        m.d.sync += [self.activation_write.eq(complete & forward), self.write.eq(item), self.write_data.eq(winner),
+                     self.gradient_write.eq(complete & (command.opcode == Opcode.BACKWARD))]
+
+
+class LaneTree(wiring.Component):
+    """Sums a vector of ``lanes`` accumulators, one vector per cycle, a register after each level."""
+
+    def __init__(self, machine: Machine):
+        self.machine = machine
+        super().__init__({"i": In(data.ArrayLayout(signed(machine.acc_bits), machine.lanes)),
+                          "o": Out(signed(machine.sum_bits))})
+
+    @property
+    def latency_cycles(self) -> int:
+        return max(1, (self.machine.lanes - 1).bit_length())
+
+    def elaborate(self, platform):
+        m = Module()
+        terms = [self.i[lane] for lane in range(self.machine.lanes)]
+        bits = self.machine.acc_bits
+        for level in range(self.latency_cycles):
+            bits += 1
+            pairs = [terms[k: k + 2] for k in range(0, len(terms), 2)]
+            terms = [Signal(signed(bits), name=f"sum_{level}_{k}") for k in range(len(pairs))]
+            m.d.sync += [term.eq(sum(pair[1:], pair[0])) for term, pair in zip(terms, pairs, strict=True)]
+        m.d.comb += self.o.eq(terms[0])
+        return m

@@ -1,0 +1,125 @@
+"""The host's side: one 32-bit write port and one 32-bit read port onto every memory."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Array, Cat, Module, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from espalier.arch.machine import Machine
+from espalier.gateware.layouts import command_layout, entry_layout, struct, vector_layout
+from espalier.gateware.operands import probe_layout
+from espalier.program.words import (
+    BUS_BITS,
+    SPACE_SHIFT,
+    Space,
+    Status,
+    bits_for,
+    host_words,
+    lane_stride,
+    start_fields,
+    vector_words,
+)
+
+READ_CYCLES = 8  #: cycles from a new read address to its data, at most
+
+WRITE = data.StructLayout({"address": 32, "data": BUS_BITS})
+
+
+class HostWriter(wiring.Component):
+    """Decodes writes. An item of several words is put together and written with its last word.
+
+    Images and labels may be written at any time: an image vector waits (``ready`` low) while the
+    engine writes the activation memory itself. All else only while the machine is not busy.
+    """
+
+    def __init__(self, machine: Machine):
+        self.machine = machine
+        self.command_bits, self.entry_bits = command_layout(machine).size, entry_layout(machine).size
+        self.bits = bits_for(machine.max_classes)
+        super().__init__({
+            "valid": In(1), "ready": Out(1), "write": In(WRITE), "blocked": In(1), "start": Out(1),
+            "start_word": Out(struct(start_fields())),
+            "program_en": Out(1), "table_en": Out(1), "index_en": Out(1), "weight_en": Out(1), "master_en": Out(1),
+            "momentum_en": Out(1), "activation_en": Out(1), "write_any": Out(1), "offset": Out(SPACE_SHIFT), "item": Out(SPACE_SHIFT),
+            "command": Out(self.command_bits), "entry": Out(self.entry_bits), "vector": Out(vector_layout(machine)),
+            "labels": Out(data.ArrayLayout(self.bits, 2 * machine.lanes))})
+
+    def elaborate(self, platform):
+        m = Module()
+        space, offset = Signal(4), self.offset
+        m.d.comb += [Cat(offset, space).eq(self.write.address), self.ready.eq(~(self.activation_en & self.blocked))]
+        words = {Space.PROGRAM: host_words(self.command_bits), Space.INDEX: host_words(self.entry_bits),
+                 Space.ACTIVATIONS: vector_words(self.machine)}
+        staged = Signal(BUS_BITS * max(words.values()))  # the words before the last, and the last
+        keep = Array(Signal(BUS_BITS, name=f"staged_{k}") for k in range(max(words.values())))
+        enables = {Space.PROGRAM: self.program_en, Space.TABLE: self.table_en, Space.INDEX: self.index_en,
+                   Space.WEIGHTS: self.weight_en, Space.MASTERS: self.master_en, Space.MOMENTA: self.momentum_en,
+                   Space.ACTIVATIONS: self.activation_en}
+        with m.Switch(space):
+            for target, enable in enables.items():
+                with m.Case(target):
+                    self._commit(m, enable, words.get(target, 1), keep, staged)
+            with m.Case(Space.CONTROL):
+                m.d.comb += [self.start.eq(self.valid), self.start_word.eq(self.write.data)]
+            with m.Case(Space.LABELS):
+                with m.If(self.valid):
+                    m.d.sync += self.labels[offset[: bits_for(2 * self.machine.lanes)]].eq(self.write.data)
+        m.d.comb += [self.command.eq(staged), self.entry.eq(staged), self.write_any.eq(self.valid)]
+        for lane in range(self.machine.lanes):
+            m.d.comb += self.vector[lane].value.eq(staged[16 * lane: 16 * lane + self.machine.word_bits].as_signed())
+        return m
+
+    def _commit(self, m: Module, enable: Signal, count: int, keep: Array, staged: Signal) -> None:
+        stride_bits = (count - 1).bit_length()
+        if count > 1:
+            with m.If(self.valid):
+                m.d.sync += keep[self.offset[:stride_bits]].eq(self.write.data)
+        m.d.comb += [self.item.eq(self.offset >> stride_bits),
+                     enable.eq(self.valid & (self.offset[:stride_bits] == count - 1 if count > 1 else 1)),
+                     staged.eq(Cat(*(keep[k] for k in range(count - 1)), self.write.data))]
+
+
+class HostReader(wiring.Component):
+    """Serves reads while the machine is idle, :data:`READ_CYCLES` after the address; status at any time."""
+
+    def __init__(self, machine: Machine):
+        self.machine = machine
+        super().__init__({
+            "address": In(32), "data": Out(BUS_BITS), "busy": In(1), "probe": Out(probe_layout(machine)),
+            "vector": In(vector_layout(machine)), "weight": In(signed(machine.word_bits)),
+            "update_address": Out(bits_for(machine.master_depth)), "update_momentum": Out(1),
+            "update_word": In(BUS_BITS), "correct": In(32), "loss": In(signed(48)), "cycles": In(32)})
+
+    def elaborate(self, platform):
+        m = Module()
+        machine = self.machine
+        space, offset = Signal(4), Signal(SPACE_SHIFT)
+        m.d.sync += Cat(offset, space).eq(self.address)
+        lane_bits, bank_bits = lane_stride(machine).bit_length() - 1, (machine.rows - 1).bit_length()
+        lane, vector = offset[:lane_bits], offset[lane_bits:]
+        word = Signal(vector_layout(machine).elem_shape.size)
+        m.d.comb += [word.eq(self.vector.as_value().word_select(lane, len(word)) if lane_bits else
+                             self.vector.as_value()),
+                     self.probe.active.eq(~self.busy), self.probe.column.eq(offset[bank_bits:]),
+                     self.probe.gradient.eq(space == Space.GRADIENTS),
+                     self.update_address.eq(offset), self.update_momentum.eq(space == Space.MOMENTA)]
+        with m.If(space == Space.GRADIENTS):
+            m.d.comb += [self.probe.bank.eq(vector[:bank_bits]), self.probe.address.eq(vector[bank_bits:])]
+        with m.Else():
+            m.d.comb += [self.probe.bank.eq(offset[:bank_bits]), self.probe.address.eq(vector)]
+        status = {Status.BUSY: self.busy, Status.CORRECT: self.correct, Status.LOSS_LOW: self.loss[:32],
+                  Status.LOSS_HIGH: self.loss[32:], Status.CYCLES: self.cycles}
+        with m.Switch(space):
+            with m.Case(Space.CONTROL):
+                with m.Switch(offset[:3]):
+                    for name, value in status.items():
+                        with m.Case(name):
+                            m.d.sync += self.data.eq(value)
+            with m.Case(Space.ACTIVATIONS, Space.GRADIENTS):
+                m.d.sync += self.data.eq(word)
+            with m.Case(Space.WEIGHTS):
+                m.d.sync += self.data.eq(self.weight)
+            with m.Case(Space.MASTERS, Space.MOMENTA):
+                m.d.sync += self.data.eq(self.update_word)
+        return m

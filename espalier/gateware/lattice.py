@@ -1,0 +1,67 @@
+"""The lattice of multipliers and its accumulators."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from espalier.arch.machine import Machine
+from espalier.gateware.layouts import values_layout
+
+
+class Lattice(wiring.Component):
+    """``acc[r][l] += x[l] * b[r][l]`` in every cycle, with double-buffered accumulators.
+
+    An operand of zero adds nothing. With ``last`` the sums, this cycle's products included, move to
+    a second set of registers and the accumulators start again from zero; the second set then leaves
+    row by row while the next tile adds up. Three cycles from the operands to the accumulators.
+
+    Members
+    -------
+    x, b : In
+        Operands.
+    last : In(1)
+        With the last operands of a tile.
+    row : Out
+        The accumulators of one row: row 0 in the cycle after ``loaded``, then the next in each cycle.
+    loaded : Out(1)
+        A tile's sums are moving over.
+    """
+
+    def __init__(self, machine: Machine):
+        self.machine = machine
+        super().__init__({
+            "x": In(values_layout(machine)), "b": In(data.ArrayLayout(values_layout(machine), machine.rows)),
+            "last": In(1), "row": Out(data.ArrayLayout(signed(machine.acc_bits), machine.lanes)), "loaded": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        machine = self.machine
+        stages = [self.last]
+        for stage in range(2):
+            stages.append(Signal(name=f"last_{stage}"))
+            m.d.sync += stages[-1].eq(stages[-2])
+        last = stages[-1]
+        m.d.comb += self.loaded.eq(last)
+        held = [[Signal(signed(machine.acc_bits), name=f"held_{row}_{lane}") for lane in range(machine.lanes)]
+                for row in range(machine.rows)]
+        for lane in range(machine.lanes):
+            x = Signal(signed(machine.word_bits), name=f"x_{lane}")
+            m.d.sync += x.eq(self.x[lane])
+            for row in range(machine.rows):
+                following = held[row + 1][lane] if row + 1 < machine.rows else 0
+                self._cell(m, row, lane, x, last, held[row][lane], following)
+            m.d.comb += self.row[lane].eq(held[0][lane])
+        return m
+
+    def _cell(self, m: Module, row: int, lane: int, x: Signal, last: Signal, held: Signal, following) -> None:
+        name = f"{row}_{lane}"
+        b = Signal(signed(self.machine.word_bits), name=f"b_{name}")
+        product = Signal(signed(2 * self.machine.word_bits), name=f"product_{name}")
+        acc = Signal(signed(self.machine.acc_bits), name=f"acc_{name}")
+        total = Signal(signed(self.machine.acc_bits), name=f"total_{name}")
+        m.d.comb += total.eq(acc + product)
+        m.d.sync += [b.eq(self.b[row][lane]), product.eq(x * b), acc.eq(total), held.eq(Mux(last, total, following))]
+        with m.If(last):
+            m.d.sync += acc.eq(0)

@@ -1,0 +1,84 @@
+"""The on-chip memories of activations, gradients and weights."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from espalier.arch.machine import Machine
+from espalier.gateware.layouts import vector_layout
+from espalier.program.words import bits_for
+
+
+class ActivationMemory(wiring.Component):
+    """Vectors of activations: one read and one write per cycle, read data one cycle later."""
+
+    def __init__(self, machine: Machine):
+        self.machine = machine
+        address = bits_for(machine.activation_depth)
+        super().__init__({"read_address": In(address), "read_data": Out(vector_layout(machine)),
+                          "write_en": In(1), "write_address": In(address), "write_data": In(vector_layout(machine))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.memory = memory = Memory(shape=vector_layout(self.machine), depth=self.machine.activation_depth,
+                                              init=[])
+        read, write = memory.read_port(), memory.write_port()
+        m.d.comb += [read.addr.eq(self.read_address), self.read_data.eq(read.data), write.en.eq(self.write_en),
+                     write.addr.eq(self.write_address), write.data.eq(self.write_data)]
+        return m
+
+
+class GradientBanks(wiring.Component):
+    """Vectors of gradients, channel ``c`` in bank ``c mod rows``.
+
+    All banks are read at one address, one is written at another; read data one cycle later.
+    """
+
+    def __init__(self, machine: Machine):
+        self.machine = machine
+        address, vector = bits_for(machine.gradient_depth), vector_layout(machine)
+        super().__init__({"read_address": In(address), "read_data": Out(data.ArrayLayout(vector, machine.rows)),
+                          "write_en": In(1), "write_bank": In((machine.rows - 1).bit_length()),
+                          "write_address": In(address), "write_data": In(vector)})
+
+    def elaborate(self, platform):
+        m = Module()
+        for bank in range(self.machine.rows):
+            memory = Memory(shape=vector_layout(self.machine), depth=self.machine.gradient_depth, init=[])
+            m.submodules[f"bank_{bank}"] = memory
+            read, write = memory.read_port(), memory.write_port()
+            m.d.comb += [read.addr.eq(self.read_address), self.read_data[bank].eq(read.data),
+                         write.en.eq(self.write_en & (self.write_bank == bank)),
+                         write.addr.eq(self.write_address), write.data.eq(self.write_data)]
+        return m
+
+
+class WeightBanks(wiring.Component):
+    """Weights in cyclically skewed banks: element (i, j) of a block in bank ``(i + j) mod rows``.
+
+    A block's column ``j`` is one address in all banks; its row ``i`` is one address a bank. So FP
+    reads columns and BP rows of the same, only copy, each in one cycle. ``read_data`` is one cycle
+    after the addresses and still rotated: element ``k`` of the vector read is in bank ``(k + term) mod rows``.
+    """
+
+    def __init__(self, machine: Machine):
+        self.machine = machine
+        address, word = bits_for(machine.weight_depth), signed(machine.word_bits)
+        super().__init__({"read_addresses": In(data.ArrayLayout(address, machine.rows)),
+                          "read_data": Out(data.ArrayLayout(word, machine.rows)),
+                          "write_en": In(1), "write_bank": In((machine.rows - 1).bit_length()),
+                          "write_address": In(address), "write_data": In(word)})
+
+    def elaborate(self, platform):
+        m = Module()
+        for bank in range(self.machine.rows):
+            memory = Memory(shape=signed(self.machine.word_bits), depth=self.machine.weight_depth, init=[])
+            m.submodules[f"bank_{bank}"] = memory
+            read, write = memory.read_port(), memory.write_port()
+            m.d.comb += [read.addr.eq(self.read_addresses[bank]), self.read_data[bank].eq(read.data),
+                         write.en.eq(self.write_en & (self.write_bank == bank)),
+                         write.addr.eq(self.write_address), write.data.eq(self.write_data)]
+        return m

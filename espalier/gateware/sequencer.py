@@ -1,0 +1,93 @@
+"""Runs a program: fetches commands, starts phases, and waits for them to finish."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Signal, unsigned
+from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from espalier.arch.machine import Machine
+from espalier.gateware.layouts import command_layout, struct
+from espalier.program.words import Opcode, bits_for, start_fields
+
+
+class Sequencer(wiring.Component):
+    """Executes commands from ``entry`` up to END (or one only, with ``single``).
+
+    A command ends when its last step has been issued and the pipelines behind the lattice have had
+    the time to empty: ``drain_cycles``, and ``update_cycles`` more for WU. The loss ends with
+    ``loss_done``. Fetching a command takes 3 cycles.
+
+    Members
+    -------
+    start : In(1), word : In(start)
+        Begin; ignored while busy.
+    command : Out
+        The command in force. Opcode END while idle.
+    position : Out
+        Its number.
+    launch, launch_loss : Out(1)
+        One cycle at the beginning of a phase.
+    parity, first, last : Out(1)
+        Of the group in work, from ``word``.
+    """
+
+    def __init__(self, machine: Machine, *, drain_cycles: int, update_cycles: int):
+        self.machine = machine
+        self.drain_cycles, self.update_cycles = drain_cycles, update_cycles
+        self.position_bits = bits_for(machine.program_depth)
+        super().__init__({
+            "start": In(1), "word": In(struct(start_fields())), "command": Out(command_layout(machine)),
+            "position": Out(self.position_bits), "busy": Out(1), "launch": Out(1), "launch_loss": Out(1),
+            "finished": In(1), "loss_done": In(1), "parity": Out(1), "first": Out(1), "last": Out(1),
+            "write_en": In(1), "write_address": In(self.position_bits),
+            "write_data": In(command_layout(machine).size)})
+
+    def elaborate(self, platform):
+        m = Module()
+        layout = command_layout(self.machine)
+        m.submodules.memory = memory = Memory(shape=unsigned(layout.size), depth=self.machine.program_depth, init=[])
+        read, write = memory.read_port(), memory.write_port()
+        m.d.comb += [write.en.eq(self.write_en), write.addr.eq(self.write_address), write.data.eq(self.write_data),
+                     read.addr.eq(self.position)]
+        wait = Signal(range(self.drain_cycles + self.update_cycles + 1))
+        single = Signal()
+        with m.FSM():
+            with m.State("IDLE"):
+                with m.If(self.start):
+                    m.d.sync += [self.position.eq(self.word.entry), self.parity.eq(self.word.parity),
+                                 self.first.eq(self.word.first), self.last.eq(self.word.last),
+                                 single.eq(self.word.single), self.busy.eq(1)]
+                    m.next = "FETCH"
+            with m.State("FETCH"):
+                m.next = "LOAD"
+            with m.State("LOAD"):
+                m.d.sync += self.command.eq(read.data)
+                m.next = "SETTLE"
+            with m.State("SETTLE"):  # values derived from the command are registered
+                m.next = "LAUNCH"
+            with m.State("LAUNCH"):
+                with m.If(self.command.opcode == Opcode.END):
+                    m.next = "STOP"
+                with m.Else():
+                    m.d.comb += [self.launch.eq(self.command.opcode != Opcode.LOSS),
+                                 self.launch_loss.eq(self.command.opcode == Opcode.LOSS)]
+                    m.next = "RUN"
+            with m.State("RUN"):
+                m.d.sync += wait.eq(self.drain_cycles)
+                with m.If(self.command.opcode == Opcode.UPDATE):
+                    m.d.sync += wait.eq(self.drain_cycles + self.update_cycles)
+                with m.If(self.finished | self.loss_done):
+                    m.next = "DRAIN"
+            with m.State("DRAIN"):
+                m.d.sync += wait.eq(wait - 1)
+                with m.If(wait == 0):
+                    m.d.sync += self.position.eq(self.position + 1)
+                    m.next = "STOP"
+                    with m.If(~single):
+                        m.next = "FETCH"
+            with m.State("STOP"):
+                m.d.sync += [self.busy.eq(0), self.command.opcode.eq(Opcode.END)]
+                m.next = "IDLE"
+        return m

@@ -1,0 +1,1 @@
+"""What a network means: typed, frozen graphs and their exact interpreter."""

@@ -1,0 +1,173 @@
+"""Add the backward pass and the weight gradients to a network."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import assert_never
+
+from espalier.errors import GraphError
+from espalier.ir.graph import Graph
+from espalier.ir.ops import (
+    Add,
+    AveragePool,
+    AveragePoolGrad,
+    BiasGrad,
+    Conv2d,
+    Conv2dInputGrad,
+    Conv2dWeightGrad,
+    GlobalAveragePool,
+    GlobalAveragePoolGrad,
+    Linear,
+    LinearInputGrad,
+    LinearWeightGrad,
+    MaxPool,
+    MaxPoolGrad,
+    Op,
+    Relu,
+    ReluGrad,
+    Reshape,
+    SoftmaxCrossEntropy,
+    SoftmaxCrossEntropyGrad,
+    SquareHinge,
+    SquareHingeGrad,
+)
+from espalier.ir.types import FLOAT, INDEX, Fixed, Format, TensorType, Value
+from espalier.numerics.loss import LOSS_FRAC
+
+LOSS_FORMAT = Fixed.of(48, LOSS_FRAC)
+LOSSES = {"softmax_cross_entropy": (SoftmaxCrossEntropy, SoftmaxCrossEntropyGrad),
+          "square_hinge": (SquareHinge, SquareHingeGrad)}
+
+
+def gradient_name(name: str) -> str:
+    """The name of the gradient of the value ``name``."""
+    return f"{name}.grad"
+
+
+def differentiate(graph: Graph, loss: str = "softmax_cross_entropy",
+                  formats: Mapping[str, Format] | None = None) -> Graph:
+    """Turn an inference graph into one training step: loss, backward pass and weight gradients.
+
+    rewrite:
+        y = op(x, w)   ->   y = op(x, w); ...; x.grad = op_input_grad(y.grad, w); w.grad = op_weight_grad(x, y.grad)
+
+    A value read by several operations gets the sum of their gradients, added in order of the
+    operations from last to first; the parts are named ``x.grad.0``, ``x.grad.1``... No gradient is
+    made for the image. For each layer the input gradient comes before the weight gradient, so that
+    an accelerator may update weights as soon as it has their gradients.
+
+    Parameters
+    ----------
+    loss : str
+        ``"softmax_cross_entropy"`` or ``"square_hinge"``.
+    formats : mapping
+        Formats of the gradients by name (:func:`gradient_name`); those not named are float. Parts of
+        a sum have the format of the sum.
+
+    Raises
+    ------
+    GraphError
+        The loss is unknown, the graph does not end in one vector of logits, or the logits do not
+        depend on some parameter.
+    """
+    if loss not in LOSSES:
+        raise GraphError(f"Unknown loss {loss!r}: it is one of {', '.join(LOSSES)}")
+    if len(graph.outputs) != 1 or len(graph.outputs[0].shape) != 1:
+        raise GraphError(f"Training needs a network with one vector of logits as output, and {graph.name!r} has "
+                         f"{', '.join(map(str, graph.outputs))}")
+    logits = graph.outputs[0]
+    labels = Value("labels", TensorType((), INDEX))
+    loss_op, loss_grad_op = LOSSES[loss]
+    loss_format: Format = FLOAT if logits.format == FLOAT else LOSS_FORMAT
+    loss_value = Value("loss", TensorType((), loss_format))
+    backward = _Backward(graph, dict(formats or {}))
+    backward.ops.append(loss_op(loss_value, logits, labels))
+    backward.contribute(logits, lambda out: loss_grad_op(out, logits, labels))
+    for op in reversed(graph.ops):
+        backward.visit(op)
+    for parameter in graph.parameters:
+        if parameter.name not in backward.gradients:
+            raise GraphError(f"Every parameter trained must lead to the logits, and {parameter} does not; remove it")
+    gradients = tuple(backward.gradients[parameter.name] for parameter in graph.parameters)
+    return Graph(graph.name, (*graph.inputs, labels), graph.parameters, (*graph.ops, *backward.ops),
+                 (loss_value, logits, *gradients))
+
+
+def _gradient_parts(graph: Graph) -> Counter[str]:
+    """How many parts the gradient of each value has: one each time an operation reads it on the way to the logits."""
+    parts = Counter(value.name for value in graph.outputs)
+    for op in reversed(graph.ops):
+        if parts[op.out.name]:
+            parts.update(value.name for value in op.inputs)
+    return parts
+
+
+class _Backward:
+    """The operations of the backward pass, as they are found going from the loss to the image."""
+
+    def __init__(self, graph: Graph, formats: dict[str, Format]) -> None:
+        self.graph = graph
+        self.formats = formats
+        self.ops: list[Op] = []
+        self.gradients: dict[str, Value] = {}
+        self.readers = _gradient_parts(graph)
+        self.parts: dict[str, int] = {}
+
+    def contribute(self, value: Value, make) -> None:
+        """Add the operation ``make(out)`` whose result is (part of) the gradient of ``value``."""
+        if value in self.graph.inputs:
+            return
+        name = gradient_name(value.name)
+        type_ = TensorType(value.shape, self.formats.get(name, FLOAT))
+        readers = self.readers[value.name]
+        if readers <= 1:
+            gradient = Value(name, type_)
+            self.ops.append(make(gradient))
+            self.gradients[value.name] = gradient
+            return
+        index = self.parts.get(value.name, 0)
+        self.parts[value.name] = index + 1
+        part = Value(f"{name}.{index}", type_)
+        self.ops.append(make(part))
+        if index == 0:
+            self.gradients[value.name] = part
+            return
+        total = Value(name if index == readers - 1 else f"{name}.sum{index}", type_)
+        self.ops.append(Add(total, self.gradients[value.name], part))
+        self.gradients[value.name] = total
+
+    def visit(self, op: Op) -> None:
+        g = self.gradients.get(op.out.name)
+        if g is None:  # nothing that the loss depends on
+            return
+        match op:
+            case Conv2d(x=x, w=w, b=b, window=window, groups=groups):
+                self.contribute(x, lambda out: Conv2dInputGrad(out, g, w, window, groups))
+                self.contribute(w, lambda out: Conv2dWeightGrad(out, x, g, window, groups))
+                if b is not None:
+                    self.contribute(b, lambda out: BiasGrad(out, g))
+            case Linear(x=x, w=w, b=b):
+                self.contribute(x, lambda out: LinearInputGrad(out, g, w))
+                self.contribute(w, lambda out: LinearWeightGrad(out, x, g))
+                if b is not None:
+                    self.contribute(b, lambda out: BiasGrad(out, g))
+            case Relu(x=x):
+                self.contribute(x, lambda out: ReluGrad(out, g, op.out))
+            case MaxPool(x=x, window=window):
+                self.contribute(x, lambda out: MaxPoolGrad(out, g, x, window))
+            case AveragePool(x=x, window=window):
+                self.contribute(x, lambda out: AveragePoolGrad(out, g, window))
+            case GlobalAveragePool(x=x):
+                self.contribute(x, lambda out: GlobalAveragePoolGrad(out, g))
+            case Add(a=a, b=b):
+                self.contribute(a, lambda out: Reshape(out, g))
+                self.contribute(b, lambda out: Reshape(out, g))
+            case Reshape(x=x):
+                self.contribute(x, lambda out: Reshape(out, g))
+            case (SoftmaxCrossEntropy() | SquareHinge() | SoftmaxCrossEntropyGrad() | SquareHingeGrad()
+                  | Conv2dInputGrad() | Conv2dWeightGrad() | LinearInputGrad() | LinearWeightGrad() | BiasGrad()
+                  | ReluGrad() | MaxPoolGrad() | AveragePoolGrad() | GlobalAveragePoolGrad()):
+                raise GraphError(f"The graph already holds a backward pass: {op.out}")
+            case _:
+                assert_never(op)

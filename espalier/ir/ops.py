@@ -1,0 +1,202 @@
+"""The closed set of operations.
+
+Every operation computes exactly and rounds once, into the format of its result (`Requantize`); on
+``float`` values it computes in floating point. The meaning of each is in ``interpret.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from espalier.ir.types import Value
+from espalier.numerics.window import Window
+
+
+@dataclass(frozen=True, slots=True)
+class _Op:
+    out: Value
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """The values that this operation reads, in field order."""
+        found = (getattr(self, field.name) for field in fields(self) if field.name != "out")
+        return tuple(value for value in found if isinstance(value, Value))
+
+
+@dataclass(frozen=True, slots=True)
+class Conv2d(_Op):
+    """FP of a convolution: ``x`` (I, H, W), ``w`` (O, I/groups, KH, KW), ``b`` (O,) → (O, OH, OW)."""
+
+    x: Value
+    w: Value
+    b: Value | None
+    window: Window
+    groups: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Linear(_Op):
+    """FP of a fully connected layer: ``x`` (I,), ``w`` (O, I), ``b`` (O,) → (O,)."""
+
+    x: Value
+    w: Value
+    b: Value | None
+
+
+@dataclass(frozen=True, slots=True)
+class Relu(_Op):
+    """``max(x, 0)``."""
+
+    x: Value
+
+
+@dataclass(frozen=True, slots=True)
+class MaxPool(_Op):
+    """Maximum under a window; the first of equal maxima wins."""
+
+    x: Value
+    window: Window
+
+
+@dataclass(frozen=True, slots=True)
+class AveragePool(_Op):
+    """Mean under a window, padding counted as zeros."""
+
+    x: Value
+    window: Window
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalAveragePool(_Op):
+    """Mean over each whole channel: (C, H, W) → (C, 1, 1)."""
+
+    x: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Add(_Op):
+    """Sum of two values of one shape: a residual connection, or gradients meeting at a branch."""
+
+    a: Value
+    b: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Reshape(_Op):
+    """The same elements in row-major order under another shape (Flatten, and its gradient)."""
+
+    x: Value
+
+
+@dataclass(frozen=True, slots=True)
+class SoftmaxCrossEntropy(_Op):
+    """Softmax cross-entropy loss per image: logits (classes,), labels () → ()."""
+
+    logits: Value
+    labels: Value
+
+
+@dataclass(frozen=True, slots=True)
+class SoftmaxCrossEntropyGrad(_Op):
+    """Gradient of :class:`SoftmaxCrossEntropy` with respect to the logits."""
+
+    logits: Value
+    labels: Value
+
+
+@dataclass(frozen=True, slots=True)
+class SquareHinge(_Op):
+    """Square hinge loss with ±1 targets per image: logits (classes,), labels () → ()."""
+
+    logits: Value
+    labels: Value
+
+
+@dataclass(frozen=True, slots=True)
+class SquareHingeGrad(_Op):
+    """Gradient of :class:`SquareHinge` with respect to the logits."""
+
+    logits: Value
+    labels: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Conv2dInputGrad(_Op):
+    """BP of a convolution: ``g`` (O, OH, OW), ``w`` → (I, H, W)."""
+
+    g: Value
+    w: Value
+    window: Window
+    groups: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Conv2dWeightGrad(_Op):
+    """WU of a convolution, summed over the batch: ``x``, ``g`` → (O, I/groups, KH, KW)."""
+
+    x: Value
+    g: Value
+    window: Window
+    groups: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LinearInputGrad(_Op):
+    """BP of a fully connected layer: ``g`` (O,), ``w`` (O, I) → (I,)."""
+
+    g: Value
+    w: Value
+
+
+@dataclass(frozen=True, slots=True)
+class LinearWeightGrad(_Op):
+    """WU of a fully connected layer, summed over the batch: ``x`` (I,), ``g`` (O,) → (O, I)."""
+
+    x: Value
+    g: Value
+
+
+@dataclass(frozen=True, slots=True)
+class BiasGrad(_Op):
+    """WU of a bias, summed over batch and pixels: ``g`` (O, OH, OW) or (O,) → (O,)."""
+
+    g: Value
+
+
+@dataclass(frozen=True, slots=True)
+class ReluGrad(_Op):
+    """``g`` where the rectifier's output ``y`` is positive, else zero."""
+
+    g: Value
+    y: Value
+
+
+@dataclass(frozen=True, slots=True)
+class MaxPoolGrad(_Op):
+    """Each gradient to the input position that won: ``g`` (C, OH, OW), ``x`` (C, H, W) → (C, H, W)."""
+
+    g: Value
+    x: Value
+    window: Window
+
+
+@dataclass(frozen=True, slots=True)
+class AveragePoolGrad(_Op):
+    """Each gradient, divided by the window's size, to every position of its window."""
+
+    g: Value
+    window: Window
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalAveragePoolGrad(_Op):
+    """Each gradient, divided by the number of pixels, to every pixel: (C, 1, 1) → (C, H, W)."""
+
+    g: Value
+
+
+Op = (Conv2d | Linear | Relu | MaxPool | AveragePool | GlobalAveragePool | Add | Reshape
+      | SoftmaxCrossEntropy | SoftmaxCrossEntropyGrad | SquareHinge | SquareHingeGrad
+      | Conv2dInputGrad | Conv2dWeightGrad | LinearInputGrad | LinearWeightGrad | BiasGrad
+      | ReluGrad | MaxPoolGrad | AveragePoolGrad | GlobalAveragePoolGrad)
+LossOp = SoftmaxCrossEntropy | SquareHinge

@@ -1,0 +1,213 @@
+"""A compiled network: everything a machine is told, and where its tensors lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.arch.machine import Machine
+from espalier.numerics.fixed import Fixed
+from espalier.program.words import Opcode, command_fields, entry_fields, pack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One phase of one layer.
+
+    Members
+    -------
+    opcode : Opcode
+    layer : str
+        For people; not encoded.
+    table, blocks : int
+        First segment pointer, and the number of output blocks that the lists are ordered by.
+    last_rows : int
+        Valid rows of the last output block.
+    bias : int
+        Whether each block's list begins with an entry for the constant one.
+    kernel_y, kernel_x, pad_y, pad_x : int
+        Taps and top-left padding of the convolution as this phase runs it (BP: mirrored).
+    source_y, source_x, out_y, out_x : int
+        Size of the map read through the taps, and of the map of tiles (before pooling).
+    source_plane : int
+        Vectors between two source channels in the activation memory.
+    pool_source, pool_out : int
+        Whether the gradient read is stored pooled; whether FP pools what it writes.
+    gradient_x : int
+        Row length of the gradient map as stored (BP: source; WU: multiplicand).
+    alternate : int
+        Added to source addresses when the group's parity is odd (double-buffered images).
+    one : int
+        The word of the constant one.
+    out_base, out_block, out_plane : int
+        Where results go: FP activation address, BP gradient address; steps per block and per row. WU:
+        the gradient that is multiplied.
+    mask_base : int
+        BP: the activations that the results are gradients of (for their pool codes and signs).
+    rectify : int
+        FP: negative results become zero; BP: only where the activation is positive does a gradient pass.
+    shift, limit : int
+        Requantisation: shift, and the largest word.
+    gradient_shift, weight_width, rate*, momentum*, decay* : int
+        WU: to the 32-bit gradient, and the factors of numerics.update.BufferedSgd.
+    classes, logit_frac, gradient_frac, gradient_width, hinge : int
+        Loss unit.
+    """
+
+    opcode: Opcode
+    layer: str = ""
+    table: int = 0
+    blocks: int = 0
+    last_rows: int = 0
+    bias: int = 0
+    kernel_y: int = 0
+    kernel_x: int = 0
+    pad_y: int = 0
+    pad_x: int = 0
+    source_y: int = 0
+    source_x: int = 0
+    out_y: int = 0
+    out_x: int = 0
+    source_plane: int = 0
+    pool_source: int = 0
+    pool_out: int = 0
+    gradient_x: int = 0
+    alternate: int = 0
+    one: int = 0
+    out_base: int = 0
+    out_block: int = 0
+    out_plane: int = 0
+    mask_base: int = 0
+    rectify: int = 0
+    shift: int = 0
+    limit: int = 0
+    gradient_shift: int = 0
+    weight_width: int = 0
+    rate: int = 0
+    rate_shift: int = 0
+    momentum: int = 0
+    momentum_shift: int = 0
+    decay: int = 0
+    decay_shift: int = 0
+    classes: int = 0
+    logit_frac: int = 0
+    gradient_frac: int = 0
+    gradient_width: int = 0
+    hinge: int = 0
+
+    def encode(self, machine: Machine) -> int:
+        """The command word."""
+        return pack(command_fields(machine), {f.name: getattr(self, f.name) for f in fields(self)
+                                              if f.name != "layer"})
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One live block in an index list; meaning in :func:`espalier.program.words.entry_fields`."""
+
+    column: int
+    channel: int
+    ky: int
+    kx: int
+    count: int
+    one: int = 0
+
+    def encode(self, machine: Machine) -> int:
+        """The entry's word."""
+        return pack(entry_fields(machine), asdict(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a tensor lies in the activation or gradient memory while it lives.
+
+    Members
+    -------
+    value : str
+        Name of the graph's value. A gradient is that of the convolution's result, masked by the
+        rectifier; where the layer pools it is stored pooled, and each word's code says where it belongs.
+    memory : str
+        ``"activations"`` (address ``base + c*height*width + y*width + x``) or ``"gradients"`` (the
+        same with ``c // rows``, in bank ``c % rows``).
+    format : Fixed
+    command : int
+        Index of the command after which it can be read.
+    pooled : bool
+        Each word has a code, the position in its 2×2 window that won.
+    """
+
+    value: str
+    memory: str
+    base: int
+    shape: tuple[int, int, int]
+    format: Fixed
+    command: int
+    pooled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """Everything that a machine is told to train one network, and what a host needs to follow it.
+
+    Members
+    -------
+    machine : Machine
+    commands : tuple of Command
+        ``entries_at`` names where ``"train"`` and ``"infer"`` begin.
+    entries : tuple of Entry
+        All index lists.
+    table : tuple of int
+        Segment pointers into ``entries``.
+    addresses : mapping of name to array
+        For each parameter, the place ``column * rows + bank`` of each weight, -1 where it is dead.
+    weight_formats : mapping of name to Fixed
+    placements : tuple of Placement
+        Of all activations and gradients, in the order in which they come to be.
+    image : tuple
+        (C, H, W) of the input, at addresses ``image_base`` (even groups), plus ``image_size`` (odd).
+    """
+
+    machine: Machine
+    commands: tuple[Command, ...]
+    entries_at: Mapping[str, int]
+    entries: tuple[Entry, ...]
+    table: tuple[int, ...]
+    addresses: Mapping[str, NDArray[np.int64]] = field(repr=False)
+    weight_formats: Mapping[str, Fixed]
+    placements: tuple[Placement, ...]
+    image: tuple[int, int, int]
+    image_base: int
+    image_format: Fixed
+
+    @property
+    def image_size(self) -> int:
+        """Vectors of one group of images."""
+        channels, height, width = self.image
+        return channels * height * width
+
+    def memory_images(self, state: Mapping[str, NDArray]) -> dict[str, NDArray[np.int64]]:
+        """The weight, master and momentum memories (``column * rows + bank``) for a parameter state."""
+        depth = self.machine.master_depth
+        images = {kind: np.zeros(depth, dtype=np.int64) for kind in ("weights", "masters", "momenta")}
+        for name, addresses in self.addresses.items():
+            live = addresses >= 0
+            for kind, key in (("weights", name), ("masters", f"{name}.master"), ("momenta", f"{name}.momentum")):
+                images[kind][addresses[live]] = np.asarray(state[key])[live]
+        return images
+
+    def state_of(self, images: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+        """The parameter state held in such memories: the inverse of :meth:`memory_images`."""
+        state: dict[str, NDArray[np.int64]] = {}
+        for name, addresses in self.addresses.items():
+            for kind, key in (("weights", name), ("masters", f"{name}.master"), ("momenta", f"{name}.momentum")):
+                state[key] = np.where(addresses >= 0, images[kind][addresses], 0)
+        return state
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of index lists and segment pointers."""
+        entry_bits = sum(entry_fields(self.machine).values())
+        return -(-(len(self.entries) * entry_bits) // 8) + 2 * len(self.table)

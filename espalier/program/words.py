@@ -1,0 +1,124 @@
+"""The bit fields of command words, index entries and host addresses: declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+
+from espalier.arch.machine import COORDINATE_BITS, KERNEL_BITS, Machine
+
+BUS_BITS = 32      #: bits of a host data word
+SPACE_SHIFT = 28   #: a host address is ``space << SPACE_SHIFT | offset``
+
+
+class Opcode(IntEnum):
+    """What a command does."""
+
+    END = 0       #: stop
+    FORWARD = 1   #: FP of one layer
+    BACKWARD = 2  #: BP of one layer
+    UPDATE = 3    #: WU of one layer, and the update of its weights
+    LOSS = 4      #: loss, its gradient, and counting of correct answers
+
+
+class Space(IntEnum):
+    """What a host address points at. Items of several words are written lowest word first."""
+
+    CONTROL = 0      #: write: start (see Start); read: see Status
+    PROGRAM = 1      #: commands
+    TABLE = 2        #: segment pointers
+    INDEX = 3        #: entries
+    WEIGHTS = 4      #: offset ``column * rows + bank``
+    MASTERS = 5      #: the same offsets
+    MOMENTA = 6      #: the same offsets
+    ACTIVATIONS = 7  #: write: vectors of 16-bit halves, two lanes a word; read: one lane with its code
+    GRADIENTS = 8    #: read only: offset ``(address * rows + bank)`` then lane
+    LABELS = 9       #: offset ``parity * lanes + lane``
+
+
+class Status(IntEnum):
+    """Read-only words of the control space."""
+
+    BUSY = 0
+    CORRECT = 1     #: images whose first largest logit was the label, since the last clear
+    LOSS_LOW = 2    #: the sum of losses since the last clear, low 32 bits
+    LOSS_HIGH = 3   #: its high 16 bits
+    CYCLES = 4      #: clock cycles busy since the last clear, modulo 2**32
+
+
+def bits_for(count: int) -> int:
+    """Bits that hold 0..count-1, at least one."""
+    return max(1, (count - 1).bit_length())
+
+
+def start_fields() -> dict[str, int]:
+    """Fields of the word that starts the machine."""
+    return {"entry": 12, "parity": 1, "first": 1, "last": 1, "single": 1, "clear": 1}
+
+
+def entry_fields(machine: Machine) -> dict[str, int]:
+    """Fields of one live block in an index list.
+
+    ``column``: first column of the block in the weight banks. ``channel``: address of the first
+    source vector (FP: channel 0 of the input block; BP: the output block's row of banks) at map
+    position (0, 0). ``ky, kx``: tap, mirrored in BP lists. ``count``: source channels in the block.
+    ``one``: the source is the constant one (a bias).
+    """
+    return {"column": bits_for(machine.weight_depth),
+            "channel": max(bits_for(machine.activation_depth), bits_for(machine.gradient_depth)),
+            "ky": KERNEL_BITS, "kx": KERNEL_BITS, "count": bits_for(machine.rows + 1), "one": 1}
+
+
+def command_fields(machine: Machine) -> dict[str, int]:
+    """Fields of a command word; widths follow the machine. Meaning in :class:`Command`."""
+    activation = bits_for(machine.activation_depth)
+    gradient = bits_for(machine.gradient_depth)
+    address = max(activation, gradient)
+    size = COORDINATE_BITS
+    return {
+        "opcode": 3, "table": bits_for(machine.table_depth), "blocks": bits_for(machine.table_depth),
+        "last_rows": bits_for(machine.rows + 1), "bias": 1,
+        "kernel_y": KERNEL_BITS + 1, "kernel_x": KERNEL_BITS + 1, "pad_y": KERNEL_BITS + 1, "pad_x": KERNEL_BITS + 1,
+        "source_y": size, "source_x": size, "out_y": size, "out_x": size,
+        "source_plane": activation, "pool_source": 1, "pool_out": 1, "gradient_x": size,
+        "alternate": activation, "one": machine.word_bits,
+        "out_base": address, "out_block": address, "out_plane": activation,
+        "mask_base": activation, "rectify": 1,
+        "shift": 6, "limit": machine.word_bits,
+        "gradient_shift": 6, "weight_width": 5,
+        "rate": 16, "rate_shift": 6, "momentum": 16, "momentum_shift": 6, "decay": 16, "decay_shift": 6,
+        "classes": bits_for(machine.max_classes + 1), "logit_frac": 5, "gradient_frac": 5, "gradient_width": 5,
+        "hinge": 1,
+    }
+
+
+def pack(fields: Mapping[str, int], values: Mapping[str, int]) -> int:
+    """One word with ``values`` in ``fields``, the first field lowest. A value that does not fit is our bug."""
+    word, position = 0, 0
+    for name, width in fields.items():
+        value = int(values.get(name, 0))
+        assert 0 <= value < 1 << width, f"{name} = {value} does not fit in {width} bits"
+        word |= value << position
+        position += width
+    assert set(values) <= set(fields), f"unknown fields {set(values) - set(fields)}"
+    return word
+
+
+def host_words(bits: int) -> int:
+    """Bus words that an item of ``bits`` takes."""
+    return -(-bits // BUS_BITS)
+
+
+def host_stride(bits: int) -> int:
+    """Distance of two such items in the host's address space: the next power of two."""
+    return 1 << (host_words(bits) - 1).bit_length()
+
+
+def vector_words(machine: Machine) -> int:
+    """Bus words that an activation vector takes when it is written: two lanes a word."""
+    return -(-machine.lanes // 2)
+
+
+def lane_stride(machine: Machine) -> int:
+    """Distance of two vectors in the host's address space when they are read, lane by lane."""
+    return 1 << (machine.lanes - 1).bit_length()

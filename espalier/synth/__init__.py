@@ -1,0 +1,1 @@
+"""Run the synthesis tools on a plain Verilog file and read their own reports into records."""

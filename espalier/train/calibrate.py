@@ -1,0 +1,277 @@
+"""From a float network and data to number formats: one fraction length for each tensor.
+
+The rules that the engine makes, beside those of ``ir/verify.py``:
+
+- A rectifier, a max pool and a reshape keep the format of their input, and so do their gradients: these
+  values form one *family* with one format.
+- A bias has the format of its layer's weight, and their gradients have one format: a bias is the weight
+  of a constant one. That one must be a word, so the input of a layer with a bias has at most
+  ``width - 2`` fraction bits (and at least 0).
+- No result is finer than the products it sums.
+- The gradient of softmax logits has ``width - 2`` fraction bits: it lies in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.errors import FormatError
+from espalier.ir.differentiate import differentiate, gradient_name
+from espalier.ir.graph import Graph
+from espalier.ir.ops import Conv2d, Linear, MaxPool, Op, Relu, Reshape
+from espalier.ir.types import Fixed, Format, Value
+from espalier.numerics.loss import LOSS_FRAC
+from espalier.numerics.update import GRADIENT_BITS, master_format, narrow
+from espalier.train.optimise import Update, state_names
+from espalier.train.ranges import Ranges, check_numbers, observe
+
+WEIGHT_GRADIENT_HEADROOM = 6  #: bits above the largest sum over a batch that was seen
+COARSEST, FINEST = -32, 40    #: fraction bits that are ever chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """Bits of a word, 2..16, of weights, activations (and images) and gradients of activations."""
+
+    weight: int = 16
+    activation: int = 16
+    gradient: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "activation", "gradient"):
+            if not 2 <= getattr(self, name) <= 16:
+                raise FormatError(f"The width of a word must be in 2..16 bits, not {getattr(self, name)} ({name})")
+
+
+@dataclass(frozen=True, slots=True)
+class Headroom:
+    """Bits kept above the largest magnitude seen, because training changes it. Images need none.
+
+    Negative headroom saturates what was seen, for finer steps.
+    """
+
+    weight: int = 1
+    activation: int = 1
+    gradient: int = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantised:
+    """A network in fixed point.
+
+    Parameters
+    ----------
+    graph : Graph
+        The inference graph, all formats fixed.
+    gradient_formats : dict of Format
+        For ``differentiate``, by name of the gradient.
+    state : dict of ndarray
+        Weights, masters, momenta (zero) and live masks (all live).
+    """
+
+    graph: Graph
+    gradient_formats: dict[str, Format]
+    state: dict[str, NDArray]
+
+
+def calibrate(graph: Graph, parameters: Mapping[str, NDArray], images: NDArray, labels: NDArray[np.int64],
+              widths: Widths | None = None, loss: str = "softmax_cross_entropy", *, batch: int = 64,
+              headroom: Headroom | None = None, update: Update = Update.BUFFERED) -> Quantised:
+    """Choose formats for the float ``graph`` from one look at data, and quantise its ``parameters``.
+
+    ``batch`` is that of the training to come: weight gradients are sums over it.
+
+    Raises
+    ------
+    DataError
+        A weight is NaN or infinite.
+    FormatError
+        A tensor is so large that no format of its width holds it.
+    """
+    check_numbers(parameters)
+    ranges = observe(differentiate(graph, loss), parameters, images, labels, batch)
+    return quantise(graph, parameters, ranges, widths or Widths(), loss, headroom or Headroom(), update)
+
+
+def quantise(graph: Graph, parameters: Mapping[str, NDArray], ranges: Ranges, widths: Widths, loss: str,
+             headroom: Headroom, update: Update = Update.BUFFERED) -> Quantised:
+    """Choose formats from ``ranges`` (of the values of the float training graph) and quantise the parameters."""
+    check_numbers(parameters)
+    wild = next((name for name, ends in ranges.items() if not all(map(math.isfinite, ends))), None)
+    if wild is not None:
+        raise FormatError(f"Formats are chosen from finite numbers, and {wild!r} was not finite in calibration: lower "
+                          f"the learning rate or scale the images down")
+    fixed = graph.with_formats(_forward_formats(graph, ranges, widths, headroom))
+    gradients = _gradient_formats(fixed, ranges, widths, loss, headroom)
+    return Quantised(fixed, gradients, initial_state(fixed, parameters, update))
+
+
+def initial_state(graph: Graph, parameters: Mapping[str, NDArray], update: Update) -> dict[str, NDArray]:
+    """The state of a network before its first step, from real-valued parameters."""
+    state: dict[str, NDArray] = {}
+    for value in graph.parameters:
+        names, real = state_names(value.name, update), np.asarray(parameters[value.name])
+        match value.format:
+            case Fixed() as format_ if update is Update.BUFFERED:
+                state[names["master"]] = master_format(format_).quantise(real)
+                state[names["weight"]] = narrow(state[names["master"]], format_)
+            case Fixed() as format_:
+                state[names["weight"]] = format_.quantise(real)
+            case _:
+                state[names["weight"]] = real.astype(np.float32)
+        state[names["momentum"]] = np.zeros_like(state[names["weight"]])
+        state[names["live"]] = np.ones(value.shape, dtype=np.bool_)
+    return state
+
+
+class _Families:
+    """Sets of names that share a fraction length, and upper limits on it."""
+
+    def __init__(self) -> None:
+        self.parent: dict[str, str] = {}
+        self.limit: dict[str, int] = {}
+        self.sums: list[tuple[str, tuple[str, ...], int]] = []
+
+    def root(self, name: str) -> str:
+        while self.parent.get(name, name) != name:
+            name = self.parent[name]
+        return name
+
+    def join(self, a: str, b: str) -> None:
+        """``a`` and ``b`` have one fraction length; to be called before any limit."""
+        self.parent[self.root(b)] = self.root(a)
+
+    def at_most(self, name: str, frac: int) -> None:
+        root = self.root(name)
+        self.limit[root] = min(frac, self.limit.get(root, FINEST))
+
+    def at_most_sum(self, name: str, *parts: str, plus: int = 0) -> None:
+        """``name`` is no finer than a product of ``parts`` (and of a value of ``plus`` fraction bits)."""
+        self.sums.append((name, parts, plus))
+
+    def frac(self, name: str) -> int:
+        return self.limit[self.root(name)]
+
+    def settle(self) -> None:
+        """Lower fraction lengths until every limit holds."""
+        changed = True
+        while changed:
+            changed = False
+            for name, parts, plus in self.sums:
+                most = plus + sum(self.frac(part) for part in parts)
+                if self.frac(name) > most >= COARSEST:
+                    self.limit[self.root(name)] = most
+                    changed = True
+
+
+def holding_frac(low: float, high: float, width: int, headroom: int = 0) -> int:
+    """The most fraction bits with which ``width`` bits hold ``low..high`` after ``headroom`` doublings.
+
+    "Hold" means without more than half a unit of saturation.
+    """
+    format_ = Fixed.of(width, 0)
+    largest = max(-low / (0.5 - format_.low), high / (format_.high + 0.5))
+    if largest <= 0:
+        return FINEST
+    return max(COARSEST, min(FINEST, math.floor(-math.log2(largest)) - headroom))
+
+
+def _keeps_format(op: Op) -> bool:
+    return isinstance(op, Relu | MaxPool | Reshape)
+
+
+def _gradient_range(ranges: Ranges, name: str) -> tuple[float, float]:
+    """The range of a gradient and of the parts that it is the sum of."""
+    found = [ends for key, ends in ranges.items() if key == name or key.startswith(f"{name}.")]
+    return min((low for low, _ in found), default=0.0), max((high for _, high in found), default=0.0)
+
+
+def _forward_formats(graph: Graph, ranges: Ranges, widths: Widths, headroom: Headroom) -> dict[str, Format]:
+    families = _Families()
+    for op in graph.ops:
+        if _keeps_format(op):
+            families.join(op.inputs[0].name, op.out.name)
+        if isinstance(op, Conv2d | Linear) and op.b is not None:
+            families.join(op.w.name, op.b.name)
+    for value in graph.values():
+        width, bits = ((widths.weight, headroom.weight) if value in graph.parameters else
+                       (widths.activation, 0 if value in graph.inputs else headroom.activation))
+        ends = ranges.get(value.name, (0.0, 0.0))
+        least = min(0, holding_frac(*ends, width))  # headroom alone never takes the last fraction bit
+        families.at_most(value.name, max(least, holding_frac(*ends, width, bits)))
+    for op in graph.layers():
+        families.at_most_sum(op.out.name, op.x.name, op.w.name)
+        if op.b is not None:
+            families.at_most(op.x.name, widths.activation - 2)
+    logits = graph.outputs[0].name
+    families.at_most(logits, LOSS_FRAC)
+    families.settle()
+    _check_held(graph, families, ranges, widths)
+    return {value.name: Fixed.of(widths.weight if value in graph.parameters else widths.activation,
+                                 families.frac(value.name)) for value in graph.values()}
+
+
+def _check_held(graph: Graph, families: _Families, ranges: Ranges, widths: Widths) -> None:
+    """Raise FormatError where a fraction length is below what the engine takes."""
+    layer_inputs = {op.x for op in graph.layers() if op.b is not None}
+    for value in graph.values():
+        frac, low, high = families.frac(value.name), *ranges.get(value.name, (0.0, 0.0))
+        lowest = 0 if value in layer_inputs or value in graph.outputs else COARSEST + 1
+        if frac < lowest:
+            width = widths.weight if value in graph.parameters else widths.activation
+            raise FormatError(f"Words of {width} bits with at least {lowest} fraction bits must hold every value, and "
+                              f"{value.name!r} lies in {low:.4g}..{high:.4g}: scale the images or the weights down, or "
+                              f"use wider words")
+
+
+def _gradient_formats(graph: Graph, ranges: Ranges, widths: Widths, loss: str, headroom: Headroom
+                      ) -> dict[str, Format]:
+    families = _Families()
+    activations = [op.out for op in graph.ops]
+    for op in graph.ops:
+        if _keeps_format(op):
+            families.join(gradient_name(op.out.name), gradient_name(op.inputs[0].name))
+        if isinstance(op, Conv2d | Linear) and op.b is not None:
+            families.join(gradient_name(op.w.name), gradient_name(op.b.name))
+    for value in activations:
+        name = gradient_name(value.name)
+        families.at_most(name, holding_frac(*_gradient_range(ranges, name), widths.gradient, headroom.gradient))
+    for value in graph.parameters:
+        name = gradient_name(value.name)
+        families.at_most(name, holding_frac(*_gradient_range(ranges, name), GRADIENT_BITS, WEIGHT_GRADIENT_HEADROOM))
+    _limit_logits(families, graph.outputs[0], widths, loss)
+    for layer in graph.layers():
+        _limit_layer(families, layer, graph)
+    families.settle()
+    return {**_formats(families, activations, widths.gradient), **_formats(families, graph.parameters, GRADIENT_BITS)}
+
+
+def _formats(families: _Families, values: Iterable[Value], width: int) -> dict[str, Format]:
+    names = [gradient_name(value.name) for value in values]
+    return {name: Fixed.of(width, families.frac(name)) for name in names}
+
+
+def _limit_logits(families: _Families, logits: Value, widths: Widths, loss: str) -> None:
+    name = gradient_name(logits.name)
+    if loss == "softmax_cross_entropy":
+        families.limit[families.root(name)] = widths.gradient - 2
+    else:
+        families.at_most(name, _frac(logits))
+
+
+def _limit_layer(families: _Families, op: Conv2d | Linear, graph: Graph) -> None:
+    """No gradient is finer than the products it sums; that of a bias no finer than the gradients it sums."""
+    out, weight = gradient_name(op.out.name), gradient_name(op.w.name)
+    families.at_most_sum(weight, out, plus=_frac(op.x) if op.b is None else min(0, _frac(op.x)))
+    if op.x not in graph.inputs:
+        families.at_most_sum(gradient_name(op.x.name), out, plus=_frac(op.w))
+
+
+def _frac(value: Value) -> int:
+    assert isinstance(value.format, Fixed), f"{value} is not in fixed point"
+    return value.format.frac

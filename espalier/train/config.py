@@ -1,0 +1,195 @@
+"""What a training run is told: one frozen value, read from and written back to YAML, TOML or JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cache
+from pathlib import Path
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from espalier.compress.magnitude import Magnitude
+from espalier.compress.schedule import CubicSchedule
+from espalier.errors import DataError
+from espalier.ir.differentiate import LOSSES
+from espalier.records import write_text_atomically
+from espalier.train.calibrate import Headroom, Widths
+from espalier.train.optimise import Sgd, Update
+
+
+class RateKind(Enum):
+    """How the learning rate falls."""
+
+    CONSTANT = "constant"
+    STEP = "step"      #: times ``gamma`` at each milestone
+    COSINE = "cosine"  #: half a cosine, from 1 in the first epoch towards ``floor``
+
+
+@dataclass(frozen=True, slots=True)
+class RateSchedule:
+    """The learning rate of each epoch, as a factor.
+
+    Parameters
+    ----------
+    kind : RateKind
+    milestones : tuple of int
+        Epochs (from 0) from which on the rate is lower, for ``STEP``.
+    gamma : float
+        What each milestone multiplies by.
+    floor : float
+        The factor that ``COSINE`` tends to.
+    """
+
+    kind: RateKind = RateKind.CONSTANT
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    floor: float = 0.0
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """The factor of ``epoch`` (from 0) out of ``epochs``."""
+        match self.kind:
+            case RateKind.CONSTANT:
+                return 1.0
+            case RateKind.STEP:
+                return self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
+            case RateKind.COSINE:
+                return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Quantise:
+    """Training in fixed point.
+
+    Parameters
+    ----------
+    widths, headroom : Widths, Headroom
+    update : Update
+        How a step reaches the weights; not ``FLOAT``.
+    probe_steps : int
+        Steps of float training, thrown away afterwards, over which ranges are observed.
+    """
+
+    widths: Widths = field(default_factory=Widths)
+    headroom: Headroom = field(default_factory=Headroom)
+    update: Update = Update.BUFFERED
+    probe_steps: int = 100
+
+    def __post_init__(self) -> None:
+        if self.update is Update.FLOAT:
+            raise DataError("Training in fixed point needs a fixed-point update (buffered, unbuffered or narrow): "
+                            "leave 'quantise' out to train in float32")
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """Pruning during training: which weights, and when."""
+
+    magnitude: Magnitude
+    schedule: CubicSchedule
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """A training run, but for the data and the network themselves.
+
+    Parameters
+    ----------
+    network, data : str
+        A network of the zoo; a data set by name or path.
+    epochs, batch, seed : int
+        The last images that do not fill a batch are left out, others each epoch.
+    sgd, rate : Sgd, RateSchedule
+    loss : str
+    quantise : Quantise or None
+        None trains in float32.
+    prune : Prune or None
+    augment : bool
+        Random crops (by up to 4 pixels) and mirror images.
+    device : str
+        ``"cpu"`` or ``"cuda"``; results in fixed point do not depend on it.
+    """
+
+    network: str = "digits"
+    data: str = "digits"
+    epochs: int = 10
+    batch: int = 64
+    seed: int = 0
+    sgd: Sgd = field(default_factory=Sgd)
+    rate: RateSchedule = field(default_factory=RateSchedule)
+    loss: str = "softmax_cross_entropy"
+    quantise: Quantise | None = field(default_factory=Quantise)
+    prune: Prune | None = None
+    augment: bool = False
+    device: str = "cpu"
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch < 1 or self.seed < 0:
+            raise DataError(f"Epochs and batch are at least 1 and the seed at least 0, not {self.epochs}, {self.batch} "
+                            f"and {self.seed}")
+        if self.loss not in LOSSES:
+            raise DataError(f"The loss is one of {', '.join(LOSSES)}, not {self.loss!r}")
+        if self.device not in ("cpu", "cuda"):
+            raise DataError(f"The device is cpu or cuda, not {self.device!r}")
+        if self.prune is not None and self.prune.schedule.end >= self.epochs:
+            raise DataError(f"Pruning must end before the last epoch does, and epoch {self.prune.schedule.end} of "
+                            f"{self.epochs} leaves no time to train what lives: end it earlier")
+
+    @property
+    def update(self) -> Update:
+        """How a step reaches the weights."""
+        return Update.FLOAT if self.quantise is None else self.quantise.update
+
+    def to_json(self) -> dict:
+        """As plain dictionaries, lists, strings and numbers, complete."""
+        return _adapter().dump_python(self, mode="json")
+
+    @classmethod
+    def from_json(cls, fields: object, place: str = "The configuration") -> TrainConfig:
+        """The inverse of :meth:`to_json`; what is left out has its default. Raises DataError naming the key."""
+        try:
+            return _adapter().validate_python(fields, strict=False)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"])) or "the whole"
+            message = first["msg"].removeprefix("Value error, ")
+            raise DataError(f"{place}, {key!r}: {message}") from None
+
+    @classmethod
+    def load(cls, path: Path) -> TrainConfig:
+        """Read a ``.yaml``, ``.yml``, ``.toml`` or ``.json`` file. Raises DataError if it is missing or wrong."""
+        try:
+            text = path.read_text(encoding="utf-8")
+            fields = _parse(path, text)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"Configuration {path} cannot be read: {error}") from None
+        except (yaml.YAMLError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+            raise DataError(f"Configuration {path} is not well formed: {' '.join(str(error).split())}") from None
+        return cls.from_json(fields, f"Configuration {path}")
+
+    def save(self, path: Path) -> None:
+        """Write the complete configuration as YAML."""
+        write_text_atomically(path, yaml.safe_dump(self.to_json(), sort_keys=False))
+
+
+@cache
+def _adapter() -> TypeAdapter[TrainConfig]:
+    return TypeAdapter(TrainConfig)
+
+
+def _parse(path: Path, text: str) -> object:
+    match path.suffix:
+        case ".yaml" | ".yml":
+            return yaml.safe_load(text)
+        case ".toml":
+            return tomllib.loads(text)
+        case ".json":
+            return json.loads(text)
+        case _:
+            raise DataError(f"A configuration is a .yaml, .toml or .json file, not {path.name!r}")

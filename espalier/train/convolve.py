@@ -1,0 +1,104 @@
+"""Convolution in FP, BP and WU on torch tensors; exact on words carried in float64.
+
+Every sum here is a sum of products in some order. As long as the sum of the products' magnitudes stays
+below 2**53 (``exact.py`` proves it) each partial sum is a whole number that float64 holds, so the order
+does not matter and the result is that of ``numerics/convolution.py``. What would break this is an
+algorithm that multiplies anything but the operands: Winograd's or Fourier's, as cuDNN may choose. So on a
+GPU only copies and matrix products are used; torch's own float64 convolution on a CPU is no other thing.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional, grad
+
+from espalier.numerics.window import Window
+
+
+def conv2d(x: Tensor, w: Tensor, window: Window, groups: int = 1, *, by_matmul: bool | None = None) -> Tensor:
+    """FP: x (N, I, H, W), w (O, I/groups, KH, KW) → (N, O, OH, OW).
+
+    ``by_matmul`` forces the way of a GPU (True) or of a CPU (False); by default the device decides.
+    """
+    if _by_matmul(x, by_matmul):
+        return _conv2d_by_matmul(_pad(x, window), w, window, groups)
+    x, pad = _symmetric(x, window)
+    return functional.conv2d(x, w, None, window.stride, pad, window.dilation, groups)
+
+
+def conv2d_input_grad(g: Tensor, w: Tensor, window: Window, in_size: tuple[int, int], groups: int = 1, *,
+                      by_matmul: bool | None = None) -> Tensor:
+    """BP: g (N, O, OH, OW), w → (N, I, H, W)."""
+    if _by_matmul(g, by_matmul):
+        return _input_grad_by_matmul(g, w, window, in_size, groups)
+    top, left, bottom, right = window.pad
+    shape = (len(g), w.shape[1] * groups, in_size[0] + top + bottom, in_size[1] + left + right)
+    padded = grad.conv2d_input(shape, w, g.contiguous(), window.stride, 0, window.dilation, groups)
+    return padded[:, :, top: top + in_size[0], left: left + in_size[1]]
+
+
+def conv2d_weight_grad(x: Tensor, g: Tensor, window: Window, groups: int = 1, *,
+                       by_matmul: bool | None = None) -> Tensor:
+    """WU: x (N, I, H, W), g (N, O, OH, OW) → (O, I/groups, KH, KW), summed over the batch."""
+    shape = (g.shape[1], x.shape[1] // groups, *window.kernel)
+    if _by_matmul(x, by_matmul):
+        columns = _columns(_pad(x, window), window, (g.shape[2], g.shape[3]), groups)
+        rows = g.transpose(0, 1).reshape(groups, g.shape[1] // groups, -1)
+        return (rows @ columns.transpose(1, 2)).reshape(shape)
+    x, pad = _symmetric(x, window)
+    return grad.conv2d_weight(x, shape, g.contiguous(), window.stride, pad, window.dilation, groups)
+
+
+def windows(padded: Tensor, window: Window, out_size: tuple[int, int]) -> Tensor:
+    """The view (N, C, OH, OW, KH, KW) of what each window sees in ``padded`` (N, C, H, W)."""
+    n, c, y, x = padded.stride()
+    return padded.as_strided((*padded.shape[:2], *out_size, *window.kernel),
+                             (n, c, y * window.stride[0], x * window.stride[1],
+                              y * window.dilation[0], x * window.dilation[1]))
+
+
+def _by_matmul(x: Tensor, choice: bool | None) -> bool:
+    return x.is_cuda if choice is None else choice
+
+
+def _pad(x: Tensor, window: Window) -> Tensor:
+    top, left, bottom, right = window.pad
+    return functional.pad(x, (left, right, top, bottom)) if any(window.pad) else x
+
+
+def _symmetric(x: Tensor, window: Window) -> tuple[Tensor, tuple[int, int]]:
+    """``x`` and the padding that torch itself is to add: it knows only equal padding on both sides."""
+    top, left, bottom, right = window.pad
+    if (top, left) == (bottom, right):
+        return x, (top, left)
+    return _pad(x, window), (0, 0)
+
+
+def _columns(padded: Tensor, window: Window, out_size: tuple[int, int], groups: int) -> Tensor:
+    """(groups, I/groups·KH·KW, N·OH·OW): one column for each output pixel of each image."""
+    seen = windows(padded, window, out_size).unflatten(1, (groups, -1))
+    taps = seen.permute(1, 2, 5, 6, 0, 3, 4)
+    return taps.reshape(groups, -1, len(padded) * out_size[0] * out_size[1])
+
+
+def _conv2d_by_matmul(padded: Tensor, w: Tensor, window: Window, groups: int) -> Tensor:
+    out_size = Window(window.kernel, window.stride, dilation=window.dilation).out_size(*padded.shape[2:])
+    columns = _columns(padded, window, out_size, groups)
+    y = w.reshape(groups, w.shape[0] // groups, -1) @ columns
+    return y.reshape(w.shape[0], len(padded), *out_size).transpose(0, 1)
+
+
+def _input_grad_by_matmul(g: Tensor, w: Tensor, window: Window, in_size: tuple[int, int], groups: int) -> Tensor:
+    """The convolution of ``g``, spread out by the stride, with the turned kernel."""
+    if window.stride != (1, 1):
+        spread = g.new_zeros(*g.shape[:2], *((size - 1) * step + 1
+                                             for size, step in zip(g.shape[2:], window.stride, strict=True)))
+        spread[:, :, :: window.stride[0], :: window.stride[1]] = g
+        g = spread
+    edges: list[int] = []
+    for axis in (1, 0):  # functional.pad begins with the last axis; a negative edge crops
+        reach = window.dilation[axis] * (window.kernel[axis] - 1)
+        before = reach - window.pad[axis]
+        edges += [before, in_size[axis] + reach - g.shape[2 + axis] - before]
+    turned = w.unflatten(0, (groups, -1)).flip(-2, -1).transpose(1, 2).flatten(0, 1)
+    return _conv2d_by_matmul(functional.pad(g, edges), turned, Window(window.kernel, dilation=window.dilation), groups)

@@ -1,0 +1,60 @@
+"""A whole data set on the device, as words, and its batches made there."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from espalier.data import Dataset, normalise
+from espalier.ir.types import Fixed, Format
+from espalier.train.evaluate import element_type
+
+PAD = 4  #: pixels that augmentation moves an image by, at most
+
+
+class DeviceData:
+    """Images and labels of a data set on a device.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    format_ : Format
+        Of the network's image: words or float32.
+    device : str
+    augmented : bool
+        Whether :meth:`moved` will be asked for.
+    """
+
+    def __init__(self, dataset: Dataset, format_: Format, device: str, augmented: bool = False) -> None:
+        numbers = normalise(dataset).images
+        array = format_.quantise(numbers).astype(np.int16) if isinstance(format_, Fixed) else numbers
+        self.dtype = element_type(format_)
+        self.size = dataset.image_shape
+        self.images = torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        self.labels = torch.from_numpy(dataset.labels).to(device)
+        self.rows, self.columns = (torch.arange(size, device=device) for size in self.size[1:])
+        self.channels = torch.arange(self.size[0], device=device)[:, None, None]
+        if augmented:
+            self.images = functional.pad(self.images, (PAD, PAD, PAD, PAD))
+
+    def plain(self, index: Tensor) -> Tensor:
+        """The images (N, C, H, W) at ``index`` (N,)."""
+        return self.images[index].to(self.dtype)
+
+    def moved(self, index: Tensor, moves: Tensor) -> Tensor:
+        """The images at ``index``, each cropped and mirrored as ``moves`` (N, 3) says: down, right, mirrored."""
+        down, right, mirrored = moves[:, :, None].unbind(1)
+        rows = self.rows + down
+        columns = right + torch.where(mirrored > 0, self.size[2] - 1 - self.columns, self.columns)
+        return self.images[index[:, None, None, None], self.channels, rows[:, None, :, None],
+                           columns[:, None, None, :]].to(self.dtype)
+
+
+def draw_moves(count: int, seed: int, epoch: int, batch: int) -> NDArray[np.int64]:
+    """What ``data.augment`` draws for a batch of ``count`` images: (count, 3) of down, right, mirrored."""
+    random = np.random.RandomState([seed, epoch, batch])
+    down, right = random.randint(0, 2 * PAD + 1, size=(2, count))
+    return np.stack([down, right, random.randint(0, 2, size=count)], axis=1).astype(np.int64)

@@ -1,0 +1,253 @@
+"""The training loop: in fixed point or float32, with or without pruning, resumable to the bit."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from espalier.data import Split, batches
+from espalier.errors import DataError, EspalierError
+from espalier.ir.differentiate import differentiate
+from espalier.ir.graph import Graph
+from espalier.ir.types import Fixed
+from espalier.ir.view import conv_shape
+from espalier.records import write_text_atomically
+from espalier.train.calibrate import initial_state, quantise
+from espalier.train.checkpoint import Checkpoint, EpochLog, Position
+from espalier.train.config import TrainConfig
+from espalier.train.device_data import DeviceData, draw_moves
+from espalier.train.optimise import Optimiser
+from espalier.train.probe import probe
+from espalier.train.ranges import check_numbers
+from espalier.train.step import TrainingStep, accuracy
+
+CHECKPOINT, LOG, CONFIG = "checkpoint.safetensors", "log.jsonl", "config.yaml"
+
+
+class TrainingInterrupted(EspalierError):
+    """The user stopped a run; it is saved and can go on."""
+
+
+def train(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[str, NDArray],
+          folder: Path | None = None, *, resume: bool = True, progress: bool = False) -> Checkpoint:
+    """Train the float network ``graph`` from ``parameters`` on ``split``.
+
+    Parameters
+    ----------
+    folder : Path or None
+        Where ``checkpoint.safetensors``, ``log.jsonl`` (one line an epoch) and ``config.yaml`` (complete) are
+        kept, written after each epoch.
+    resume : bool
+        Go on from the checkpoint in ``folder`` if there is one. The outcome is bit for bit that of a
+        run without a break, wherever it broke off.
+    progress : bool
+        Show a bar on the terminal.
+
+    Raises
+    ------
+    DataError
+        The checkpoint is damaged or of another run, images do not suit the network, weights are not finite,
+        training diverged, or a file cannot be written.
+    TrainingInterrupted
+        Control-C: the state, even within an epoch, is saved first.
+    """
+    check_fit(config, split, graph)
+    start = _resumed(config, folder) if resume and folder is not None else None
+    state = start or prepare(config, split, graph, parameters)
+    if state.position.epoch >= config.epochs:
+        return state
+    with _bar(progress, config.epochs) as bar:
+        return _Run(config, split, state, folder, bar).train()
+
+
+def prepare(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[str, NDArray]) -> Checkpoint:
+    """The checkpoint before the first step: formats chosen, parameters quantised."""
+    check_numbers(parameters)
+    if config.quantise is None:
+        return Checkpoint(graph, {}, initial_state(graph, parameters, config.update), config)
+    ranges = probe(graph, parameters, config, split.train)
+    found = quantise(graph, parameters, ranges, config.quantise.widths, config.loss, config.quantise.headroom,
+                     config.update)
+    return Checkpoint(found.graph, found.gradient_formats, found.state, config)
+
+
+def check_fit(config: TrainConfig, split: Split, graph: Graph) -> None:
+    """Raise DataError unless images, classes, batch and device suit the network."""
+    image, logits = graph.inputs[0], graph.outputs[0]
+    if split.train.image_shape != image.shape:
+        raise DataError(f"Network {graph.name!r} takes images of shape {image.shape}, and those of "
+                        f"{split.train.name!r} have {split.train.image_shape}: choose another network or data set")
+    if (split.train.class_count,) != logits.shape:
+        raise DataError(f"Network {graph.name!r} has logits of shape {logits.shape}, and {split.train.name!r} has "
+                        f"{split.train.class_count} classes: build it for as many")
+    if config.batch > len(split.train):
+        raise DataError(f"A batch is at most the training set of {len(split.train)} images, not {config.batch}")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise DataError("This machine's torch sees no CUDA device: train on the cpu")
+
+
+def _resumed(config: TrainConfig, folder: Path) -> Checkpoint | None:
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    found = Checkpoint.load(path)
+    if replace(found.config, device=config.device) != config:
+        theirs, ours = found.config.to_json(), config.to_json()
+        key = next(key for key in ours if key != "device" and ours[key] != theirs[key])
+        raise DataError(f"Checkpoint {path} is of a run with {key} = {theirs[key]!r}, not {ours[key]!r}: choose "
+                        f"another folder, or do not resume")
+    return replace(found, config=config)
+
+
+@contextmanager
+def _bar(shown: bool, epochs: int) -> Iterator[Progress]:
+    columns = (TextColumn("epoch {task.fields[epoch]}/" + str(epochs)), BarColumn(), MofNCompleteColumn(),
+               TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        yield bar
+
+
+@dataclass(slots=True)
+class _Stop:
+    """Whether the user has asked to stop."""
+
+    requested: bool = False
+
+
+@contextmanager
+def _interruptible() -> Iterator[_Stop]:
+    """Turn the first Control-C into a request, so that a step is never cut in two; the second acts at once."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.requested = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Run:
+    """A run under way."""
+
+    def __init__(self, config: TrainConfig, split: Split, start: Checkpoint, folder: Path | None, bar: Progress
+                 ) -> None:
+        self.config, self.split, self.start, self.folder, self.bar = config, split, start, folder, bar
+        self.graph, image = start.graph, start.graph.inputs[0].format
+        self.optimiser = Optimiser(self.graph.parameters, start.gradient_formats, config.update, config.batch,
+                                   config.device)
+        self.optimiser.load(start.state)
+        data = DeviceData(split.train, image, config.device, config.augment)
+        self.test = DeviceData(split.test, image, config.device)
+        self.step_graph = differentiate(self.graph, config.loss, start.gradient_formats)
+        self.step = TrainingStep(self.step_graph, self.optimiser, data, config.augment)
+        self.steps = len(split.train) // config.batch
+        self.due = {} if config.prune is None else config.prune.schedule.due_steps(self.steps)
+        self.layers = {layer.w.name: conv_shape(self.graph, layer) for layer in self.graph.layers()}
+        self.log = list(start.log)
+
+    def train(self) -> Checkpoint:
+        """All epochs from the start's position on."""
+        position = self.start.position
+        self.step.tally.copy_(torch.tensor([position.loss_sum, position.correct], dtype=torch.float64))
+        with _interruptible() as stop:
+            for epoch in range(position.epoch, self.config.epochs):
+                self._epoch(epoch, position.step if epoch == position.epoch else 0, stop)
+                self._save(Position(epoch + 1))
+        return self._checkpoint(Position(self.config.epochs))
+
+    def _epoch(self, epoch: int, first: int, stop: _Stop) -> None:
+        sgd = self.config.sgd.scaled(self.config.rate.factor(epoch, self.config.epochs))
+        self.optimiser.set(sgd)
+        order, moves = self._order(epoch)
+        task = self.bar.add_task(self._told(), total=self.steps, completed=first, epoch=epoch + 1)
+        for number in range(first, self.steps):
+            if stop.requested:
+                self._interrupt(epoch, number)
+            self._prune(epoch * self.steps + number)
+            self.step(order[number], None if moves is None else moves[number])
+            self.bar.advance(task)
+        self.bar.remove_task(task)
+        self._record(epoch, sgd.learning_rate)
+
+    def _order(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The indices (and moves) of every batch of an epoch, on the device."""
+        seed, device = self.config.seed, self.config.device
+        order = np.stack([*batches(self.split.train, self.config.batch, seed, epoch, drop_last=True)])
+        if not self.config.augment:
+            return torch.from_numpy(order).to(device), None
+        moves = np.stack([draw_moves(self.config.batch, seed, epoch, number) for number in range(self.steps)])
+        return torch.from_numpy(order).to(device), torch.from_numpy(moves).to(device)
+
+    def _prune(self, number: int) -> None:
+        """Let weights die if step ``number`` (over all epochs) is one at which that is due."""
+        if self.config.prune is None or number not in self.due:
+            return
+        progress = self.config.prune.schedule.progress(self.due[number])
+        real, state = self.optimiser.real_weights(), self.optimiser.state()
+        live = self.config.prune.magnitude(
+            {name: real[name].reshape(shape) for name, shape in self.layers.items()},
+            {name: state[f"{name}.live"].reshape(shape) for name, shape in self.layers.items()}, progress)
+        self.optimiser.prune({name: mask.reshape(real[name].shape) for name, mask in live.items()})
+
+    def _record(self, epoch: int, learning_rate: float) -> None:
+        images = self.steps * self.config.batch
+        loss_format = self.step_graph.outputs[0].format
+        unit = loss_format.resolution if isinstance(loss_format, Fixed) else 1.0
+        loss_sum, correct = self.step.tally.tolist()
+        if not isfinite(loss_sum):
+            raise DataError(f"Training diverged in epoch {epoch + 1}: lower the learning rate")
+        self.step.tally.zero_()
+        state = self.optimiser.state()
+        self.log.append(EpochLog(
+            epoch + 1, learning_rate, loss_sum * unit / images, correct / images,
+            accuracy(self.graph, self.optimiser.weights, self.test),
+            {name: int(state[f"{name}.live"].sum()) for name in self.layers}, self.step.saturated()))
+
+    def _told(self) -> str:
+        if not self.log:
+            return ""
+        last = self.log[-1]
+        return f"loss {last.loss:.4f}  train {last.train_accuracy:.2%}  test {last.test_accuracy:.2%}"
+
+    def _checkpoint(self, position: Position) -> Checkpoint:
+        return replace(self.start, state=self.optimiser.state(), position=position, log=tuple(self.log))
+
+    def _save(self, position: Position) -> None:
+        if self.folder is None:
+            return
+        self._checkpoint(position).save(self.folder / CHECKPOINT)
+        lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in self.log)
+        try:
+            write_text_atomically(self.folder / LOG, lines)
+            self.config.save(self.folder / CONFIG)
+        except OSError as error:
+            raise DataError(f"The log in {self.folder} cannot be written ({error.strerror or error}): make room or "
+                            f"choose another place") from None
+
+    def _interrupt(self, epoch: int, number: int) -> None:
+        loss_sum, correct = self.step.tally.tolist()
+        self._save(Position(epoch, number, loss_sum, correct))
+        where = "not saved, as no folder was given" if self.folder is None else (
+            f"saved in {self.folder}: run the same command again to go on")
+        raise TrainingInterrupted(f"Training was interrupted in epoch {epoch + 1} and is {where}")

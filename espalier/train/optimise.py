@@ -1,0 +1,266 @@
+"""Optimisers on torch tensors, equal to ``numerics/update.py`` bit for bit.
+
+All parameters lie one behind the other in flat tensors, so that an update is a handful of operations
+on the device however many layers there are. Words are carried in float64: the largest product is of a
+32-bit word and a 16-bit factor, 48 bits, and with its rounding still below 2**53, so all is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from math import prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from espalier.errors import FormatError, UnsupportedError
+from espalier.ir.differentiate import gradient_name
+from espalier.ir.types import Fixed, Format, Value
+from espalier.numerics.update import EXTRA_BITS, BufferedSgd, NarrowSgd, master_format
+from espalier.train.evaluate import element_type, to_array
+from espalier.train.unbuffered import UnbufferedSgd
+
+
+class Update(Enum):
+    """How a step reaches the weights."""
+
+    BUFFERED = "buffered"      #: through the wide masters of the gradient accumulation buffer
+    UNBUFFERED = "unbuffered"  #: straight onto the narrow weights, with wide momentum
+    NARROW = "narrow"          #: as in arXiv 1908.06724: narrow, wrapping
+    FLOAT = "float"            #: in float32
+
+
+@dataclass(frozen=True, slots=True)
+class Sgd:
+    """Hyper-parameters of stochastic gradient descent.
+
+    Parameters
+    ----------
+    learning_rate : float
+        Of the mean gradient over the batch; above 0.
+    momentum : float
+        In 0..1, below 1.
+    weight_decay : float
+        At least 0. Weights and biases both decay.
+    """
+
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < math.inf:
+            raise FormatError(f"The learning rate must be a number above 0, not {self.learning_rate}")
+        if not 0 <= self.momentum < 1:
+            raise FormatError(f"Momentum must be at least 0 and below 1, not {self.momentum}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise FormatError(f"Weight decay must be a number of at least 0, not {self.weight_decay}")
+
+    def scaled(self, factor: float) -> Sgd:
+        """The same with the learning rate times ``factor``."""
+        return replace(self, learning_rate=self.learning_rate * factor)
+
+
+def buffered_rule(sgd: Sgd, batch: int, weight: Fixed, gradient: Fixed) -> BufferedSgd:
+    """The word-level rule of ``sgd`` for a weight and its gradient summed over ``batch`` images."""
+    return BufferedSgd.of(weight=weight, grad_frac=gradient.frac, learning_rate=sgd.learning_rate, batch=batch,
+                          momentum=sgd.momentum, weight_decay=sgd.weight_decay)
+
+
+def unbuffered_rule(sgd: Sgd, batch: int, weight: Fixed, gradient: Fixed) -> UnbufferedSgd:
+    """As :func:`buffered_rule`, without the buffer."""
+    return UnbufferedSgd(rule=buffered_rule(sgd, batch, weight, gradient))
+
+
+def narrow_rule(sgd: Sgd, batch: int, weight: Fixed, gradient: Fixed) -> NarrowSgd:
+    """As :func:`buffered_rule`, all words narrow. Raises UnsupportedError for weight decay."""
+    if sgd.weight_decay:
+        raise UnsupportedError(f"The narrow update has no weight decay: set it to 0, not {sgd.weight_decay}")
+    return NarrowSgd.of(weight=weight, grad_frac=gradient.frac, learning_rate=sgd.learning_rate, batch=batch,
+                        momentum=sgd.momentum)
+
+
+def state_names(parameter: str, update: Update) -> dict[str, str]:
+    """The names of a parameter's tensors by role: weight, momentum, live, and master where there is one."""
+    roles = {"weight": parameter, "momentum": f"{parameter}.momentum", "live": f"{parameter}.live"}
+    return {**roles, "master": f"{parameter}.master"} if update is Update.BUFFERED else roles
+
+
+class Optimiser:
+    """Weights, masters, momenta and live masks of a network on a device, and how a step changes them.
+
+    Its tensors keep their addresses for life, so that a captured CUDA graph may read and write them;
+    learning rate and masks may change between steps.
+
+    Parameters
+    ----------
+    parameters : tuple of Value
+        All fixed-point or all float.
+    formats : mapping
+        Format of each parameter's gradient by name; not read for ``Update.FLOAT``.
+    update : Update
+    batch : int
+        Images whose gradients are summed.
+    device : str
+
+    Members
+    -------
+    weights : dict of Tensor
+        The narrow weights by name: what the forward and backward pass read.
+    """
+
+    def __init__(self, parameters: tuple[Value, ...], formats: Mapping[str, Format], update: Update, batch: int,
+                 device: str = "cpu") -> None:
+        self.parameters, self.update, self.batch = parameters, update, batch
+        self.gradients = {value.name: formats.get(gradient_name(value.name)) for value in parameters}
+        dtype = element_type(parameters[0].format)
+        size = sum(prod(value.shape) for value in parameters)
+        self.weight, self.master, self.momentum, self.rate = (
+            torch.zeros(size, dtype=dtype, device=device) for _ in range(4))
+        self.live = torch.ones(size, dtype=dtype, device=device)
+        self.mu, self.decay, self.scale = (torch.zeros((), dtype=dtype, device=device) for _ in range(3))
+        self.weights = self._views(self.weight)
+        if update is not Update.FLOAT:
+            formats_of = [self._weight_format(value) for value in parameters]
+            wide = [master_format(format_) for format_ in formats_of]
+            self.low, self.high = (self._spread(end) for end in zip(*((f.low, f.high) for f in formats_of),
+                                                                    strict=True))
+            self.wide_low, self.wide_high = (self._spread(end) for end in zip(*((f.low, f.high) for f in wide),
+                                                                              strict=True))
+
+    @property
+    def state_tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that a step changes."""
+        return self.weight, self.master, self.momentum
+
+    def set(self, sgd: Sgd) -> None:
+        """Use ``sgd`` from the next step on. Raises FormatError where a factor has no word."""
+        if self.update is Update.FLOAT:
+            rates, mu = [sgd.learning_rate / self.batch] * len(self.parameters), sgd.momentum
+            decay = sgd.learning_rate * sgd.weight_decay
+        else:
+            rates, mu, decay = self._factors(sgd)
+        self.rate.copy_(self._spread(rates))
+        self.mu.fill_(mu)
+        self.decay.fill_(decay)
+
+    def step(self, gradients: Mapping[str, Tensor]) -> None:
+        """Apply the gradients (by the gradients' names), each summed over the batch."""
+        flat = torch.cat([gradients[gradient_name(value.name)].reshape(-1) for value in self.parameters]) * self.live
+        match self.update:
+            case Update.BUFFERED:
+                self._step_buffered(flat)
+            case Update.UNBUFFERED:
+                self._step_unbuffered(flat)
+            case Update.NARROW:
+                self._step_narrow(flat)
+            case Update.FLOAT:
+                self.momentum.mul_(self.mu).add_(flat * self.rate).add_(self.weight * self.decay)
+                self.weight.sub_(self.momentum)
+
+    def load(self, state: Mapping[str, NDArray]) -> None:
+        """Take over a state as :meth:`state` gives it."""
+        for role, flat in self._roles().items():
+            arrays = [np.asarray(state[state_names(value.name, self.update)[role]], dtype=np.float64).reshape(-1)
+                      for value in self.parameters]
+            flat.copy_(torch.from_numpy(np.concatenate(arrays)))
+
+    def state(self) -> dict[str, NDArray]:
+        """Every tensor of the state by name on the host: words int64, float32 numbers, live masks bool."""
+        found: dict[str, NDArray] = {}
+        for role, flat in self._roles().items():
+            views = self._views(flat)
+            for value in self.parameters:
+                array = to_array(views[value.name], value.format)
+                found[state_names(value.name, self.update)[role]] = array > 0 if role == "live" else array
+        return found
+
+    def real_weights(self) -> dict[str, NDArray[np.float64]]:
+        """The most precise weights there are, as real values by parameter name."""
+        source = self.master if self.update is Update.BUFFERED else self.weight
+        values: dict[str, NDArray[np.float64]] = {}
+        for value in self.parameters:
+            array = self._views(source)[value.name].cpu().numpy().astype(np.float64)
+            if isinstance(value.format, Fixed):
+                extra = EXTRA_BITS if self.update is Update.BUFFERED else 0
+                array = np.ldexp(array, -value.format.frac - extra)
+            values[value.name] = array
+        return values
+
+    def prune(self, live: Mapping[str, NDArray[np.bool_]]) -> None:
+        """Set the live masks of some parameters; the dead lose weight, master and momentum."""
+        views = self._views(self.live)
+        for name, mask in live.items():
+            views[name].copy_(torch.from_numpy(np.ascontiguousarray(mask)))
+        for tensor in self.state_tensors:
+            tensor.mul_(self.live)
+
+    def _roles(self) -> dict[str, Tensor]:
+        roles = {"weight": self.weight, "momentum": self.momentum, "live": self.live}
+        return {**roles, "master": self.master} if self.update is Update.BUFFERED else roles
+
+    def _views(self, flat: Tensor) -> dict[str, Tensor]:
+        parts = flat.split([prod(value.shape) for value in self.parameters])
+        return {value.name: part.view(value.shape) for value, part in zip(self.parameters, parts, strict=True)}
+
+    def _spread(self, numbers: Iterable[float]) -> Tensor:
+        """One number per parameter, repeated for each of its weights."""
+        parts = [np.full(prod(value.shape), number, dtype=np.float64)
+                 for value, number in zip(self.parameters, numbers, strict=True)]
+        return torch.from_numpy(np.concatenate(parts)).to(self.weight)
+
+    def _weight_format(self, value: Value) -> Fixed:
+        assert isinstance(value.format, Fixed), f"{value} is not in fixed point"
+        return value.format
+
+    def _factors(self, sgd: Sgd) -> tuple[list[float], float, float]:
+        make = narrow_rule if self.update is Update.NARROW else buffered_rule
+        rates: list[float] = []
+        mu = decay = 0.0
+        for value in self.parameters:
+            gradient = self.gradients[value.name]
+            assert isinstance(gradient, Fixed), f"the gradient of {value} has no fixed-point format"
+            rule = make(sgd, self.batch, self._weight_format(value), gradient)
+            rates.append(rule.rate.value)
+            mu = rule.momentum.value
+            match rule:
+                case BufferedSgd():
+                    decay = rule.decay.value
+                case NarrowSgd():
+                    self.scale.fill_(rule.scale.value)
+        return rates, mu, decay
+
+    def _velocity(self, gradient: Tensor, weight: Tensor) -> Tensor:
+        """The next momentum; ``weight`` at the scale of a master."""
+        total = _rounded(self.momentum * self.mu) + _rounded(gradient * self.rate) + _rounded(weight * self.decay)
+        return total.clamp(self.wide_low, self.wide_high)
+
+    def _step_buffered(self, gradient: Tensor) -> None:
+        self.momentum.copy_(self._velocity(gradient, self.master))
+        self.master.copy_((self.master - self.momentum).clamp(self.wide_low, self.wide_high))
+        self.weight.copy_(_rounded(self.master * 2.0 ** -EXTRA_BITS).clamp(self.low, self.high))
+
+    def _step_unbuffered(self, gradient: Tensor) -> None:
+        self.momentum.copy_(self._velocity(gradient, self.weight * 2.0 ** EXTRA_BITS))
+        step = _rounded(self.momentum * 2.0 ** -EXTRA_BITS).clamp(self.low, self.high)
+        self.weight.copy_((self.weight - step).clamp(self.low, self.high))
+
+    def _step_narrow(self, gradient: Tensor) -> None:
+        momentum = self._wrap(self.momentum + self._wrap(_rounded(gradient * self.rate)))
+        self.weight.copy_(self._wrap(self.weight - self._wrap(_rounded(momentum * self.scale))))
+        self.momentum.copy_(self._wrap(_rounded(momentum * self.mu)))
+
+    def _wrap(self, words: Tensor) -> Tensor:
+        """Two's complement in the weight's width: the range is ``low..high``, of ``-2*low`` words."""
+        turns = ((words - self.low) / (self.low * -2)).floor_()
+        return words + turns * (self.low * 2)
+
+
+def _rounded(scaled: Tensor) -> Tensor:
+    """Round half up; ``scaled`` is a whole number times a power of two, so no bit is lost here."""
+    return scaled.add_(0.5).floor_()

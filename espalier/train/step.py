@@ -1,0 +1,105 @@
+"""One training step on a device: a batch, forward, backward, update; on a GPU replayed as one CUDA graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from espalier.ir.graph import Graph
+from espalier.ir.types import Fixed
+from espalier.train.device_data import DeviceData
+from espalier.train.evaluate import run
+from espalier.train.optimise import Optimiser
+
+WARM_UP_STEPS = 2
+
+
+class TrainingStep:
+    """Runs training steps; nothing in one waits for the device.
+
+    Parameters
+    ----------
+    graph : Graph
+        The training graph: image and labels in; loss, logits and gradients out.
+    optimiser : Optimiser
+    data : DeviceData
+    augmented : bool
+        Whether each batch comes with moves.
+
+    Members
+    -------
+    tally : Tensor
+        float64, (2,): loss summed over images in units of its format, and images recognised, since it was set.
+    """
+
+    def __init__(self, graph: Graph, optimiser: Optimiser, data: DeviceData, augmented: bool = False) -> None:
+        self.graph, self.optimiser, self.data, self.augmented = graph, optimiser, data, augmented
+        device = data.images.device
+        self.index = torch.zeros(optimiser.batch, dtype=torch.int64, device=device)
+        self.moves = torch.zeros(optimiser.batch, 3, dtype=torch.int64, device=device)
+        self.tally = torch.zeros(2, dtype=torch.float64, device=device)
+        self.replay: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, index: Tensor, moves: Tensor | None = None) -> None:
+        """Train on the images at ``index`` (batch,)."""
+        self.index.copy_(index)
+        if moves is not None:
+            self.moves.copy_(moves)
+        if not self.index.is_cuda:
+            self._run()
+            return
+        if self.replay is None:
+            self.replay = self._captured()
+        self.replay.replay()
+
+    def values(self) -> dict[str, Tensor]:
+        """Every value of the training graph on the present batch and weights; changes nothing."""
+        images = self.data.moved(self.index, self.moves) if self.augmented else self.data.plain(self.index)
+        image, labels = self.graph.inputs
+        return run(self.graph, {**self.optimiser.weights, image.name: images,
+                                labels.name: self.data.labels[self.index]})
+
+    def saturated(self) -> dict[str, int]:
+        """How many words of each result lie at an end of their range, on the present batch and weights."""
+        values = self.values()
+        counts = {op.out.name: ((values[op.out.name] <= op.out.format.low)
+                                | (values[op.out.name] >= op.out.format.high)).sum()
+                  for op in self.graph.ops if isinstance(op.out.format, Fixed)}
+        if not counts:
+            return {}
+        found = zip(counts, torch.stack(list(counts.values())).tolist(), strict=True)
+        return {name: count for name, count in found if count}
+
+    def _run(self) -> None:
+        values = self.values()
+        self.optimiser.step(values)
+        loss, logits = (values[output.name] for output in self.graph.outputs[:2])
+        right = (logits.argmax(dim=1) == values[self.graph.inputs[1].name]).sum()
+        self.tally.add_(torch.stack((loss.double().sum(), right.double())))
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        """The step as a CUDA graph. Warming up takes real steps, so the state is put back afterwards."""
+        tensors = (*self.optimiser.state_tensors, self.tally)
+        saved = [tensor.clone() for tensor in tensors]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_STEPS):
+                self._run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._run()
+        for tensor, before in zip(tensors, saved, strict=True):
+            tensor.copy_(before)
+        return graph
+
+
+def accuracy(graph: Graph, weights: dict[str, Tensor], data: DeviceData, chunk: int = 500) -> float:
+    """The fraction of ``data`` whose largest logit (the first of equal ones) is that of its label."""
+    right = torch.zeros((), dtype=torch.int64, device=data.labels.device)
+    everything = torch.arange(len(data.labels), device=data.labels.device)
+    for index in everything.split(chunk):
+        logits = run(graph, {**weights, graph.inputs[0].name: data.plain(index)})[graph.outputs[0].name]
+        right += (logits.argmax(dim=1) == data.labels[index]).sum()
+    return right.item() / len(data.labels)

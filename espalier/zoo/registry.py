@@ -1,0 +1,65 @@
+"""The reference networks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from espalier.errors import UnsupportedError
+from espalier.zoo.cifar_cnn import cifar_cnn
+from espalier.zoo.digits_cnn import digits_cnn
+from espalier.zoo.initialise import initialise
+from espalier.zoo.lenet import lenet5
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How to make a network, given the number of classes, and the (C, H, W) of its input."""
+
+    make: Callable[[int], nn.Sequential]
+    input_shape: tuple[int, int, int]
+
+
+NETWORKS = {
+    "digits": Network(digits_cnn, (1, 8, 8)),
+    "lenet5": Network(lenet5, (1, 28, 28)),
+    "cnn1x": Network(partial(cifar_cnn, 1), (3, 32, 32)),
+    "cnn2x": Network(partial(cifar_cnn, 2), (3, 32, 32)),
+    "cnn4x": Network(partial(cifar_cnn, 4), (3, 32, 32)),
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names that ``build`` takes."""
+    return tuple(NETWORKS)
+
+
+def input_shape(name: str) -> tuple[int, int, int]:
+    """(C, H, W) of the images network ``name`` takes. Raises UnsupportedError for an unknown name."""
+    return _network(name).input_shape
+
+
+def build(name: str, classes: int = 10, seed: int = 0) -> nn.Sequential:
+    """Network ``name`` in float32 on the CPU, with ``classes`` logits, its weights drawn from ``seed`` alone.
+
+    torch's global random state is neither used nor changed. See ``initialise`` for the distributions.
+    Raises UnsupportedError for an unknown name or less than two classes.
+    """
+    network = _network(name)
+    if classes < 2:
+        raise UnsupportedError(f"A network must tell at least 2 classes apart, not {classes}")
+    with torch.device("meta"):  # layers made here draw no random numbers
+        module = network.make(classes)
+    module.to_empty(device="cpu")
+    initialise(module, seed)
+    return module
+
+
+def _network(name: str) -> Network:
+    if name not in NETWORKS:
+        raise UnsupportedError(f"There is no reference network {name!r}: choose one of {', '.join(NETWORKS)}")
+    return NETWORKS[name]

@@ -1,0 +1,152 @@
+"""ONNX's own node cases for every operator that the table of supported layers claims.
+
+Each is either run and correct, or refused with UnsupportedError for a reason that stands in the
+operator's row; none is skipped. The counts are printed at the end of the test run.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx.backend.test.case.test_case import TestCase as NodeCase
+from onnx.backend.test.loader import load_model_tests
+
+from espalier.errors import UnsupportedError
+from espalier.frontend import supported
+from espalier.frontend.onnx_import import from_onnx
+from espalier.frontend.onnx_training import momentum_from_onnx
+from espalier.frontend.supported import Layer
+from espalier.ir.interpret import interpret
+from espalier.numerics.fixed import Fixed
+from espalier.numerics.update import BufferedSgd, master_format
+
+if TYPE_CHECKING:
+    from conftest import NodeCaseTally
+
+#: The cases expect float32 results; ours are float64, and sums of up to 64 products of numbers near 1 differ by less.
+FLOAT32_TOLERANCE = 1e-5
+#: Cases whose images and results stand in ONNX's source with four digits, rounded each by itself.
+PRINTED_TOLERANCE = {"test_averagepool_2d_ceil_last_window_starts_on_pad": 1e-4}
+#: A learning rate, momentum and decay have 16-bit words: each term of an update, below 1, is off by at most 2**-16.
+FACTOR_TOLERANCE = 3 * 2.0 ** -16
+
+WEIGHT = Fixed.of(16, 12)   #: holds the numbers of the Momentum cases, which are below 8
+GRADIENT_FRAC = 24
+
+Results = dict[str, NDArray]
+#: How many inputs hold data of the images; the others are parameters, bound as constants.
+DATA_INPUTS = {"Add": 2, "SoftmaxCrossEntropyLoss": 2}
+
+
+@pytest.fixture(scope="module")
+def all_cases() -> list[NodeCase]:
+    with warnings.catch_warnings():  # generating the other operators' cases divides by zero on purpose
+        warnings.simplefilter("ignore")
+        return load_model_tests(kind="node")
+
+
+def operator_of(case: NodeCase) -> str:
+    """The operator that a case of a single node is about; empty for one of several nodes."""
+    if len(case.model.graph.node) != 1:
+        return ""
+    node = case.model.graph.node[0]
+    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+
+
+def run_graph(case: NodeCase) -> None:
+    """Import the case's model, interpret it, and compare each result."""
+    node = case.model.graph.node[0]
+    (inputs, expected), = case.data_sets
+    tensors = dict(zip([name for name in node.input if name], inputs, strict=True))
+    data = list(tensors)[:DATA_INPUTS.get(node.op_type, 1)]
+    graph, state = from_onnx(case.model, {name: array for name, array in tensors.items() if name not in data})
+    images = {name: tensors[name] for name in data}
+    known = interpret(graph, {**state, **{name: wide(array) for name, array in images.items()}})
+    for value, array in zip(graph.outputs, expected, strict=True):
+        np.testing.assert_allclose(known[value.name], array, rtol=0,
+                                   atol=PRINTED_TOLERANCE.get(case.name, FLOAT32_TOLERANCE))
+
+
+def wide(array: NDArray) -> NDArray:
+    return array.astype(np.float64) if array.dtype.kind == "f" else array
+
+
+def run_momentum(case: NodeCase) -> None:
+    """Do the case's update on words through the gradient accumulation buffer, and compare as numbers."""
+    node = case.model.graph.node[0]
+    (inputs, results), = case.data_sets
+    tensors = dict(zip(node.input, inputs, strict=True))
+    expected = dict(zip(node.output, results, strict=True))
+    update = momentum_from_onnx(case.model, tensors)
+    rule = BufferedSgd.of(weight=WEIGHT, grad_frac=GRADIENT_FRAC, learning_rate=update.learning_rate, batch=1,
+                          momentum=update.momentum, weight_decay=update.weight_decay)
+    scale = 2.0 ** master_format(WEIGHT).frac
+    for names in update.tensors:
+        master = np.rint(tensors[names.weight] * scale).astype(np.int64)
+        velocity = np.rint(update.learning_rate * tensors[names.momentum] * scale).astype(np.int64)
+        gradient = np.rint(tensors[names.gradient] * 2.0 ** GRADIENT_FRAC).astype(np.int64)
+        master, velocity, _ = rule(master, velocity, gradient)
+        np.testing.assert_allclose(master / scale, expected[names.new_weight], rtol=0, atol=FACTOR_TOLERANCE)
+        np.testing.assert_allclose(velocity / scale, update.learning_rate * expected[names.new_momentum], rtol=0,
+                                   atol=FACTOR_TOLERANCE)
+
+
+def documented_reason(error: UnsupportedError, layer: Layer) -> str | None:
+    """The rule of the table that a refusal quotes."""
+    rules = [limit.rule for limit in (*layer.limits, *supported.IMAGE.limits)]
+    return next((rule for rule in rules if f" with {rule}" in str(error)), None)
+
+
+def run_or_refuse(case: NodeCase, run: Callable[[NodeCase], None], layer: Layer, operator: str,
+                  tally: NodeCaseTally) -> None:
+    try:
+        run(case)
+    except UnsupportedError as error:
+        reason = documented_reason(error, layer)
+        assert reason is not None, f"{case.name} is refused for a reason that is not in the table: {error}"
+        tally.refused.setdefault(f"{operator} with {reason}", []).append(case.name)
+    else:
+        tally.run.append(case.name)
+
+
+ROWS = [(operator, layer) for layer in supported.LAYERS for operator in layer.onnx]
+
+
+@pytest.mark.parametrize(("operator", "layer"), ROWS, ids=[operator for operator, _ in ROWS])
+def test_every_case_of_the_operator(operator: str, layer: Layer, all_cases: list[NodeCase],
+                                    node_case_tally: NodeCaseTally) -> None:
+    cases = [case for case in all_cases if operator_of(case) == operator]
+    assert cases, f"ONNX has no case of {operator}"
+    run = run_momentum if layer is supported.MOMENTUM else run_graph
+    for case in cases:
+        run_or_refuse(case, run, layer, operator, node_case_tally)
+
+
+@pytest.mark.parametrize(("name", "reduce"), [("test_sce_sum", np.sum), ("test_sce_mean", np.mean)])
+def test_reductions_are_of_the_loss_of_each_image(name: str, reduce: Callable[[NDArray], float],
+                                                  all_cases: list[NodeCase]) -> None:
+    case = next(case for case in all_cases if case.name == name)
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    attribute = next(a for a in model.graph.node[0].attribute if a.name == "reduction")
+    attribute.s = b"none"
+    (inputs, expected), = case.data_sets
+    graph, _ = from_onnx(model)
+    known = interpret(graph, {value.name: wide(array) for value, array in zip(graph.inputs, inputs, strict=True)})
+    np.testing.assert_allclose(reduce(known[graph.outputs[0].name]), expected[0], rtol=0, atol=FLOAT32_TOLERANCE)
+
+
+def test_momentum_wrong(all_cases: list[NodeCase]) -> None:
+    case = next(case for case in all_cases if case.name == "test_momentum")
+    tensors = dict(zip(case.model.graph.node[0].input, case.data_sets[0][0], strict=True))
+    with pytest.raises(UnsupportedError, match=r"a gradient factor other than 1 .* \(beta 0.1.*\); use beta=1$"):
+        momentum_from_onnx(case.model, {**tensors, "T": np.array(1)})
+    relu = next(case for case in all_cases if case.name == "test_relu")
+    with pytest.raises(UnsupportedError, match="is not one Momentum node; give a model of that node alone$"):
+        momentum_from_onnx(relu.model, {})

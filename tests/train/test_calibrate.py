@@ -1,0 +1,150 @@
+"""Formats that calibration chooses obey every rule of the engine and hold what was seen."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from espalier import zoo
+from espalier.errors import DataError, FormatError
+from espalier.frontend.torch_export import from_torch
+from espalier.ir.differentiate import differentiate
+from espalier.ir.graph import Graph
+from espalier.ir.interpret import interpret
+from espalier.ir.types import Fixed, Format
+from espalier.ir.verify import verify
+from espalier.numerics.update import narrow
+from espalier.train.calibrate import Headroom, Quantised, Widths, calibrate, holding_frac
+from espalier.train.optimise import Update
+
+LOSSES = ("softmax_cross_entropy", "square_hinge")
+
+
+def images(count: int, shape: tuple[int, ...], scale: float = 1.0) -> np.ndarray:
+    return np.random.RandomState(5).uniform(-1, 127 / 128, (count, *shape)).astype(np.float32) * np.float32(scale)
+
+
+@cache
+def imported(network: str) -> tuple[Graph, dict[str, np.ndarray]]:
+    return from_torch(zoo.build(network), zoo.input_shape(network), network)
+
+
+def calibrated(network: str, widths: Widths, loss: str, scale: float = 1.0) -> Quantised:
+    shape = zoo.input_shape(network)
+    graph, parameters = imported(network)
+    return calibrate(graph, parameters, images(8, shape, scale), np.arange(8), widths, loss, batch=4)
+
+
+def fixed(format_: Format) -> Fixed:
+    assert isinstance(format_, Fixed)
+    return format_
+
+
+def check_engine_rules(graph: Graph, gradients: dict[str, Format], loss: str) -> None:
+    def gradient(name: str) -> Fixed:
+        return fixed(gradients[f"{name}.grad"])
+    for op in graph.ops:
+        if type(op).__name__ in ("Relu", "MaxPool", "Reshape"):
+            assert op.out.format == op.inputs[0].format
+            assert gradient(op.out.name) == gradient(op.inputs[0].name)
+    for layer in graph.layers():
+        x, w, y = fixed(layer.x.format), fixed(layer.w.format), fixed(layer.out.format)
+        weight_gradient = gradient(layer.w.name)
+        assert y.frac <= x.frac + w.frac
+        assert weight_gradient.width == 32 and weight_gradient.frac <= x.frac + gradient(layer.out.name).frac
+        if layer.b is not None:
+            assert layer.b.format == w and gradient(layer.b.name) == weight_gradient
+            assert 0 <= x.frac <= x.width - 2
+    logits = graph.outputs[0]
+    assert 0 <= fixed(logits.format).frac <= 16
+    if loss == "softmax_cross_entropy":
+        assert gradient(logits.name).frac == gradient(logits.name).width - 2
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("network", ["digits", "lenet5", "cnn1x"])
+def test_formats_obey_the_engine(network: str, loss: str) -> None:
+    for widths in (Widths(), Widths(8, 8, 16), Widths(4, 6, 8)):
+        found = calibrated(network, widths, loss)
+        check_engine_rules(found.graph, found.gradient_formats, loss)
+        verify(differentiate(found.graph, loss, found.gradient_formats))
+
+
+def test_nothing_saturates_on_the_calibration_data() -> None:
+    found = calibrated("digits", Widths(), "softmax_cross_entropy")
+    step = differentiate(found.graph, "softmax_cross_entropy", found.gradient_formats)
+    image = fixed(found.graph.inputs[0].format)
+    values = interpret(step, {**{value.name: found.state[value.name] for value in found.graph.parameters},
+                              step.inputs[0].name: image.quantise(images(8, (1, 8, 8))), "labels": np.arange(8)})
+    for value in step.values():
+        if isinstance(value.format, Fixed):
+            array = values[value.name]
+            assert ((array > value.format.low) & (array < value.format.high)).all() or value in step.inputs, value
+
+
+def test_state_is_the_quantised_network() -> None:
+    shape = zoo.input_shape("digits")
+    graph, parameters = imported("digits")
+    found = calibrate(graph, parameters, images(8, shape), np.arange(8), batch=4)
+    for value in found.graph.parameters:
+        format_ = fixed(value.format)
+        master = found.state[f"{value.name}.master"]
+        unit = 2.0 ** (-format_.frac - 16)
+        assert np.abs(master * unit - parameters[value.name]).max() <= unit / 2
+        assert np.array_equal(found.state[value.name], narrow(master, format_))
+        assert not found.state[f"{value.name}.momentum"].any() and found.state[f"{value.name}.live"].all()
+    plain = calibrate(graph, parameters, images(8, shape), np.arange(8), batch=4, update=Update.UNBUFFERED)
+    assert not any(name.endswith(".master") for name in plain.state)
+
+
+def test_headroom_is_kept() -> None:
+    shape = zoo.input_shape("digits")
+    graph, parameters = imported("digits")
+    tight = calibrate(graph, parameters, images(8, shape), np.arange(8), batch=4, headroom=Headroom(0, 0, 0))
+    loose = calibrate(graph, parameters, images(8, shape), np.arange(8), batch=4, headroom=Headroom(2, 3, 0))
+    for layer, wider in zip(tight.graph.layers(), loose.graph.layers(), strict=True):
+        assert fixed(layer.w.format).frac - 2 == fixed(wider.w.format).frac
+    assert fixed(tight.graph.outputs[0].format).frac - 3 == fixed(loose.graph.outputs[0].format).frac
+
+
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(st.floats(1e-6, 1e6), st.booleans(), st.integers(2, 16))
+def test_holding_frac_holds_and_is_tight(magnitude: float, negative: bool, width: int) -> None:
+    ends = (-magnitude, 0.0) if negative else (0.0, magnitude)
+    frac = holding_frac(*ends, width)
+    value = ends[0] if negative else ends[1]
+    format_ = Fixed.of(width, frac)
+    assert abs(format_.quantise(value) * format_.resolution - value) <= format_.resolution / 2
+    if frac < 40:
+        finer = Fixed.of(width, frac + 1)
+        assert abs(finer.quantise(value) * finer.resolution - value) >= finer.resolution / 2
+
+
+def test_images_in_their_range_use_every_bit() -> None:
+    assert holding_frac(-1.0, 127 / 128, 16) == 15
+    assert holding_frac(-1.0, 1.0, 16) == 14
+
+
+def test_nan_weights_wrong() -> None:
+    graph, parameters = imported("digits")
+    bad = parameters["conv1.weight"].copy()
+    bad[0, 0, 0, :2] = np.nan
+    with pytest.raises(DataError, match=r"^Weights must be finite numbers, and 2 of the 72 in 'conv1.weight' are "
+                                        r"not: train the network again, or with a lower learning rate$"):
+        calibrate(graph, {**parameters, "conv1.weight": bad}, images(8, (1, 8, 8)), np.arange(8))
+
+
+def test_data_too_large_wrong() -> None:
+    with pytest.raises(FormatError, match=r"^Words of 16 bits with at least 0 fraction bits must hold every value, "
+                                          r"and '\w+' lies in -1e\+06..9.\d+e\+05: scale the images or the weights "
+                                          r"down, or use wider words$"):
+        calibrated("digits", Widths(), "softmax_cross_entropy", 1e6)
+
+
+def test_width_wrong() -> None:
+    with pytest.raises(FormatError, match=r"^The width of a word must be in 2..16 bits, not 17 \(gradient\)$"):
+        Widths(16, 16, 17)

@@ -1,0 +1,66 @@
+"""A configuration is read strictly and written back complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from espalier.compress.magnitude import Magnitude, Norm, Scope
+from espalier.compress.schedule import CubicSchedule
+from espalier.errors import DataError, EspalierError
+from espalier.train.calibrate import Headroom, Widths
+from espalier.train.config import Prune, Quantise, RateKind, RateSchedule, TrainConfig
+from espalier.train.optimise import Sgd, Update
+
+FULL = TrainConfig("lenet5", "mnist", 5, 100, 3, Sgd(0.1, 0.5, 1e-3), RateSchedule(RateKind.STEP, (2, 3), 0.2),
+                   "square_hinge", Quantise(Widths(8, 8, 16), Headroom(0, 1, 3), Update.UNBUFFERED, 7),
+                   Prune(Magnitude(density=0.1, rows=4, scope=Scope.NETWORK, norm=Norm.L2, exceptions={"a": 0.5}),
+                         CubicSchedule(0, 2.5, 3)), True, "cuda")
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), FULL, TrainConfig(quantise=None)])
+def test_comes_back_as_it_was(tmp_path: Path, config: TrainConfig) -> None:
+    assert TrainConfig.from_json(config.to_json()) == config
+    config.save(tmp_path / "c.yaml")
+    assert TrainConfig.load(tmp_path / "c.yaml") == config
+
+
+def test_formats_of_files(tmp_path: Path) -> None:
+    for name, text in {"c.yaml": "epochs: 3\nsgd: {learning_rate: 0.2}\n", "c.json": '{"epochs": 3, "sgd": '
+                       '{"learning_rate": 0.2}}', "c.toml": "epochs = 3\n[sgd]\nlearning_rate = 0.2\n"}.items():
+        (tmp_path / name).write_text(text)
+        assert TrainConfig.load(tmp_path / name) == TrainConfig(epochs=3, sgd=Sgd(0.2))
+
+
+@pytest.mark.parametrize(("fields", "sentence"), [
+    ({"epochz": 3}, r"^The configuration, 'epochz': Unexpected keyword argument$"),
+    ({"sgd": {"lr": 3}}, r"^The configuration, 'sgd.lr': Unexpected keyword argument$"),
+    ({"sgd": {"learning_rate": -1}},
+     r"^The configuration, 'sgd': The learning rate must be a number above 0, not -1.0$"),
+    ({"epochs": "x"}, r"^The configuration, 'epochs': Input should be a valid integer"),
+    ([], r"^The configuration, 'the whole': Input should be a dictionary"),
+    ({"epochs": 0}, r"^Epochs and batch are at least 1 and the seed at least 0, not 0, 64 and 0$"),
+    ({"loss": "l2"}, r"^The loss is one of softmax_cross_entropy, square_hinge, not 'l2'$"),
+    ({"device": "tpu"}, r"^The device is cpu or cuda, not 'tpu'$"),
+    ({"quantise": {"update": "float"}}, r"^Training in fixed point needs a fixed-point update \(buffered, unbuffered "
+                                        r"or narrow\): leave 'quantise' out to train in float32$"),
+    ({"epochs": 2, "prune": {"magnitude": {"density": 0.1}, "schedule": {"start": 0, "end": 2}}},
+     r"^Pruning must end before the last epoch does, and epoch 2.0 of 2 leaves no time to train what lives: end it "
+     r"earlier$"),
+])
+def test_fields_wrong(fields: object, sentence: str) -> None:
+    with pytest.raises(EspalierError, match=sentence):
+        TrainConfig.from_json(fields)
+
+
+def test_files_wrong(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^Configuration .*none.yaml cannot be read: .*No such file"):
+        TrainConfig.load(tmp_path / "none.yaml")
+    for name, text in {"a.yaml": "a: [", "a.toml": "= 3", "a.json": "{"}.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DataError, match=rf"^Configuration .*{name} is not well formed: [^\n]+$"):
+            TrainConfig.load(tmp_path / name)
+    (tmp_path / "a.ini").write_text("")
+    with pytest.raises(DataError, match=r"^A configuration is a .yaml, .toml or .json file, not 'a.ini'$"):
+        TrainConfig.load(tmp_path / "a.ini")

@@ -1,0 +1,236 @@
+"""Training learns, equals the definitions step for step, and resumes to the bit."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from espalier.compress.magnitude import Magnitude
+from espalier.compress.schedule import CubicSchedule
+from espalier.data import Dataset, Split, augment, batches, load, normalise
+from espalier.errors import DataError
+from espalier.ir import ops
+from espalier.ir.differentiate import differentiate
+from espalier.ir.graph import Graph
+from espalier.ir.interpret import interpret
+from espalier.ir.types import FLOAT, Fixed, TensorType, Value
+from espalier.numerics.window import Window
+from espalier.train.calibrate import Headroom, Widths
+from espalier.train.checkpoint import Checkpoint
+from espalier.train.config import Prune, Quantise, RateKind, RateSchedule, TrainConfig
+from espalier.train.device_data import DeviceData, draw_moves
+from espalier.train.loop import TrainingInterrupted, prepare, train
+from espalier.train.optimise import Optimiser, Sgd, Update, buffered_rule
+from espalier.train.step import TrainingStep
+
+PRUNE = Prune(Magnitude(density=0.3, rows=2), CubicSchedule(0.5, 1.5, 4))
+SHORT = TrainConfig(epochs=2, batch=50, sgd=Sgd(0.1, 0.9, 1e-4), quantise=Quantise(Widths(8, 8, 16), probe_steps=5),
+                    prune=PRUNE, rate=RateSchedule(RateKind.COSINE), augment=True)
+
+
+def tiny() -> tuple[Graph, dict[str, np.ndarray]]:
+    """6C3–P–FC on 8×8 digits, and He-like weights."""
+    def value(name: str, *shape: int) -> Value:
+        return Value(name, TensorType(shape, FLOAT))
+    image, logits = value("image", 1, 8, 8), value("fc", 10)
+    w1, b1, w2, b2 = value("conv.w", 6, 1, 3, 3), value("conv.b", 6), value("fc.w", 10, 96), value("fc.b", 10)
+    c, r, p, f = value("conv", 6, 8, 8), value("relu", 6, 8, 8), value("pool", 6, 4, 4), value("flat", 96)
+    graph = Graph("tiny", (image,), (w1, b1, w2, b2), (
+        ops.Conv2d(c, image, w1, b1, Window((3, 3), pad=(1, 1, 1, 1))), ops.Relu(r, c),
+        ops.MaxPool(p, r, Window((2, 2), (2, 2))), ops.Reshape(f, p), ops.Linear(logits, f, w2, b2)), (logits,))
+    random = np.random.RandomState(0)
+    return graph, {"conv.w": random.randn(6, 1, 3, 3) * 0.4, "conv.b": np.zeros(6), "fc.w": random.randn(10, 96) * 0.1,
+                   "fc.b": np.zeros(10)}
+
+
+@cache
+def digits() -> Split:
+    return load("digits")
+
+
+@cache
+def few() -> Split:
+    """300 training and 60 test images."""
+    return Split(*(Dataset(part.name, part.images[:count], part.labels[:count], part.classes)
+                   for part, count in ((digits().train, 300), (digits().test, 60))))
+
+
+def same(a: Checkpoint, b: Checkpoint) -> bool:
+    return (a.graph == b.graph and a.log == b.log and a.position == b.position and set(a.state) == set(b.state)
+            and all(np.array_equal(a.state[name], b.state[name]) for name in a.state))
+
+
+@pytest.mark.parametrize("quantise", [None, Quantise(), Quantise(Widths(8, 8, 16))])
+def test_learns_digits_pruned(quantise: Quantise | None) -> None:
+    config = TrainConfig(epochs=3, batch=32, quantise=quantise, prune=Prune(Magnitude(density=0.5),
+                                                                            CubicSchedule(0.5, 1.5)))
+    found = train(config, digits(), *tiny())
+    assert found.log[-1].test_accuracy > 0.9
+    assert found.log[-1].loss < found.log[0].loss
+    assert found.log[-1].live == {"conv.w": 27, "fc.w": 480}
+    assert all(found.live[name].all() for name in ("conv.b", "fc.b"))
+
+
+def test_first_steps_equal_interpreter_and_numerics() -> None:
+    config = replace(SHORT, augment=False)
+    start = prepare(config, few(), *tiny())
+    graph = differentiate(start.graph, config.loss, start.gradient_formats)
+    state = dict(start.state)
+    image = start.graph.inputs[0].format
+    assert isinstance(image, Fixed)
+    words = image.quantise(normalise(few().train).images)
+    run = _steps(config, start, 3)
+    for index in list(batches(few().train, config.batch, config.seed, 0, drop_last=True))[:3]:
+        values = interpret(graph, {**{value.name: state[value.name] for value in graph.parameters},
+                                   "image": words[index], "labels": few().train.labels[index]})
+        for value in graph.parameters:
+            gradient = start.gradient_formats[f"{value.name}.grad"]
+            assert isinstance(value.format, Fixed) and isinstance(gradient, Fixed)
+            rule = buffered_rule(config.sgd, config.batch, value.format, gradient)
+            master, momentum, weight = rule(state[f"{value.name}.master"], state[f"{value.name}.momentum"],
+                                            values[f"{value.name}.grad"])
+            state |= {f"{value.name}.master": master, f"{value.name}.momentum": momentum, value.name: weight}
+    for name, array in state.items():
+        assert np.array_equal(run[name], array), name
+
+
+def _steps(config: TrainConfig, start: Checkpoint, count: int) -> dict[str, np.ndarray]:
+    """The state after some steps of the training path."""
+    from_start = train_step(config, start)
+    for index in list(batches(few().train, config.batch, config.seed, 0, drop_last=True))[:count]:
+        from_start(torch.from_numpy(index))
+    return from_start.optimiser.state()
+
+
+def train_step(config: TrainConfig, start: Checkpoint) -> TrainingStep:
+    optimiser = Optimiser(start.graph.parameters, start.gradient_formats, config.update, config.batch)
+    optimiser.load(start.state)
+    optimiser.set(config.sgd)
+    data = DeviceData(few().train, start.graph.inputs[0].format, "cpu")
+    return TrainingStep(differentiate(start.graph, config.loss, start.gradient_formats), optimiser, data)
+
+
+@pytest.mark.parametrize(("quantise", "stop_at"), [
+    (SHORT.quantise, 1), (SHORT.quantise, 4), (SHORT.quantise, 9), (Quantise(update=Update.NARROW, probe_steps=2), 5),
+    (Quantise(update=Update.UNBUFFERED, probe_steps=2), 6), (None, 2), (None, 7)])
+def test_interrupted_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                            quantise: Quantise | None, stop_at: int) -> None:
+    decay = 0.0 if quantise is not None and quantise.update is Update.NARROW else 1e-4
+    config = replace(SHORT, quantise=quantise, sgd=Sgd(0.05, 0.9, decay))
+    whole = train(config, few(), *tiny())
+    with monkeypatch.context() as patch:
+        _interrupt_at(patch, stop_at + (0 if quantise is None else quantise.probe_steps + 1))
+        with pytest.raises(TrainingInterrupted, match=rf"^Training was interrupted in epoch [12] and is saved in "
+                                                      rf"{re.escape(str(tmp_path))}: run the same command again to go "
+                                                      rf"on$"):
+            train(config, few(), *tiny(), tmp_path)
+    assert Checkpoint.load(tmp_path / "checkpoint.safetensors").position.epoch < 2
+    assert same(train(config, few(), *tiny(), tmp_path), whole)
+    assert same(train(config, few(), *tiny(), tmp_path), whole)  # finished: read back
+
+
+def _interrupt_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Press Control-C in the middle of a step (counting those of calibration)."""
+    call, count = TrainingStep.__call__, iter(range(1, 1000))
+
+    def pressed(self: TrainingStep, index: torch.Tensor, moves: torch.Tensor | None = None) -> None:
+        if next(count) == step:
+            signal.raise_signal(signal.SIGINT)
+        call(self, index, moves)
+    patch.setattr(TrainingStep, "__call__", pressed)
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    found = train(SHORT, few(), *tiny(), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2] and lines[-1]["live"] == found.log[-1].live
+    assert set(lines[0]) == {"epoch", "learning_rate", "loss", "train_accuracy", "test_accuracy", "live", "saturated"}
+    assert TrainConfig.load(tmp_path / "config.yaml") == SHORT
+    assert same(Checkpoint.load(tmp_path / "checkpoint.safetensors"), found)
+
+
+def test_saturation_is_counted() -> None:
+    config = replace(SHORT, epochs=2, quantise=Quantise(Widths(8, 8, 8), Headroom(0, -4, 0), probe_steps=2))
+    assert sum(train(config, few(), *tiny()).log[-1].saturated.values()) > 0
+
+
+@pytest.mark.parametrize("as_float", [False, True])
+def test_moved_images_are_the_augmented_ones(as_float: bool) -> None:
+    random = np.random.RandomState(2)
+    dataset = Dataset("d", random.randint(0, 256, (20, 3, 9, 7)).astype(np.uint8), np.zeros(20, np.int64), 1)
+    format_ = FLOAT if as_float else Fixed.of(8, 7)
+    data = DeviceData(dataset, format_, "cpu", augmented=True)
+    index = np.arange(19, -1, -1)
+    got = data.moved(torch.from_numpy(index), torch.from_numpy(draw_moves(20, 3, 4, 5))).numpy()
+    expected = normalise(augment(dataset.images[index], 3, 4, 5))
+    assert np.array_equal(got if as_float else got / 128, expected)
+
+
+def test_learning_rate_schedules() -> None:
+    step = RateSchedule(RateKind.STEP, (2, 4), 0.5)
+    assert [step.factor(epoch, 6) for epoch in range(6)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    assert RateSchedule().factor(3, 4) == 1
+    cosine = RateSchedule(RateKind.COSINE, floor=0.2)
+    assert cosine.factor(0, 10) == 1 and cosine.factor(5, 10) == pytest.approx(0.6)
+
+
+def test_other_run_wrong(tmp_path: Path) -> None:
+    train(SHORT, few(), *tiny(), tmp_path)
+    with pytest.raises(DataError, match=r"^Checkpoint .*checkpoint.safetensors is of a run with seed = 0, not 1: "
+                                        r"choose another folder, or do not resume$"):
+        train(replace(SHORT, seed=1), few(), *tiny(), tmp_path)
+
+
+def test_image_shape_wrong() -> None:
+    graph, parameters = tiny()
+    other = Dataset("other", np.zeros((50, 1, 8, 9), np.uint8), np.zeros(50, np.int64), 10)
+    with pytest.raises(DataError, match=r"^Network 'tiny' takes images of shape \(1, 8, 8\), and those of 'other' have "
+                                        r"\(1, 8, 9\): choose another network or data set$"):
+        train(SHORT, Split(other, other), graph, parameters)
+
+
+def test_classes_wrong() -> None:
+    graph, parameters = tiny()
+    other = Dataset("other", np.zeros((50, 1, 8, 8), np.uint8), np.zeros(50, np.int64), 11)
+    with pytest.raises(DataError, match=r"^Network 'tiny' has logits of shape \(10,\), and 'other' has 11 classes: "
+                                        r"build it for as many$"):
+        train(SHORT, Split(other, other), graph, parameters)
+
+
+def test_batch_wrong() -> None:
+    with pytest.raises(DataError, match=r"^A batch is at most the training set of 300 images, not 301$"):
+        train(replace(SHORT, batch=301), few(), *tiny())
+
+
+def test_nan_weights_wrong() -> None:
+    graph, parameters = tiny()
+    parameters["fc.w"][0, 0] = np.nan
+    with pytest.raises(DataError, match=r"^Weights must be finite numbers, and 1 of the 960 in 'fc.w' are not: train "
+                                        r"the network again, or with a lower learning rate$"):
+        train(SHORT, few(), graph, parameters)
+
+
+def test_diverging_wrong() -> None:
+    with pytest.raises(DataError, match=r"^Training diverged in epoch 1: lower the learning rate$"):
+        train(replace(SHORT, quantise=None, sgd=Sgd(1e30)), few(), *tiny())
+
+
+def test_no_cuda_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DataError, match=r"^This machine's torch sees no CUDA device: train on the cpu$"):
+        train(replace(SHORT, device="cuda"), few(), *tiny())
+
+
+def test_interrupt_without_folder_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    _interrupt_at(monkeypatch, 8)
+    with pytest.raises(TrainingInterrupted, match=r"^Training was interrupted in epoch 1 and is not saved, as no "
+                                                  r"folder was given$"):
+        train(SHORT, few(), *tiny())

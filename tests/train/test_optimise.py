@@ -1,0 +1,152 @@
+"""The flat optimiser equals the definitions of the update, word for word."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from espalier.errors import FormatError, UnsupportedError
+from espalier.ir.types import FLOAT, Fixed, TensorType, Value
+from espalier.numerics.update import master_format
+from espalier.train.optimise import Optimiser, Sgd, Update, buffered_rule, narrow_rule, state_names, unbuffered_rule
+
+SHAPES = {"a.w": (3, 2, 2, 2), "a.b": (3,), "f.w": (4, 5)}
+
+
+def words(random: np.random.RandomState, format_: Fixed, shape: tuple[int, ...], extreme: bool) -> np.ndarray:
+    if extreme:
+        return np.where(random.randint(0, 2, shape) == 1, format_.high, format_.low).astype(np.int64)
+    return random.randint(format_.low, format_.high + 1, shape, dtype=np.int64)
+
+
+def start(random: np.random.RandomState, parameters: tuple[Value, ...], update: Update, extreme: bool
+          ) -> dict[str, np.ndarray]:
+    """A random state; a quarter of the weights are dead."""
+    state = {}
+    for value in parameters:
+        assert isinstance(value.format, Fixed)
+        names = state_names(value.name, update)
+        live = random.randint(0, 4, value.shape) > 0
+        wide = value.format if update is Update.NARROW else master_format(value.format)
+        state[names["live"]] = live
+        state[names["weight"]] = words(random, value.format, value.shape, extreme) * live
+        state[names["momentum"]] = words(random, wide, value.shape, extreme) * live
+        if "master" in names:
+            state[names["master"]] = words(random, wide, value.shape, extreme) * live
+    return state
+
+
+def stepped(state: dict[str, np.ndarray], value: Value, gradient: np.ndarray, gradient_format: Fixed, update: Update,
+            sgd: Sgd, batch: int) -> dict[str, np.ndarray]:
+    """The state of one parameter after a step, by the definition."""
+    assert isinstance(value.format, Fixed)
+    names = state_names(value.name, update)
+    live = state[names["live"]]
+    arguments = (sgd, batch, value.format, gradient_format)
+    weight, momentum = state[names["weight"]], state[names["momentum"]]
+    gradient = np.where(live, gradient, 0)
+    match update:
+        case Update.BUFFERED:
+            master, momentum, weight = buffered_rule(*arguments)(state[names["master"]], momentum, gradient)
+            return {names["weight"]: weight, names["momentum"]: momentum, names["live"]: live,
+                    names["master"]: master}
+        case Update.UNBUFFERED:
+            weight, momentum = unbuffered_rule(*arguments)(weight, momentum, gradient)
+        case _:
+            weight, momentum = narrow_rule(*arguments)(weight, momentum, gradient)
+    return {names["weight"]: weight, names["momentum"]: momentum, names["live"]: live}
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(st.data(), st.sampled_from([Update.BUFFERED, Update.UNBUFFERED, Update.NARROW]), st.integers(0, 2**32 - 1),
+       st.booleans())
+def test_steps_equal_the_definition(data: st.DataObject, update: Update, seed: int, extreme: bool) -> None:
+    random = np.random.RandomState(seed)
+    parameters = tuple(Value(name, TensorType(shape, Fixed.of(data.draw(st.integers(2, 16)),
+                                                              data.draw(st.integers(0, 17)))))
+                       for name, shape in SHAPES.items())
+    formats = {f"{value.name}.grad": Fixed.of(32, data.draw(st.integers(1, 8)) + value.format.frac)
+               for value in parameters if isinstance(value.format, Fixed)}  # a coarser one: rate > 2**16
+    sgd = Sgd(data.draw(st.floats(1e-4, 1.0)), data.draw(st.floats(0, 0.99)),
+              0.0 if update is Update.NARROW else data.draw(st.floats(0, 0.01)))
+    batch = data.draw(st.integers(1, 200))
+    optimiser = Optimiser(parameters, formats, update, batch)
+    state = start(random, parameters, update, extreme)
+    optimiser.load(state)
+    optimiser.set(sgd)
+    for _ in range(3):
+        gradients = {name: words(random, format_, SHAPES[name.removesuffix(".grad")], extreme)
+                     for name, format_ in formats.items()}
+        state = {name: array for value in parameters for name, array in stepped(
+            state, value, gradients[f"{value.name}.grad"], formats[f"{value.name}.grad"], update, sgd, batch).items()}
+        optimiser.step({name: torch.tensor(array, dtype=torch.float64) for name, array in gradients.items()})
+        got = optimiser.state()
+        assert set(got) == set(state)
+        for name, array in state.items():
+            assert np.array_equal(got[name], array) and got[name].dtype == array.dtype, name
+
+
+def test_pruned_weights_lose_everything_and_stay_dead() -> None:
+    value = Value("w", TensorType((4, 4), Fixed.of(8, 6)))
+    optimiser = Optimiser((value,), {"w.grad": Fixed.of(32, 12)}, Update.BUFFERED, 4)
+    optimiser.load(start(np.random.RandomState(1), (value,), Update.BUFFERED, False))
+    optimiser.set(Sgd(0.1, 0.9, 0.001))
+    live = np.arange(16).reshape(4, 4) % 3 == 0
+    optimiser.prune({"w": live})
+    for _ in range(2):
+        state = optimiser.state()
+        assert np.array_equal(state["w.live"], live)
+        for name in ("w", "w.master", "w.momentum"):
+            assert not state[name][~live].any()
+        optimiser.step({"w.grad": torch.full((4, 4), 1e6, dtype=torch.float64)})
+
+
+def test_float_equals_torch_sgd() -> None:
+    """In float32, to rounding: three steps of magnitudes about one."""
+    value = Value("w", TensorType((5, 3), FLOAT))
+    optimiser = Optimiser((value,), {}, Update.FLOAT, 2)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 3, generator=generator)
+    optimiser.load({"w": weight.numpy(), "w.momentum": np.zeros((5, 3)), "w.live": np.ones((5, 3), bool)})
+    optimiser.set(Sgd(0.1, 0.9, 0.01))
+    reference = torch.nn.Parameter(weight.clone())
+    torch_sgd = torch.optim.SGD([reference], lr=0.1, momentum=0.9, weight_decay=0.01)
+    for _ in range(3):
+        gradient = torch.randn(5, 3, generator=generator)
+        reference.grad = gradient / 2
+        torch_sgd.step()
+        optimiser.step({"w.grad": gradient})
+    assert torch.allclose(optimiser.weights["w"], reference.detach(), atol=1e-6)
+
+
+def test_real_weights() -> None:
+    value = Value("w", TensorType((2,), Fixed.of(8, 6)))
+    optimiser = Optimiser((value,), {"w.grad": Fixed.of(32, 12)}, Update.BUFFERED, 1)
+    optimiser.load({"w": [32, -64], "w.master": [1 << 21, -(1 << 22)], "w.momentum": [0, 0], "w.live": [True, True]})
+    assert optimiser.real_weights()["w"].tolist() == [0.5, -1.0]
+    assert sum(prod(shape) for shape in SHAPES.values()) == 47
+
+
+def test_learning_rate_wrong() -> None:
+    with pytest.raises(FormatError, match=r"^The learning rate must be a number above 0, not 0$"):
+        Sgd(0)
+
+
+def test_momentum_wrong() -> None:
+    with pytest.raises(FormatError, match=r"^Momentum must be at least 0 and below 1, not 1$"):
+        Sgd(0.1, 1)
+
+
+def test_weight_decay_wrong() -> None:
+    with pytest.raises(FormatError, match=r"^Weight decay must be a number of at least 0, not -1$"):
+        Sgd(0.1, 0.9, -1)
+
+
+def test_narrow_weight_decay_wrong() -> None:
+    with pytest.raises(UnsupportedError, match=r"^The narrow update has no weight decay: set it to 0, not 0.1$"):
+        narrow_rule(Sgd(0.1, 0.9, 0.1), 1, Fixed.of(16, 14), Fixed.of(32, 12))
