@@ -147,10 +147,11 @@ class _Phases:
     def forward(self, k: int) -> Command:
         layer = self.layers[k]
         plane = layer.out_shape[1] * layer.out_shape[2]
+        block = plane * self.machine.rows if layer.out_shape[0] > self.machine.rows else 0  # no step from the only one
         return Command(
             opcode=Opcode.FORWARD, layer=layer.name, **self._source(k), pool_out=int(layer.pool),
             rectify=int(layer.rectify), out_base=self.memory.activations[k + 1], out_plane=plane,
-            out_block=plane * self.machine.rows, limit=layer.out_format.high,
+            out_block=block, limit=layer.out_format.high,
             shift=self._shift(layer, "FP", layer.x_format.frac + layer.weight_format.frac, layer.out_format.frac))
 
     def backward(self, k: int) -> Command:

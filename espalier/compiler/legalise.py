@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from espalier.errors import UnsupportedError
 from espalier.arch.machine import MAX_KERNEL, MAX_MAP
+from espalier.errors import UnsupportedError
 from espalier.ir.differentiate import gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.ops import (
@@ -19,6 +19,7 @@ from espalier.ir.ops import (
     SquareHinge,
 )
 from espalier.ir.types import Fixed, Value
+from espalier.numerics.update import GRADIENT_BITS
 from espalier.numerics.window import Window
 
 POOL = Window((2, 2), (2, 2))
@@ -93,6 +94,9 @@ def legalise(graph: Graph) -> tuple[tuple[Layer, ...], Loss]:
         raise UnsupportedError(f"Graph {graph.name!r} has no loss: differentiate it before compiling")
     layers: list[Layer] = []
     stored: Value = graph.inputs[0]
+    if len(stored.shape) != 3:
+        raise UnsupportedError(f"The input {stored.name!r} has shape {stored.shape}: this engine takes images "
+                               f"(channels, height, width)")
     flat = False
     for op in graph.ops[: graph.ops.index(loss)]:
         previous = layers[-1] if layers else None
@@ -110,22 +114,20 @@ def legalise(graph: Graph) -> tuple[tuple[Layer, ...], Loss]:
                 if len(op.out.shape) != 1:
                     raise UnsupportedError(f"Layer {op.out.name!r} reshapes to {op.out.shape}: this engine only "
                                            f"flattens before a linear layer")
+                _same_formats(graph, op.x, op.out)
                 flat = True
             case Relu() | MaxPool() if previous is None or flat:
                 raise UnsupportedError(f"Layer {op.out.name!r} ({type(op).__name__}) must follow a convolution or "
                                        f"linear layer directly")
             case Relu():
-                _same_format(op.x, op.out)
+                _same_formats(graph, op.x, op.out)
                 layers[-1] = replace(previous, rectify=True, out=op.out.name)
             case MaxPool():
+                _same_formats(graph, op.x, op.out)
                 layers[-1] = _pooled(previous, op)
         stored = op.out
     if not layers or layers[-1].rectify or layers[-1].pool or stored.name != loss.logits.name:
         raise UnsupportedError(f"Network {graph.name!r} must end in a layer whose result is the logits")
-    for before, after in zip(layers, layers[1:], strict=False):
-        if before.gradient_format != after.input_gradient_format:
-            raise UnsupportedError(f"The gradient of {before.out!r} must have one format through rectifier and pool, "
-                                   f"and has {after.input_gradient_format} and {before.gradient_format}")
     return tuple(layers), _loss(graph, loss)
 
 
@@ -135,10 +137,16 @@ def _fixed(value: Value) -> Fixed:
     return value.format
 
 
-def _same_format(x: Value, out: Value) -> None:
+def _same_formats(graph: Graph, x: Value, out: Value) -> None:
+    """Between one accumulator and the next nothing is rounded, forwards or backwards."""
     if x.format != out.format:
         raise UnsupportedError(f"Layer {out.name!r} changes the format from {x.format} to {out.format}: the engine "
                                f"rounds once, behind the accumulator")
+    known = {value.name: value.format for value in graph.values()}
+    before, after = (known.get(gradient_name(value.name)) for value in (out, x))
+    if before and after and before != after:  # an image has no gradient, nor has what nothing reads
+        raise UnsupportedError(f"The gradient of {out.name!r} must have one format through rectifier, pool and "
+                               f"reshape, and has {before} and then {after}")
 
 
 def _layer(graph: Graph, op: Conv2d | Linear, previous: Layer | None, flat: bool) -> Layer:
@@ -147,6 +155,9 @@ def _layer(graph: Graph, op: Conv2d | Linear, previous: Layer | None, flat: bool
     x_format, weight_format, out_format = _fixed(op.x), _fixed(op.w), _fixed(op.out)
     gradient = _fixed(graph.value(gradient_name(op.out.name)))
     weight_gradient = _fixed(graph.value(gradient_name(op.w.name)))
+    if weight_gradient.width != GRADIENT_BITS:
+        raise UnsupportedError(f"The weight gradient of {op.out.name!r} must have {GRADIENT_BITS} bits, not "
+                               f"{weight_gradient}")
     if op.b is not None:
         bias_gradient = _fixed(graph.value(gradient_name(op.b.name)))
         if op.b.format != weight_format or bias_gradient != weight_gradient:
@@ -190,7 +201,6 @@ def _as_convolution(op: Conv2d | Linear, source: tuple[int, int, int], flat: boo
 
 
 def _pooled(layer: Layer, op: MaxPool) -> Layer:
-    _same_format(op.x, op.out)
     channels, height, width = layer.conv_shape
     if op.window != POOL or height % 2 or width % 2 or layer.pool:
         raise UnsupportedError(f"Layer {op.out.name!r} pools {op.window.kernel} with stride {op.window.stride} on a "
@@ -201,7 +211,7 @@ def _pooled(layer: Layer, op: MaxPool) -> Layer:
 def _loss(graph: Graph, op: SoftmaxCrossEntropy | SquareHinge) -> Loss:
     logits, gradient = _fixed(op.logits), _fixed(graph.value(gradient_name(op.logits.name)))
     hinge = isinstance(op, SquareHinge)
-    if not 0 <= logits.frac <= 16 or gradient.frac < 0 or (hinge and gradient.frac > logits.frac):
-        raise UnsupportedError(f"The loss unit takes logits with 0..16 fraction bits and a gradient that is no finer "
-                               f"than they are for the square hinge, not {logits} and {gradient}")
+    if not 0 <= logits.frac <= 16 or not 0 <= gradient.frac <= (logits.frac if hinge else 31):
+        raise UnsupportedError(f"The loss unit takes logits with 0..16 fraction bits and a gradient with 0..31, for "
+                               f"the square hinge no finer than the logits, not {logits} and {gradient}")
     return Loss(hinge=hinge, classes=op.logits.shape[0], logit_format=logits, gradient_format=gradient)

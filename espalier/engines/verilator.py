@@ -20,7 +20,9 @@ from espalier.gateware.verilog import TOP
 
 VERILATOR_OPTIONS = ("--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-assert", "-Wno-fatal",
                      "-Wno-WIDTH", "--no-timing", "--top-module", TOP)
-COMPILER_OPTIONS = ("-std=c++20", "-O2", "-march=native", "-fPIC", "-shared", "-DVL_TIME_CONTEXT", "-w")
+COMPILER_OPTIONS = ("-std=c++20", "-fPIC", "-w")
+FAST, SLOW = ("-O2", "-march=native"), ("-O0",)  #: for what runs each cycle, and for what runs once
+RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
 WAIT_IDLE = 0xFFFFFFFF
 
 
@@ -55,24 +57,48 @@ def build_simulator(source: str) -> Path:
     if compiler is None:
         raise ToolError("RTL simulation needs a C++ compiler: install g++")
     shim = resources.files("espalier.engines").joinpath("simulator.cpp").read_text()
-    key = hashlib.sha256("\0".join((source, shim, *VERILATOR_OPTIONS, *COMPILER_OPTIONS)).encode()).hexdigest()[:24]
-    library = cache_folder() / f"{key}.so"
+    library = cache_folder() / f"{_key(source, shim, *VERILATOR_OPTIONS, *FAST)}.so"
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
+    runtime = _runtime(compiler, root)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         work = Path(folder)
         (work / f"{TOP}.v").write_text(source)
         (work / "simulator.cpp").write_text(shim)
         _run([str(program), *VERILATOR_OPTIONS, "--Mdir", str(work), str(work / f"{TOP}.v")], "Verilator",
              env={**os.environ, "VERILATOR_ROOT": str(root)})
-        include = root / "include"
-        sources = [*sorted(work.glob("*.cpp")), include / "verilated.cpp", include / "verilated_threads.cpp"]
+        parts = sorted(work.glob("*.cpp"))
+        objects = [_compiled(compiler, root, work, name, [part for part in parts if ("Slow" in part.name) == slow],
+                             SLOW if slow else FAST) for name, slow in (("fast", False), ("slow", True))]
         made = work / "library.so"
-        _run([compiler, *COMPILER_OPTIONS, f"-I{work}", f"-I{include}", f"-I{include / 'vltstd'}",
-              *map(str, sources), "-o", str(made), "-pthread"], "The C++ compiler")
+        _run([compiler, "-shared", *map(str, objects), str(runtime), "-o", str(made), "-pthread"], "The C++ linker")
         os.replace(made, library)
     return library
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\0".join((*parts, *COMPILER_OPTIONS)).encode()).hexdigest()[:24]
+
+
+def _compiled(compiler: str, root: Path, work: Path, name: str, parts: list[Path], options: tuple[str, ...]) -> Path:
+    """One object of several sources: each alone would parse Verilator's headers again."""
+    together, made = work / f"{name}.all.cc", work / f"{name}.o"
+    together.write_text("".join(f'#include "{part}"\n' for part in parts))
+    include = root / "include"
+    _run([compiler, *COMPILER_OPTIONS, *options, "-c", f"-I{work}", f"-I{include}", f"-I{include / 'vltstd'}",
+          str(together), "-o", str(made)], "The C++ compiler")
+    return made
+
+
+def _runtime(compiler: str, root: Path) -> Path:
+    """Verilator's own library, compiled once for all simulators."""
+    sources = [root / "include" / name for name in RUNTIME]
+    made = cache_folder() / f"runtime-{_key(*(source.read_text() for source in sources))}.o"
+    if not made.exists():
+        with tempfile.TemporaryDirectory(dir=made.parent) as folder:
+            os.replace(_compiled(compiler, root, Path(folder), "runtime", sources, ("-O2",)), made)
+    return made
 
 
 class Simulation:

@@ -166,7 +166,7 @@ MAX_POOL = Layer(
     "MaxPool", ("max_pool2d.default",), ("MaxPool",),
     Ranges(WINDOW, ("padding smaller than the kernel",)),
     Ranges(((Option.PADDING, Span(0, 0)), (Option.DILATION, Span(1, 1))),
-           ("stride equal to kernel; kernel height × width at most 4; divides the input; after Conv2d (and ReLU)",)),
+           ("2×2 with stride 2, on maps of even height and width; after Conv2d (and ReLU)",)),
     (PLANE, CEIL_MODE, INDICES, STORAGE_ORDER, WIDE_POOL_PADDING, ELEMENTS))
 AVERAGE_POOL = Layer(
     "AveragePool", ("avg_pool2d.default", "adaptive_avg_pool2d.default"), ("AveragePool",),

@@ -11,10 +11,11 @@ from espalier.gateware.drain import Drain, LaneTree, RowCounter
 from espalier.gateware.entries import EntryFetcher, Issuer, SpanFinder, step_layout
 from espalier.gateware.host import WRITE, HostReader, HostWriter
 from espalier.gateware.lattice import Lattice
-from espalier.gateware.layouts import command_layout
+from espalier.gateware.layouts import command_layout, vector_layout
 from espalier.gateware.loss_unit import LossUnit
-from espalier.gateware.memories import ActivationMemory, GradientBanks, WeightBanks
+from espalier.gateware.memories import GradientBanks, WeightBanks
 from espalier.gateware.operands import Operands
+from espalier.gateware.ram import Ram
 from espalier.gateware.sequencer import Sequencer
 from espalier.gateware.tiles import SegmentCutter, SegmentTable, TileCounter
 from espalier.gateware.update_unit import UpdateUnit
@@ -53,7 +54,7 @@ class Accelerator(wiring.Component):
         self.sequencer = Sequencer(machine, drain_cycles=PIPELINE_CYCLES + machine.rows,
                                    update_cycles=tree.latency_cycles + update.latency_cycles + 2)
         self.writer, self.reader, self.operands = HostWriter(machine), HostReader(machine), Operands(machine)
-        self.activations, self.gradients = ActivationMemory(machine), GradientBanks(machine)
+        self.activations, self.gradients = Ram(vector_layout(machine), machine.activation_depth), GradientBanks(machine)
         self.weights, self.lattice = WeightBanks(machine), Lattice(machine)
         self.rows, self.drain = RowCounter(machine), Drain(machine)
         self.loss = LossUnit(lanes=machine.lanes, word_bits=machine.word_bits, max_classes=machine.max_classes)
@@ -122,7 +123,7 @@ class Accelerator(wiring.Component):
                      self.drain.item.eq(self.rows.item), self.drain.row.eq(lattice.row), self.tree.i.eq(lattice.row)]
 
     def _activation_memory(self, m: Module) -> None:
-        """Read by the operands, in BP by the drain, by the loss, by the host; written by the drain, else by the host."""
+        """Read by the operands, by the drain (BP), by the loss, by the host; written by the drain, else by the host."""
         memory, drain, writer = self.activations, self.drain, self.writer
         logit = Signal.like(memory.read_address)
         m.d.sync += logit.eq(self.command.mask_base + self.loss.logit_class)

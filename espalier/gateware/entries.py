@@ -5,11 +5,11 @@ from __future__ import annotations
 from amaranth.hdl import Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import COORDINATE_BITS, Machine
 from espalier.gateware.layouts import address_bits, command_layout, entry_layout, tile_layout
+from espalier.gateware.ram import Ram
 from espalier.gateware.tiles import segment_layout
 from espalier.program.words import Opcode, bits_for
 
@@ -23,11 +23,11 @@ def task_layout(machine: Machine) -> data.StructLayout:
 
 
 def span_layout(machine: Machine) -> data.StructLayout:
-    """A task with its tap's offset, and the pixels (WU) at which the tap is inside the map."""
+    """A task with its tap's offset, and the pixels (WU) at which the tap is inside the map; ``never``: at none."""
     size = unsigned(COORDINATE_BITS)
     return data.StructLayout({
         "task": task_layout(machine), "offset_y": OFFSET, "offset_x": OFFSET,
-        "y_low": size, "y_high": size, "x_low": size, "x_high": size})
+        "y_low": size, "y_high": size, "x_low": size, "x_high": size, "never": unsigned(1)})
 
 
 def step_layout(machine: Machine) -> data.StructLayout:
@@ -60,17 +60,16 @@ class EntryFetcher(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         layout, machine = task_layout(self.machine), self.machine
-        m.submodules.memory = memory = Memory(shape=unsigned(entry_layout(machine).size),
-                                              depth=machine.index_depth, init=[])
         m.submodules.queue = queue = SyncFIFO(width=layout.size, depth=4)
-        write, read = memory.write_port(), memory.read_port()
-        m.d.comb += [write.en.eq(self.write_en), write.addr.eq(self.write_address), write.data.eq(self.write_data)]
+        m.submodules.lists = lists = Ram(unsigned(entry_layout(machine).size), machine.index_depth)
+        m.d.comb += [lists.write_en.eq(self.write_en), lists.write_address.eq(self.write_address),
+                     lists.write_data.eq(self.write_data)]
 
         segment = self.i.p
         inside, position, here = Signal(), Signal.like(segment.low), Signal.like(segment.low)
         room, work, empty, done = Signal(), Signal(), Signal(), Signal()
         coming, found = Signal(), Signal(layout)
-        m.d.comb += [here.eq(Mux(inside, position, segment.low)), read.addr.eq(here),
+        m.d.comb += [here.eq(Mux(inside, position, segment.low)), lists.read_address.eq(here),
                      room.eq(queue.level + coming < 4), work.eq(self.i.valid & room),
                      empty.eq(segment.low == segment.high), done.eq(empty | (here + 1 == segment.high)),
                      self.i.ready.eq(room & done)]
@@ -79,7 +78,7 @@ class EntryFetcher(wiring.Component):
         m.d.sync += [coming.eq(work & (~empty | segment.last)), found.none.eq(empty),
                      found.last.eq(done & segment.last), found.tile.eq(segment.tile)]
         entering = Signal(layout)
-        m.d.comb += [entering.eq(found), entering.entry.eq(read.data), queue.w_data.eq(entering),
+        m.d.comb += [entering.eq(found), entering.entry.eq(lists.read_data), queue.w_data.eq(entering),
                      queue.w_en.eq(coming), self.o.valid.eq(queue.r_rdy), self.o.payload.eq(queue.r_data),
                      queue.r_en.eq(self.o.ready)]
         return m
@@ -100,6 +99,7 @@ class SpanFinder(wiring.Component):
         m.d.comb += self.i.ready.eq(~self.o.valid | self.o.ready)
         with m.If(self.i.ready):
             m.d.sync += [self.o.valid.eq(self.i.valid), p.task.eq(task)]
+            outside = 0
             for axis in "yx":
                 offset, room = Signal(OFFSET, name=f"offset_{axis}"), Signal(OFFSET, name=f"room_{axis}")
                 out, source = command[f"out_{axis}"], command[f"source_{axis}"]
@@ -108,6 +108,8 @@ class SpanFinder(wiring.Component):
                 cut = (room < out - 1) & ~task.entry.one
                 m.d.sync += [p[f"offset_{axis}"].eq(offset), p[f"{axis}_low"].eq(Mux(offset < 0, -offset, 0)),
                              p[f"{axis}_high"].eq(Mux(cut, room, out - 1))]
+                outside |= ((offset + out <= 0) | (room < 0)) & ~task.entry.one
+            m.d.sync += p.never.eq(outside)
         return m
 
 
@@ -115,6 +117,7 @@ class Issuer(wiring.Component):
     """Issues one step of the lattice per cycle: the innermost loops of all three phases.
 
     FP and BP: for each source channel of the block. WU: for each source channel, for each pixel.
+    A tap that is never inside the map (a kernel larger than the map) has one step there, of nothing.
     Ends of tiles (``last``) are at least ``tile.rows`` cycles apart, so that the results of one tile
     leave before those of the next arrive; nothing else ever waits.
 
@@ -148,7 +151,7 @@ class Issuer(wiring.Component):
             here_y.eq(Mux(begun, y, span.y_low)), here_x.eq(Mux(begun, x, span.x_low)),
             here_channel.eq(Mux(term == 0, entry.channel, channel)),
             terms_done.eq(task.none | (term + 1 == entry.count)),
-            pixels_done.eq(~update | task.none | ((here_y == span.y_high) & (here_x == span.x_high))),
+            pixels_done.eq(~update | task.none | span.never | ((here_y == span.y_high) & (here_x == span.x_high))),
             tile_end.eq(Mux(update, pixels_done & ~task.none, task.last & terms_done)),
             go.eq(self.i.valid & ~(tile_end & (spacing != 0))),
             self.i.ready.eq(go & terms_done & pixels_done),
@@ -174,7 +177,8 @@ class Issuer(wiring.Component):
         update = self.command.opcode == Opcode.UPDATE
         tile_y, tile_x = Mux(update, y, task.tile.y), Mux(update, x, task.tile.x)
         m.d.sync += [
-            step.valid.eq(go & ~task.none), step.last.eq(go & tile_end), step.channel.eq(channel),
-            step.column.eq(task.entry.column), step.term.eq(term), step.one.eq(task.entry.one),
+            step.valid.eq(go & ~task.none & ~(update & span.never)), step.last.eq(go & tile_end),
+            step.channel.eq(channel), step.column.eq(task.entry.column), step.term.eq(term),
+            step.one.eq(task.entry.one),
             step.y.eq(tile_y + span.offset_y), step.x.eq(tile_x + span.offset_x),
             step.tile.eq(task.tile), step.tile.y.eq(tile_y), step.tile.x.eq(tile_x)]

@@ -41,7 +41,8 @@ class HostWriter(wiring.Component):
             "valid": In(1), "ready": Out(1), "write": In(WRITE), "blocked": In(1), "start": Out(1),
             "start_word": Out(struct(start_fields())),
             "program_en": Out(1), "table_en": Out(1), "index_en": Out(1), "weight_en": Out(1), "master_en": Out(1),
-            "momentum_en": Out(1), "activation_en": Out(1), "write_any": Out(1), "offset": Out(SPACE_SHIFT), "item": Out(SPACE_SHIFT),
+            "momentum_en": Out(1), "activation_en": Out(1), "write_any": Out(1),
+            "offset": Out(SPACE_SHIFT), "item": Out(SPACE_SHIFT),
             "command": Out(self.command_bits), "entry": Out(self.entry_bits), "vector": Out(vector_layout(machine)),
             "labels": Out(data.ArrayLayout(self.bits, 2 * machine.lanes))})
 
@@ -62,9 +63,8 @@ class HostWriter(wiring.Component):
                     self._commit(m, enable, words.get(target, 1), keep, staged)
             with m.Case(Space.CONTROL):
                 m.d.comb += [self.start.eq(self.valid), self.start_word.eq(self.write.data)]
-            with m.Case(Space.LABELS):
-                with m.If(self.valid):
-                    m.d.sync += self.labels[offset[: bits_for(2 * self.machine.lanes)]].eq(self.write.data)
+            with m.Case(Space.LABELS), m.If(self.valid):
+                m.d.sync += self.labels[offset[: bits_for(2 * self.machine.lanes)]].eq(self.write.data)
         m.d.comb += [self.command.eq(staged), self.entry.eq(staged), self.write_any.eq(self.valid)]
         for lane in range(self.machine.lanes):
             m.d.comb += self.vector[lane].value.eq(staged[16 * lane: 16 * lane + self.machine.word_bits].as_signed())
@@ -111,11 +111,10 @@ class HostReader(wiring.Component):
         status = {Status.BUSY: self.busy, Status.CORRECT: self.correct, Status.LOSS_LOW: self.loss[:32],
                   Status.LOSS_HIGH: self.loss[32:], Status.CYCLES: self.cycles}
         with m.Switch(space):
-            with m.Case(Space.CONTROL):
-                with m.Switch(offset[:3]):
-                    for name, value in status.items():
-                        with m.Case(name):
-                            m.d.sync += self.data.eq(value)
+            with m.Case(Space.CONTROL), m.Switch(offset[:3]):
+                for name, value in status.items():
+                    with m.Case(name):
+                        m.d.sync += self.data.eq(value)
             with m.Case(Space.ACTIVATIONS, Space.GRADIENTS):
                 m.d.sync += self.data.eq(word)
             with m.Case(Space.WEIGHTS):

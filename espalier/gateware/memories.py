@@ -1,34 +1,15 @@
-"""The on-chip memories of activations, gradients and weights."""
+"""The on-chip memories of gradients and weights, in banks."""
 
 from __future__ import annotations
 
 from amaranth.hdl import Module, signed
 from amaranth.lib import data, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import Machine
 from espalier.gateware.layouts import vector_layout
+from espalier.gateware.ram import Ram
 from espalier.program.words import bits_for
-
-
-class ActivationMemory(wiring.Component):
-    """Vectors of activations: one read and one write per cycle, read data one cycle later."""
-
-    def __init__(self, machine: Machine):
-        self.machine = machine
-        address = bits_for(machine.activation_depth)
-        super().__init__({"read_address": In(address), "read_data": Out(vector_layout(machine)),
-                          "write_en": In(1), "write_address": In(address), "write_data": In(vector_layout(machine))})
-
-    def elaborate(self, platform):
-        m = Module()
-        m.submodules.memory = memory = Memory(shape=vector_layout(self.machine), depth=self.machine.activation_depth,
-                                              init=[])
-        read, write = memory.read_port(), memory.write_port()
-        m.d.comb += [read.addr.eq(self.read_address), self.read_data.eq(read.data), write.en.eq(self.write_en),
-                     write.addr.eq(self.write_address), write.data.eq(self.write_data)]
-        return m
 
 
 class GradientBanks(wiring.Component):
@@ -47,12 +28,10 @@ class GradientBanks(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         for bank in range(self.machine.rows):
-            memory = Memory(shape=vector_layout(self.machine), depth=self.machine.gradient_depth, init=[])
-            m.submodules[f"bank_{bank}"] = memory
-            read, write = memory.read_port(), memory.write_port()
-            m.d.comb += [read.addr.eq(self.read_address), self.read_data[bank].eq(read.data),
-                         write.en.eq(self.write_en & (self.write_bank == bank)),
-                         write.addr.eq(self.write_address), write.data.eq(self.write_data)]
+            m.submodules[f"bank_{bank}"] = ram = Ram(vector_layout(self.machine), self.machine.gradient_depth)
+            m.d.comb += [ram.read_address.eq(self.read_address), self.read_data[bank].eq(ram.read_data),
+                         ram.write_en.eq(self.write_en & (self.write_bank == bank)),
+                         ram.write_address.eq(self.write_address), ram.write_data.eq(self.write_data)]
         return m
 
 
@@ -75,10 +54,8 @@ class WeightBanks(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         for bank in range(self.machine.rows):
-            memory = Memory(shape=signed(self.machine.word_bits), depth=self.machine.weight_depth, init=[])
-            m.submodules[f"bank_{bank}"] = memory
-            read, write = memory.read_port(), memory.write_port()
-            m.d.comb += [read.addr.eq(self.read_addresses[bank]), self.read_data[bank].eq(read.data),
-                         write.en.eq(self.write_en & (self.write_bank == bank)),
-                         write.addr.eq(self.write_address), write.data.eq(self.write_data)]
+            m.submodules[f"bank_{bank}"] = ram = Ram(signed(self.machine.word_bits), self.machine.weight_depth)
+            m.d.comb += [ram.read_address.eq(self.read_addresses[bank]), self.read_data[bank].eq(ram.read_data),
+                         ram.write_en.eq(self.write_en & (self.write_bank == bank)),
+                         ram.write_address.eq(self.write_address), ram.write_data.eq(self.write_data)]
         return m

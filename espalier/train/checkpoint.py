@@ -20,8 +20,9 @@ from espalier.errors import DataError, EspalierError
 from espalier.ir.graph import Graph
 from espalier.ir.text import dump
 from espalier.ir.text import load as load_graph
-from espalier.ir.types import FLOAT, Fixed, Format
+from espalier.ir.types import FLOAT, Format
 from espalier.ir.verify import verify
+from espalier.numerics.fixed import Fixed
 from espalier.numerics.update import master_format, narrow
 from espalier.records import write_bytes_atomically
 from espalier.train.config import TrainConfig
@@ -118,8 +119,8 @@ class Checkpoint:
         header = {"version": VERSION, "graph": dump(self.graph), "config": self.config.to_json(),
                   "gradient_formats": {name: str(format_) for name, format_ in self.gradient_formats.items()},
                   "position": asdict(self.position), "log": [asdict(entry) for entry in self.log]}
-        tensors = {name: np.ascontiguousarray(array, dtype=_stored_type(name, array))
-                   for name, array in self.state.items()}
+        tensors: dict[str, NDArray] = {name: np.ascontiguousarray(array, dtype=_stored_type(name, array))
+                                       for name, array in self.state.items()}
         try:
             write_bytes_atomically(path, save(tensors, metadata={KEY: json.dumps(header)}))
         except OSError as error:
@@ -132,7 +133,7 @@ class Checkpoint:
         try:
             with safe_open(path, framework="numpy") as file:
                 header = (file.metadata() or {}).get(KEY)
-                tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+                tensors: dict[str, NDArray] = {name: file.get_tensor(name) for name in sorted(file.keys())}
         except FileNotFoundError:
             raise DataError(f"There is no checkpoint {path}: train one first, or give the right path") from None
         except (OSError, SafetensorError) as error:

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from espalier.data import Dataset, normalise
-from espalier.ir.types import Fixed, Format
+from espalier.ir.types import Format
+from espalier.numerics.fixed import Fixed
 from espalier.train.evaluate import element_type
 
 PAD = 4  #: pixels that augmentation moves an image by, at most

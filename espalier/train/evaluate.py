@@ -1,8 +1,9 @@
 """The fast, exact equivalent of ``ir/interpret.py`` on torch tensors, on a CPU or a GPU.
 
 Fixed-point words are carried in float64, which is exact here (``exact.py`` proves it for each
-operation); float values in float32; labels in int64. Nothing waits for the device, so that a whole
-training step can be captured as one CUDA graph.
+operation); float values in float32; labels in int64. Nothing waits for the device (hence no
+``torch.where`` with plain numbers, which copies them there), so that a whole training step can be
+captured as one CUDA graph.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ from espalier.ir.ops import (
     SquareHinge,
     SquareHingeGrad,
 )
-from espalier.ir.types import Fixed, Float, Format, Index, Value
+from espalier.ir.types import Float, Format, Index, Value
 from espalier.numerics.activation import AVERAGE_FRAC, average_reciprocal
-from espalier.numerics.fixed import Overflow
+from espalier.numerics.fixed import Fixed, Overflow
 from espalier.numerics.window import Window
 from espalier.train import loss_unit
 from espalier.train.convolve import conv2d, conv2d_input_grad, conv2d_weight_grad, windows
@@ -147,9 +148,9 @@ def evaluate(op: Op, *args: Tensor) -> Tensor:
             return _rounded(args[0].flatten(2).sum(dim=(0, 2)) if args[0].ndim > 2 else args[0].sum(dim=0),
                             frac_of(op.g), op.out)
         case ReluGrad():
-            return _moved(torch.where(args[1] > 0, args[0], 0), op.g, op.out)
+            return _moved(torch.ops.aten.threshold_backward(args[0], args[1], 0), op.g, op.out)
         case MaxPoolGrad(window=window):
-            return _rounded(_max_pool_grad(*args, window), frac_of(op.g), op.out)
+            return _rounded(_max_pool_grad(args[0], args[1], window), frac_of(op.g), op.out)
         case AveragePoolGrad(window=window):
             _, height, width = op.out.shape
             return _mean(_sum_pool_grad(args[0], window, (height, width)), prod(window.kernel), op.g, op.out)
@@ -253,8 +254,8 @@ def _loss(op: SoftmaxCrossEntropy | SquareHinge | SoftmaxCrossEntropyGrad | Squa
 def _float_loss(op: SoftmaxCrossEntropy | SquareHinge | SoftmaxCrossEntropyGrad | SquareHingeGrad,
                 logits: Tensor, labels: Tensor) -> Tensor:
     onehot = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
-    target = torch.where(onehot, 1.0, -1.0).to(logits.dtype)
-    hinge = torch.where(target * logits < 1, logits - target, 0)
+    target = onehot.to(logits.dtype) * 2 - 1
+    hinge = (logits - target) * (target * logits < 1)
     match op:
         case SoftmaxCrossEntropy():
             return -torch.log_softmax(logits, dim=1).gather(1, labels[:, None])[:, 0]

@@ -22,8 +22,8 @@ from espalier.data import Split, batches
 from espalier.errors import DataError, EspalierError
 from espalier.ir.differentiate import differentiate
 from espalier.ir.graph import Graph
-from espalier.ir.types import Fixed
 from espalier.ir.view import conv_shape
+from espalier.numerics.fixed import Fixed
 from espalier.records import write_text_atomically
 from espalier.train.calibrate import initial_state, quantise
 from espalier.train.checkpoint import Checkpoint, EpochLog, Position
@@ -66,7 +66,11 @@ def train(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[s
     """
     check_fit(config, split, graph)
     start = _resumed(config, folder) if resume and folder is not None else None
-    state = start or prepare(config, split, graph, parameters)
+    try:
+        state = start or prepare(config, split, graph, parameters)
+    except KeyboardInterrupt:
+        raise TrainingInterrupted("Training was interrupted before its first step, and nothing was written: run the "
+                                  "same command again") from None
     if state.position.epoch >= config.epochs:
         return state
     with _bar(progress, config.epochs) as bar:

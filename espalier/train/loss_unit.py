@@ -34,7 +34,8 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor, logit_frac: int) -> Te
 def softmax_cross_entropy_grad(logits: Tensor, labels: Tensor, logit_frac: int, out: Fixed) -> Tensor:
     """The gradient words (N, classes) in the format ``out``."""
     e = _exponentials(logits, logit_frac)
-    reciprocal = torch.div(1 << RECIPROCAL_FRAC, e.sum(dim=1, keepdim=True), rounding_mode="floor")
+    total = e.sum(dim=1, keepdim=True)
+    reciprocal = torch.full_like(total, 1 << RECIPROCAL_FRAC).div(total, rounding_mode="floor")
     shift = RECIPROCAL_FRAC - out.frac
     probability = (e * reciprocal + (1 << shift - 1)) >> shift
     return (probability - (_onehot(logits, labels).long() << out.frac)).clamp(out.low, out.high)
@@ -67,7 +68,7 @@ def _onehot(logits: Tensor, labels: Tensor) -> Tensor:
 def _hinge_difference(logits: Tensor, labels: Tensor, logit_frac: int) -> Tensor:
     target = _onehot(logits, labels).long() * 2 - 1
     one = 1 << logit_frac
-    return torch.where(target * logits < one, logits - target * one, 0)
+    return (logits - target * one) * (target * logits < one)
 
 
 @cache

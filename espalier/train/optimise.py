@@ -20,7 +20,8 @@ from torch import Tensor
 
 from espalier.errors import FormatError, UnsupportedError
 from espalier.ir.differentiate import gradient_name
-from espalier.ir.types import Fixed, Format, Value
+from espalier.ir.types import Format, Value
+from espalier.numerics.fixed import Fixed
 from espalier.numerics.update import EXTRA_BITS, BufferedSgd, NarrowSgd, master_format
 from espalier.train.evaluate import element_type, to_array
 from espalier.train.unbuffered import UnbufferedSgd

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from espalier.ir.graph import Graph
-from espalier.ir.types import Fixed
+from espalier.numerics.fixed import Fixed
 from espalier.train.device_data import DeviceData
 from espalier.train.evaluate import run
 from espalier.train.optimise import Optimiser

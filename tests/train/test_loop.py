@@ -23,6 +23,7 @@ from espalier.ir.graph import Graph
 from espalier.ir.interpret import interpret
 from espalier.ir.types import FLOAT, Fixed, TensorType, Value
 from espalier.numerics.window import Window
+from espalier.train import convolve, loop
 from espalier.train.calibrate import Headroom, Widths
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import Prune, Quantise, RateKind, RateSchedule, TrainConfig
@@ -148,6 +149,18 @@ def _interrupt_at(patch: pytest.MonkeyPatch, step: int) -> None:
     patch.setattr(TrainingStep, "__call__", pressed)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def test_result_does_not_depend_on_the_device(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """On a GPU, and in a GPU's way of convolving on the CPU."""
+    reference = train(SHORT, few(), *tiny())
+    with monkeypatch.context() as patch:
+        patch.setattr(convolve, "_by_matmul", lambda x, choice: True)
+        start = replace(prepare(SHORT, few(), *tiny()), config=replace(SHORT, device=device))
+        patch.setattr(loop, "prepare", lambda *arguments: start)
+        found = train(start.config, few(), *tiny())
+    assert same(found, reference)
+
+
 def test_what_is_written(tmp_path: Path) -> None:
     found = train(SHORT, few(), *tiny(), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -234,3 +247,11 @@ def test_interrupt_without_folder_wrong(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(TrainingInterrupted, match=r"^Training was interrupted in epoch 1 and is not saved, as no "
                                                   r"folder was given$"):
         train(SHORT, few(), *tiny())
+
+
+def test_interrupt_in_calibration_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _interrupt_at(monkeypatch, 2)
+    with pytest.raises(TrainingInterrupted, match=r"^Training was interrupted before its first step, and nothing was "
+                                                  r"written: run the same command again$"):
+        train(SHORT, few(), *tiny(), tmp_path)
+    assert not list(tmp_path.iterdir())

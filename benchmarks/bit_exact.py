@@ -1,0 +1,78 @@
+"""One whole training step of LeNet-5 and CNN 1X: RTL = interpreter = training path, every word.
+
+    python benchmarks/bit_exact.py [--lanes 8]
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+from harness import Prepared, prepare, write_results
+
+from espalier.engines.interpreter import InterpreterEngine
+from espalier.engines.rtl import RtlEngine
+from espalier.ir.differentiate import gradient_name
+from espalier.records import Bar, Figure, Provenance
+from espalier.train.evaluate import run, to_array, to_tensor
+
+CASES = (("lenet5", "mnist"), ("cnn1x", "cifar10"))
+
+
+def training_path(prepared: Prepared, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """The same step by the torch training path; its update goes through numerics' rule on torch's gradients."""
+    network, graph = prepared.network, prepared.network.graph
+    tensors = {graph.inputs[0].name: to_tensor(images, graph.inputs[0].format),
+               graph.inputs[1].name: to_tensor(labels, graph.inputs[1].format),
+               **{value.name: to_tensor(prepared.state[value.name], value.format) for value in graph.parameters}}
+    values = run(graph, tensors)
+    found = {value.name: to_array(values[value.name], value.format) for value in graph.values()
+             if value.name in values and value not in graph.parameters}
+    found["loss"] = found["loss"].sum()
+    for value in graph.parameters:
+        gradient = np.where(network.live[value.name], found[gradient_name(value.name)], 0)
+        master, momentum, weight = network.rules[value.name](
+            prepared.state[f"{value.name}.master"], prepared.state[f"{value.name}.momentum"], gradient)
+        found |= {gradient_name(value.name): gradient, value.name: weight, f"{value.name}.master": master,
+                  f"{value.name}.momentum": momentum}
+    return found
+
+
+def differing(a: dict, b: dict) -> tuple[int, int, int]:
+    """Tensors and words that both know, and words that differ."""
+    common = [name for name in a if name in b]
+    return (len(common), sum(int(np.size(a[name])) for name in common),
+            sum(int((np.asarray(a[name]) != np.asarray(b[name])).sum()) for name in common))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lanes", type=int, default=8)
+    lanes = parser.parse_args().lanes
+    figures, bars = [], []
+    for name, data in CASES:
+        for rows in (1, 4, 8):
+            for density in (1.0, 0.1):
+                prepared = prepare(name, data, rows=rows, lanes=lanes, density=density)
+                rtl, reference = RtlEngine(prepared.network), InterpreterEngine(prepared.network)
+                images, labels = prepared.images[:lanes], prepared.labels[:lanes]
+                for engine in (rtl, reference):
+                    engine.load(prepared.state)
+                from_rtl, expected = rtl.traced_step(images, labels), reference.traced_step(images, labels)
+                trained = training_path(prepared, images, labels)
+                rtl.close()
+                case = f"{name} rows={rows} density={density:g}"
+                for pair, left, right in (("RTL = interpreter", from_rtl, expected),
+                                          ("training path = interpreter", trained, expected)):
+                    tensors, words, wrong = differing(left, right)
+                    provenance = Provenance.SIMULATED if pair.startswith("RTL") else Provenance.MEASURED
+                    figures += [Figure(f"{case}: {pair}, tensors compared", tensors, "tensors", provenance),
+                                Figure(f"{case}: {pair}, words compared", words, "words", provenance),
+                                Figure(f"{case}: {pair}, differing", wrong, "words", provenance)]
+                    bars.append(Bar(f"{case}: {pair}, differing words", wrong, "==", 0))
+                    print(case, pair, tensors, words, wrong, flush=True)
+    write_results("bit_exact", seeds=[0], figures=figures, bars=bars)
+
+
+if __name__ == "__main__":
+    main()

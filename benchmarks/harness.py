@@ -1,0 +1,121 @@
+"""What the benchmarks share: networks ready for an engine, and the file that each writes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from espalier.arch.machine import Machine
+from espalier.compiler.fit import required_acc_bits, required_depths
+from espalier.compiler.legalise import legalise
+from espalier.compiler.lists import LayerBlocks, layer_blocks
+from espalier.compiler.pipeline import compile_program
+from espalier.compiler.place import place
+from espalier.compress.magnitude import Magnitude
+from espalier.data import load, normalise
+from espalier.engines.base import Network
+from espalier.frontend.torch_export import from_torch
+from espalier.ir.differentiate import differentiate, gradient_name
+from espalier.ir.graph import Graph
+from espalier.ir.types import Fixed
+from espalier.ir.view import conv_shape
+from espalier.records import Bar, Figure, write_json
+from espalier.train.calibrate import Quantised, calibrate
+from espalier.train.optimise import Sgd, Update, buffered_rule, state_names
+from espalier.zoo import build, input_shape
+
+RESULTS = Path(__file__).parent / "results"
+LOSS = "softmax_cross_entropy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prepared:
+    """A zoo network, calibrated and pruned, with its first batch and the machine it was compiled for."""
+
+    network: Network
+    blocks: tuple[LayerBlocks, ...]
+    state: dict[str, NDArray]
+    images: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    test_images: NDArray[np.int64]
+    test_labels: NDArray[np.int64]
+    float_parameters: dict[str, NDArray]
+
+
+def prepare(name: str, data: str, *, rows: int, lanes: int, density: float = 1.0, seed: int = 0,
+            sgd: Sgd | None = None, probe: int = 256, exceptions: dict[str, float] | None = None) -> Prepared:
+    """Calibrate zoo network ``name`` on ``data``, prune it at once by magnitude, compile it.
+
+    Pruning is per layer to one density in ``rows × rows`` blocks (``exceptions`` by weight name). Batch
+    equals lanes. The machine has exactly the depths and accumulators that the *dense* network needs,
+    so that dense and pruned run on one machine.
+    """
+    sgd = sgd or Sgd(learning_rate=0.05, momentum=0.9, weight_decay=5e-4)
+    split = normalise(load(data))
+    graph, parameters = from_torch(build(name, seed=seed), input_shape(name), name)
+    chosen = np.random.RandomState(seed).permutation(len(split.train.images))[:probe]
+    fixed = calibrate(graph, parameters, split.train.images[chosen], split.train.labels[chosen], loss=LOSS, batch=lanes)
+    live = prune(fixed, parameters, rows, density, exceptions or {})
+    step = differentiate(fixed.graph, LOSS, fixed.gradient_formats)
+    rules = {value.name: buffered_rule(sgd, lanes, value.format, fixed.gradient_formats[gradient_name(value.name)])
+             for value in fixed.graph.parameters}
+    dense = {value.name: np.ones(value.shape, dtype=np.bool_) for value in fixed.graph.parameters}
+    machine, _ = fitted_machine(step, dense, rows, lanes)
+    program = compile_program(fixed.graph, loss=LOSS, gradient_formats=fixed.gradient_formats, live=live, rules=rules,
+                              machine=machine)
+    state = {key: np.where(live[parameter], fixed.state[key], 0) for parameter in live
+             for key in state_names(parameter, Update.BUFFERED).values() if key in fixed.state}
+    image_format = fixed.graph.inputs[0].format
+    assert isinstance(image_format, Fixed)
+    return Prepared(
+        network=Network(graph=step, program=program, rules=rules, live=live),
+        blocks=fitted_machine(step, live, rows, lanes)[1], state=state,
+        images=image_format.quantise(split.train.images), labels=split.train.labels,
+        test_images=image_format.quantise(split.test.images), test_labels=split.test.labels,
+        float_parameters=parameters)
+
+
+def prune(fixed: Quantised, parameters: dict[str, NDArray], rows: int, density: float, exceptions: dict[str, float]
+          ) -> dict[str, NDArray[np.bool_]]:
+    """Live masks of all parameters."""
+    live = {value.name: np.ones(value.shape, dtype=np.bool_) for value in fixed.graph.parameters}
+    if density >= 1:
+        return live
+    views = {layer.w.name: parameters[layer.w.name].reshape(conv_shape(fixed.graph, layer))
+             for layer in fixed.graph.layers()}
+    masks = Magnitude(density=density, rows=rows, exceptions=exceptions)(views)
+    return {**live, **{name: mask.reshape(live[name].shape) for name, mask in masks.items()}}
+
+
+def fitted_machine(step: Graph, live: dict[str, NDArray[np.bool_]], rows: int, lanes: int
+                   ) -> tuple[Machine, tuple[LayerBlocks, ...]]:
+    """The smallest machine of ``rows × lanes`` that holds the network, and the network's blocks."""
+    layers, _ = legalise(step)
+    memory = place(layers, rows)
+    blocks: list[LayerBlocks] = []
+    for layer in layers:
+        blocks.append(layer_blocks(layer, live[layer.weight], rows, blocks[-1].columns if blocks else 0))
+    depths = required_depths(layers, tuple(blocks), memory, rows)
+    acc_bits = max(32, required_acc_bits(layers, tuple(blocks)))
+    return Machine(rows=rows, lanes=lanes, acc_bits=acc_bits, **depths), tuple(blocks)
+
+
+def write_results(name: str, *, seeds: Iterable[int], figures: Iterable[Figure], bars: Iterable[Bar],
+                  notes: str = "", **more: object) -> None:
+    """Write ``benchmarks/results/NAME.json`` and print the bars."""
+    bars = list(bars)
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    write_json(RESULTS / f"{name}.json", {
+        "command": command, "seeds": list(seeds), "figures": [figure.to_json() for figure in figures],
+        "bars": [bar.to_json() for bar in bars], "notes": notes, **more})
+    for bar in bars:
+        print(f"{'met ' if bar.met else 'MISS'}  {bar.name}: {bar.value:.6g} {bar.op} {bar.bound:g}")
+
+
+torch.set_num_threads(1)

@@ -1,0 +1,275 @@
+"""The command line: arguments to the stages of ``flow``, errors to one sentence and an exit status.
+
+Status 0 is success, 1 a mistake or failure (one sentence on standard error), 2 wrong usage, 130 an
+interrupt; what earlier commands wrote is intact in every case.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+from rich.console import Console
+
+from espalier import __version__, flow
+from espalier.errors import EspalierError
+from espalier.flow.recipe import TrainFlags, recipe
+from espalier.flow.steps import Steps
+from espalier.report.serial import encode
+from espalier.train.loop import TrainingInterrupted
+
+FAILED, INTERRUPTED = 1, 130
+Arguments = ParamSpec("Arguments")
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="Train convolutional networks in compressed fixed point, and compile them to FPGA accelerators "
+                       "that go on training them.")
+
+DataRoot = Annotated[Path | None, typer.Option(help="Folder of the named data sets; default: ESPALIER_DATA.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable records on standard output.")]
+DryRun = Annotated[bool, typer.Option(help="Check everything that is cheap to check; write nothing.")]
+BuildFolder = Annotated[Path, typer.Argument(metavar="BUILD", help="A directory that compile wrote.")]
+DataName = Annotated[str | None, typer.Option(help="Data set, by name or path; default: that of the training.")]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status; ``arguments`` default to the process's own."""
+    try:
+        app(arguments, prog_name="espalier")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else FAILED
+    return 0
+
+
+def one_sentence(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """Turn what the user can mend into one sentence on standard error and an exit status."""
+    @functools.wraps(command)
+    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except TrainingInterrupted as stop:
+            raise _stop(str(stop), INTERRUPTED) from None
+        except KeyboardInterrupt:
+            raise _stop("Interrupted; what earlier commands wrote is intact", INTERRUPTED) from None
+        except EspalierError as error:
+            raise _stop(str(error), FAILED) from None
+        except OSError as error:
+            place = f"{error.filename} " if error.filename else "A file "
+            raise _stop(f"{place}cannot be read or written ({error.strerror or error}): what was there before is "
+                        f"intact; make room, or check path and permissions", FAILED) from None
+    return guarded
+
+
+def _stop(sentence: str, status: int) -> typer.Exit:
+    print(f"espalier: {sentence}", file=sys.stderr)
+    return typer.Exit(status)
+
+
+def _steps() -> Steps:
+    """Progress goes to standard error, so that standard output holds results only."""
+    return Steps(Console(stderr=True))
+
+
+def _done(steps: Steps, as_json: bool, record: object, lines: list[str]) -> None:
+    """Say what came out and what was written, for people or for programs."""
+    if as_json:
+        written = [str(path) for path in steps.written]
+        print(json.dumps({"record": record, "written": written}, indent=1, sort_keys=True))
+        return
+    for line in [*lines, *(f"wrote {path}" for path in steps.written)]:
+        print(line)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"espalier {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
+                                                  help="Print the version and stop.")] = False) -> None:
+    """Options before the command."""
+
+
+@app.command()
+@one_sentence
+def train(
+    output_dir: Annotated[Path, typer.Option(help="Where checkpoint and log go; an unfinished run there goes on.")],
+    config: Annotated[Path | None, typer.Option(help="A recipe (.yaml, .toml, .json); flags win over it.")] = None,
+    network: Annotated[str | None, typer.Option(help="Of the zoo, FILE.onnx, or FILE.py:FACTORY.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data set, by name or path.")] = None,
+    data_root: DataRoot = None,
+    epochs: Annotated[int | None, typer.Option()] = None,
+    batch: Annotated[int | None, typer.Option(help="Images of a step.")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    learning_rate: Annotated[float | None, typer.Option()] = None,
+    rate: Annotated[str | None, typer.Option(help="How it falls: constant, step or cosine.")] = None,
+    momentum: Annotated[float | None, typer.Option()] = None,
+    weight_decay: Annotated[float | None, typer.Option()] = None,
+    loss: Annotated[str | None, typer.Option(help="softmax_cross_entropy or square_hinge.")] = None,
+    augment: Annotated[bool | None, typer.Option(help="Random crops and mirror images.")] = None,
+    float32: Annotated[bool, typer.Option("--float32", help="Train in float32: the baseline.")] = False,
+    update: Annotated[str | None, typer.Option(help="buffered, unbuffered or narrow.")] = None,
+    weight_bits: Annotated[int | None, typer.Option(help="2..16")] = None,
+    activation_bits: Annotated[int | None, typer.Option(help="2..16")] = None,
+    gradient_bits: Annotated[int | None, typer.Option(help="2..16")] = None,
+    density: Annotated[float | None, typer.Option(help="Fraction of weights that stay; prunes gradually.")] = None,
+    block: Annotated[int | None, typer.Option(help="Edge of the blocks in which weights die.")] = None,
+    scope: Annotated[str | None, typer.Option(help="Prune each layer alike (layer), or the whole (network).")] = None,
+    prune_start: Annotated[float | None, typer.Option(help="In epochs.")] = None,
+    prune_end: Annotated[float | None, typer.Option(help="In epochs.")] = None,
+    compute: Annotated[str | None, typer.Option(help="cpu or cuda; results in fixed point are the same.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output directory.")] = True,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a network: checkpoint and log."""
+    steps = _steps()
+    told = recipe(config, TrainFlags(
+        network=network, data=data, epochs=epochs, batch=batch, seed=seed, device=compute, loss=loss, augment=augment,
+        rate=rate, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay, float32=float32,
+        update=update, weight_bits=weight_bits, activation_bits=activation_bits, gradient_bits=gradient_bits,
+        density=density, block=block, scope=scope, prune_start=prune_start, prune_end=prune_end))
+    found = flow.train_network(told, output_dir, data_root=data_root, resume=resume, dry_run=dry_run, steps=steps)
+    record: dict[str, object] = {"config": told.to_json()}
+    lines = ["dry run: nothing was trained"]
+    if found is not None and found.log:
+        last = found.log[-1]
+        record |= {"test_accuracy": last.test_accuracy, "train_accuracy": last.train_accuracy, "live": last.live}
+        lines = [f"test accuracy {last.test_accuracy:.2%} after {last.epoch} epochs, "
+                 f"{sum(last.live.values()):,} weights live"]
+    _done(steps, as_json, record, lines)
+
+
+@app.command("compile")
+@one_sentence
+def compile_command(
+    source: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A training directory, a checkpoint, or ONNX.")],
+    output_dir: Annotated[Path, typer.Option(help="The build directory; an earlier build there is replaced.")],
+    device: Annotated[str, typer.Option(help="The part; sets the limits.")] = "ecp5-85f",
+    rows: Annotated[int | None, typer.Option(help="Of the lattice: 1, 2, 4, 8 or 16; default: the fastest.")] = None,
+    lanes: Annotated[int | None, typer.Option(help="Images computed together; default: the fastest.")] = None,
+    word_bits: Annotated[int | None, typer.Option(help="2..16; default: the network's widest word.")] = None,
+    multipliers: Annotated[int | None, typer.Option(help="At most so many, if the part has more.")] = None,
+    block_rams: Annotated[int | None, typer.Option(help="At most so many, if the part has more.")] = None,
+    machine: Annotated[Path | None, typer.Option(help="Use this machine.json: new weights, same hardware.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images of a step on the machine; default: its lanes.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="On the machine; default: the recipe's.")] = None,
+    momentum: Annotated[float | None, typer.Option()] = None,
+    weight_decay: Annotated[float | None, typer.Option()] = None,
+    data: Annotated[str, typer.Option(help="For ONNX: the data from which formats are chosen.")] = "digits",
+    data_root: DataRoot = None,
+    stop_after: Annotated[str | None, typer.Option(help="Stop after this pass and write nothing.")] = None,
+    dump: Annotated[bool, typer.Option("--dump", help="Print what each pass made.")] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compile a network for a machine: Verilog, Program and memory images."""
+    steps = _steps()
+    request = flow.CompileRequest(
+        device=device, rows=rows, lanes=lanes, word_bits=word_bits, multipliers=multipliers, block_rams=block_rams,
+        machine=machine, batch=batch, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay,
+        data=data, data_root=data_root)
+    design = flow.compile_network(source, output_dir, request, stop_after=stop_after, dump_passes=dump,
+                                  dry_run=dry_run, steps=steps)
+    if design is None:
+        _done(steps, as_json, {"stopped_after": stop_after}, [f"stopped after {stop_after}: nothing was written"])
+        return
+    chosen = design.machine
+    _done(steps, as_json, {"machine": chosen.to_json()},
+          [f"{design.graph.name} on {chosen.rows} rows × {chosen.lanes} lanes ({chosen.multipliers} multipliers), "
+           f"{chosen.acc_bits}-bit accumulators" + (" (dry run: nothing was written)" if dry_run else "")])
+
+
+@app.command()
+@one_sentence
+def simulate(
+    build: BuildFolder,
+    data: DataName = None,
+    data_root: DataRoot = None,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 4,
+    epochs: Annotated[int, typer.Option(help="Whole epochs, besides.")] = 0,
+    traced: Annotated[int, typer.Option(help="Of these, the first ones in which every tensor is compared.")] = 1,
+    test_images: Annotated[int, typer.Option(help="Test images recognised before and after, at most.")] = 1000,
+    dense: Annotated[bool, typer.Option(help="Count the cycles of the dense network, too.")] = True,
+    seed: Annotated[int, typer.Option(help="Of the order of the images.")] = 0,
+    save: Annotated[Path | None, typer.Option(help="Write the trained state as a checkpoint.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train in RTL simulation, compared bit for bit; count cycles."""
+    progress = _steps()
+    content = flow.simulate(build, flow.SimulateRequest(
+        data=data, data_root=data_root, steps=steps, epochs=epochs, traced=traced, test_images=test_images,
+        dense=dense, seed=seed, save=save), progress)
+    cycles = content["cycles"]
+    against = f", dense {cycles['dense_step_cycles']:,}" if cycles["dense_step_cycles"] else ""
+    _done(progress, as_json, content,
+          [f"{content['steps']} steps of {content['batch']} images: equal to the interpreter, bit for bit",
+           f"{cycles['step_cycles']:,} cycles a step{against}",
+           *(f"{figure['name']}: {figure['value']:g} {figure['unit']} ({figure['provenance']})"
+             for figure in content["figures"])])
+
+
+@app.command()
+@one_sentence
+def verify(
+    build: BuildFolder,
+    data: DataName = None,
+    data_root: DataRoot = None,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the order of the images.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare every tensor of training steps: RTL against the definition."""
+    progress = _steps()
+    record = flow.verify(build, flow.VerifyRequest(data=data, data_root=data_root, steps=steps, seed=seed), progress)
+    _done(progress, as_json, encode(record),
+          [f"0 of {record.words:,} words in {len(record.tensors)} tensors differ over {record.steps} steps"])
+
+
+@app.command()
+@one_sentence
+def synth(
+    build: BuildFolder,
+    device: Annotated[str | None, typer.Option(help="Another part than the build's.")] = None,
+    route: Annotated[bool, typer.Option(help="Place and route (ECP5), which takes long.")] = True,
+    clock_period: Annotated[float, typer.Option(help="To aim for, in ns.")] = 20.0,
+    seed: Annotated[int, typer.Option(help="Of the placer.")] = 1,
+    timeout: Annotated[float, typer.Option(help="For each tool, in seconds.")] = 7200,
+    as_json: AsJson = False,
+) -> None:
+    """Synthesise, place and route: area and clock."""
+    progress = _steps()
+    content = flow.synth(build, flow.SynthRequest(device=device, route=route, clock_period_ns=clock_period, seed=seed,
+                                                  timeout_seconds=timeout), progress)
+    cells = [f"{figure['name']}: {figure['value']}" for figure in content["synthesis"]["figures"]]
+    routed = content["routing"]
+    clock = (f"fmax {routed['fmax_mhz']:.1f} MHz: {routed['limit']}" if routed
+             else f"no clock is known: {content['not_routed']}")
+    _done(progress, as_json, content, [", ".join(cells), clock])
+
+
+@app.command()
+@one_sentence
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIRECTORY...", help="That train and compile wrote.")],
+    output: Annotated[Path | None, typer.Option(help="The page; default: report.html in the last directory.")] = None,
+    title: Annotated[str | None, typer.Option()] = None,
+    baseline: Annotated[Path | None, typer.Option(help="A training directory: the float32 dense accuracy.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained HTML page of everything that the directories hold."""
+    progress = _steps()
+    page = output or folders[-1] / "report.html"
+    found = flow.write_report(folders, page, title=title, baseline=baseline, steps=progress)
+    _done(progress, as_json, found.to_json(), [])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

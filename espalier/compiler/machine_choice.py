@@ -1,0 +1,218 @@
+"""Choose a machine: the lattice that trains a network fastest within what a part offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.arch.machine import MULTIPLIERS_BESIDE_LATTICE, ROWS, Machine
+from espalier.compiler.fit import required_acc_bits, required_depths
+from espalier.compiler.legalise import Layer, Loss
+from espalier.compiler.lists import LayerBlocks, layer_blocks
+from espalier.compiler.place import place
+from espalier.errors import FitError
+from espalier.numerics.live import live_blocks
+from espalier.numerics.loss import TABLE_BITS
+from espalier.program.words import bits_for, command_fields, entry_fields
+
+MAX_LANES = 1024
+LOSS_WORD_BITS = 16  #: of the loss unit's table
+DEPTH_STEP = 64  #: depths are rounded up to a multiple of this, so that a small change still fits
+
+
+def _no_block_rams(words: int, bits: int) -> int:
+    return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraints:
+    """What a machine may take, and what of it is given.
+
+    Parameters
+    ----------
+    name : str
+        Of the part, for messages.
+    multipliers, block_rams : int or None
+        At most so many; None sets no limit.
+    block_rams_for : callable
+        Block RAMs of a memory of (words, bits).
+    word_bits : int or None
+        None takes the widest format of the network.
+    rows, lanes : int or None
+        None leaves the choice.
+    batch : int or None
+        Images of a training step; more than ``lanes`` adds the memory that sums gradients over groups.
+        None makes every step one group.
+    """
+
+    name: str = "any part"
+    multipliers: int | None = None
+    block_rams: int | None = None
+    block_rams_for: Callable[[int, int], int] = _no_block_rams
+    word_bits: int | None = None
+    rows: int | None = None
+    lanes: int | None = None
+    batch: int | None = None
+
+    def block_rams_of(self, machine: Machine) -> int:
+        """Block RAMs that the memories of ``machine`` take."""
+        return sum(count * self.block_rams_for(words, bits) for count, words, bits in memory_banks(machine))
+
+    def hold(self, machine: Machine) -> bool:
+        """Whether ``machine`` is within the limits."""
+        return ((self.multipliers is None or multipliers_of(machine) <= self.multipliers)
+                and (self.block_rams is None or self.block_rams_of(machine) <= self.block_rams))
+
+    def needs(self, machine: Machine) -> str:
+        """What ``machine`` takes of what there is, for a message."""
+        parts = [f"{used} of {have} {what}" for used, have, what in (
+            (multipliers_of(machine), self.multipliers, "multipliers"),
+            (self.block_rams_of(machine), self.block_rams, "block RAMs")) if have is not None]
+        return " and ".join(parts)
+
+
+def multipliers_of(machine: Machine) -> int:
+    """Multipliers of the lattice and, at most, of what is beside it."""
+    return machine.multipliers + MULTIPLIERS_BESIDE_LATTICE
+
+
+def memory_banks(machine: Machine) -> tuple[tuple[int, int, int], ...]:
+    """(banks, words, bits per word) of every memory with one write and one read port.
+
+    Segment pointers are read in pairs, from two copies. The last is the loss unit's table.
+    """
+    sizes = machine.memories()
+    banked = {"gradients": machine.gradient_depth, "weights": machine.weight_depth}
+    banks = [(words // banked.get(name, words), banked.get(name, words), bits)
+             for name, (words, bits) in sizes.items()]
+    return (*banks, (1, machine.index_depth, sum(entry_fields(machine).values())),
+            (2, machine.table_depth, bits_for(machine.index_depth + 1)),
+            (1, machine.program_depth, sum(command_fields(machine).values())), (1, 2 << TABLE_BITS, LOSS_WORD_BITS))
+
+
+def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDArray[np.bool_]],
+                   constraints: Constraints) -> Machine:
+    """The machine within ``constraints`` with the fewest estimated cycles per image of a training step.
+
+    Every number of rows whose blocks the live set is made of is tried with the most lanes that fit;
+    depths are what the network needs, rounded up to a multiple of :data:`DEPTH_STEP`.
+
+    Raises
+    ------
+    FitError
+        Nothing fits, with the numbers of the smallest machine that was tried; or rows, lanes and batch
+        contradict the live set or each other.
+    """
+    found: list[tuple[float, int, Machine]] = []
+    smallest: Machine | None = None
+    for rows, blocks in _legal_rows(layers, live, constraints.rows):
+        cycles = sum(estimated_cycles(item, first=k == 0) for k, item in enumerate(blocks))
+        for lanes in _lane_counts(rows, constraints):
+            machine = _machine(layers, loss, blocks, rows, lanes, constraints)
+            if constraints.hold(machine):
+                found.append((cycles / lanes, -rows, machine))
+                break
+            if smallest is None or machine.multipliers < smallest.multipliers:
+                smallest = machine
+    if found:
+        return min(found, key=lambda item: item[:2])[2]
+    assert smallest is not None
+    raise FitError(f"No machine for this network fits {constraints.name}: the smallest that was tried, {smallest.rows} "
+                   f"rows × {smallest.lanes} lanes, takes {constraints.needs(smallest)}; prune more, shrink the "
+                   f"network, or choose a larger part")
+
+
+def blocks_of(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], rows: int) -> tuple[LayerBlocks, ...]:
+    """The live blocks of each layer, laid out one behind the other. Raises FitError where blocks are not whole."""
+    blocks: list[LayerBlocks] = []
+    for layer in layers:
+        blocks.append(layer_blocks(layer, live[layer.weight], rows, blocks[-1].columns if blocks else 0))
+    return tuple(blocks)
+
+
+def _legal_rows(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], given: int | None
+                ) -> Iterator[tuple[int, tuple[LayerBlocks, ...]]]:
+    if given is not None:
+        if given not in ROWS:
+            raise FitError(f"Rows must be one of {', '.join(map(str, ROWS))}, not {given}")
+        yield given, blocks_of(layers, live, given)
+        return
+    for rows in ROWS:
+        if all(_whole(live[layer.weight].reshape(layer.weight_shape), rows) for layer in layers):
+            yield rows, blocks_of(layers, live, rows)
+
+
+def _whole(live: NDArray[np.bool_], rows: int) -> bool:
+    """Whether the live weights are whole blocks; a block at the edge is whole without its padding."""
+    blocks = live_blocks(live, rows)
+    grown = blocks.repeat(rows, axis=0).repeat(rows, axis=1)[: live.shape[0], : live.shape[1]]
+    return bool((grown == live).all())
+
+
+def _lane_counts(rows: int, constraints: Constraints) -> Iterator[int]:
+    """Numbers of lanes to try, the most first; at least one, even where the multipliers do not suffice for it."""
+    batch, given = constraints.batch, constraints.lanes
+    if batch is not None and batch < 1:
+        raise FitError(f"A batch must hold at least one image, not {batch}")
+    if given is not None:
+        if not 1 <= given <= MAX_LANES:
+            raise FitError(f"Lanes must be in 1..{MAX_LANES}, not {given}")
+        if batch is not None and batch % given:
+            raise FitError(f"A batch must be whole groups of lanes, and {batch} images are not whole groups of {given}")
+        yield given
+        return
+    if constraints.multipliers is None:
+        raise FitError(f"{constraints.name} sets no limit to multipliers, so the number of lanes must be given")
+    most = max(1, min(MAX_LANES, (constraints.multipliers - MULTIPLIERS_BESIDE_LATTICE) // rows))
+    for lanes in range(min(most, batch or most), 0, -1):
+        if batch is None or batch % lanes == 0:
+            yield lanes
+
+
+def _machine(layers: tuple[Layer, ...], loss: Loss, blocks: tuple[LayerBlocks, ...], rows: int, lanes: int,
+             constraints: Constraints) -> Machine:
+    widest = max(fmt.width for layer in layers for fmt in (layer.x_format, layer.weight_format, layer.out_format,
+                                                           layer.gradient_format))
+    word_bits = widest if constraints.word_bits is None else constraints.word_bits
+    depths = {name: -(-needed // DEPTH_STEP) * DEPTH_STEP
+              for name, needed in required_depths(layers, blocks, place(layers, rows), rows).items()}
+    return Machine(rows=rows, lanes=lanes, word_bits=word_bits,
+                   acc_bits=max(required_acc_bits(layers, blocks), 2 * word_bits), max_classes=max(16, loss.classes),
+                   groups=constraints.batch is not None and constraints.batch > lanes, **depths)
+
+
+def estimated_cycles(item: LayerBlocks, *, first: bool) -> int:
+    """Lattice cycles of one layer's FP, BP and WU for one group of lanes, without fills and barriers.
+
+    FP and BP take a cycle for each live column or row of a block at each pixel, and at least one for each
+    vector of results; WU takes one for each pixel of a live column, and at least one for each gradient.
+    """
+    return sum(phase_estimates(item, first=first))
+
+
+def phase_estimates(item: LayerBlocks, *, first: bool) -> tuple[int, int, int]:
+    """The FP, BP and WU parts of :func:`estimated_cycles`."""
+    layer, rows = item.layer, item.rows
+    out_pixels, in_pixels = layer.conv_shape[1] * layer.conv_shape[2], layer.in_shape[1] * layer.in_shape[2]
+    bias = layer.bias is not None
+    forward, backward = [bias * out_pixels] * item.out_blocks, [0] * item.source_blocks
+    update = bias * item.out_blocks * max(out_pixels, rows)
+    for block in item.blocks:
+        inside = _inside(layer, block.ky, block.kx)
+        forward[block.out] += block.columns * inside
+        backward[block.source] += min(rows, layer.weight_shape[0] - block.out * rows) * inside
+        update += block.columns * max(inside, rows)
+    return (sum(max(work, rows * out_pixels) for work in forward),
+            0 if first else sum(max(work, rows * in_pixels) for work in backward), update)
+
+
+def _inside(layer: Layer, ky: int, kx: int) -> int:
+    """Output pixels whose tap (ky, kx) falls inside the source map."""
+    spans = []
+    for axis, tap in enumerate((ky, kx)):
+        shift = tap - layer.pad[axis]
+        spans.append(max(0, min(layer.conv_shape[1 + axis], layer.in_shape[1 + axis] - shift) - max(0, -shift)))
+    return spans[0] * spans[1]

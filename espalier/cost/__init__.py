@@ -1,0 +1,1 @@
+"""What a design costs: counts of work, from plain data."""

@@ -1,0 +1,116 @@
+"""One training step on disk: all that is needed to compile it and run it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from espalier.arch.machine import Machine
+from espalier.compiler.pipeline import compile_program
+from espalier.engines.base import Network, State
+from espalier.errors import DataError, FormatError
+from espalier.ir import text
+from espalier.ir.differentiate import LOSSES, differentiate, gradient_name
+from espalier.ir.graph import Graph
+from espalier.ir.ops import LossOp
+from espalier.ir.types import Format
+from espalier.numerics.fixed import Fixed
+from espalier.numerics.update import BufferedSgd, Factor
+from espalier.records import write_bytes_atomically, write_json, write_text_atomically
+
+FACTORS = ("momentum", "rate", "decay")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A compiled network, a parameter state, and one group of images (lanes, C, H, W) with labels (lanes,)."""
+
+    network: Network
+    state: State
+    images: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+
+def write_bundle(folder: Path, network: Network, state: State, images: NDArray[np.int64],
+                 labels: NDArray[np.int64]) -> None:
+    """Write ``machine.json``, ``step.graph``, ``rules.json`` and ``tensors.safetensors`` into ``folder``."""
+    names = [parameter.name for parameter in network.graph.parameters]
+    tensors = {"images": images, "labels": labels,
+               **{f"live/{name}": network.live[name] for name in names},
+               **{f"state/{key}": state[key] for name in names for key in (name, f"{name}.master", f"{name}.momentum")}}
+    write_json(folder / "machine.json", network.program.machine.to_json())
+    write_text_atomically(folder / "step.graph", text.dump(network.graph))
+    write_json(folder / "rules.json", {name: _rule_to_json(network.rules[name]) for name in names})
+    write_bytes_atomically(folder / "tensors.safetensors", save(
+        {name: np.ascontiguousarray(tensor, dtype=bool if name.startswith("live/") else np.int64)
+         for name, tensor in tensors.items()}))
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Read and recompile what :func:`write_bundle` wrote.
+
+    Raises DataError where a file is missing or is not what it must be, and what the compiler raises.
+    """
+    try:
+        machine = Machine.from_json(json.loads((folder / "machine.json").read_text()))
+        graph = text.load((folder / "step.graph").read_text())
+        rules = {name: _rule_from_json(rule) for name, rule in json.loads((folder / "rules.json").read_text()).items()}
+        tensors = load((folder / "tensors.safetensors").read_bytes())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise DataError(f"{folder} is not a whole verification bundle: {error}") from None
+    missing = sorted(_tensor_names(graph) - set(tensors))
+    if missing:
+        raise DataError(f"{folder} is not a whole verification bundle: tensors.safetensors has no {missing[0]!r}")
+    live = {name: tensors[f"live/{name}"] for name in (parameter.name for parameter in graph.parameters)}
+    network = recompiled(graph, machine, rules, live)
+    state = {name.removeprefix("state/"): tensor for name, tensor in tensors.items() if name.startswith("state/")}
+    return Bundle(network=network, state=state, images=tensors["images"], labels=tensors["labels"])
+
+
+def _tensor_names(graph: Graph) -> set[str]:
+    kinds = ("live/{}", "state/{}", "state/{}.master", "state/{}.momentum")
+    return {"images", "labels", *(kind.format(parameter.name) for parameter in graph.parameters for kind in kinds)}
+
+
+def recompiled(graph: Graph, machine: Machine, rules: Mapping[str, BufferedSgd],
+               live: Mapping[str, NDArray[np.bool_]]) -> Network:
+    """Compile the network of a training graph. Raises DataError where it is not one that ``differentiate`` makes."""
+    inference, loss, formats = undifferentiated(graph)
+    if differentiate(inference, loss, formats) != graph:
+        raise DataError(f"The training graph {graph.name!r} is not what differentiating its network gives: "
+                        f"it was changed, or another version wrote it")
+    program = compile_program(inference, loss=loss, gradient_formats=formats, live=live, rules=rules, machine=machine)
+    return Network(graph=graph, program=program, rules=rules, live=live)
+
+
+def undifferentiated(graph: Graph) -> tuple[Graph, str, dict[str, Format]]:
+    """The network, the loss and the gradient formats that a training graph was made from."""
+    position = next((k for k, op in enumerate(graph.ops) if isinstance(op, LossOp)), None)
+    if position is None:
+        raise DataError(f"Graph {graph.name!r} has no loss: it is not a training graph")
+    op = graph.ops[position]
+    assert isinstance(op, LossOp)
+    loss = next(name for name, (kind, _) in LOSSES.items() if isinstance(op, kind))
+    inference = Graph(graph.name, graph.inputs[:1], graph.parameters, graph.ops[:position], (op.logits,))
+    known = {value.name: value.format for value in graph.values()}
+    wanted = (gradient_name(value.name) for value in inference.values())
+    return inference, loss, {name: known[name] for name in wanted if name in known}
+
+
+def _rule_to_json(rule: BufferedSgd) -> dict[str, object]:
+    factors = {name: getattr(rule, name) for name in FACTORS}
+    return {"weight": str(rule.weight), **{name: [factor.word, factor.shift] for name, factor in factors.items()}}
+
+
+def _rule_from_json(fields: dict[str, Any]) -> BufferedSgd:
+    if set(fields) != {"weight", *FACTORS}:
+        raise FormatError(f"an update rule has the fields weight, {', '.join(FACTORS)}, not {', '.join(fields)}")
+    return BufferedSgd(weight=Fixed.parse(fields["weight"]), **{name: Factor(*fields[name]) for name in FACTORS})

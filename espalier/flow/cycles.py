@@ -1,0 +1,109 @@
+"""Cycles of one training step as counted in RTL simulation, by layer and phase, against the dense network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.arch.machine import Machine
+from espalier.compiler.fit import required_acc_bits, required_depths
+from espalier.compiler.legalise import Layer, legalise
+from espalier.compiler.machine_choice import blocks_of
+from espalier.compiler.place import place
+from espalier.cost.macs import ConvolutionSize, useful_macs
+from espalier.engines.rtl import PhaseCycles, RtlEngine
+from espalier.flow.design import Design
+from espalier.ir.differentiate import differentiate
+from espalier.program.words import Opcode
+from espalier.records import Figure, Provenance
+from espalier.report.cycles import Cycles, LayerCycles, OtherCycles, Phase
+
+Images = NDArray[np.int64]
+
+
+def step_cycles(engine: RtlEngine, images: Images, labels: NDArray[np.int64]) -> tuple[PhaseCycles, ...]:
+    """The cycles of one training step on one batch, command by command. Trains the engine by that step."""
+    engine.clear_cycles()
+    engine.train(images, labels, len(images))
+    commands = engine.program.commands
+    end = next(k for k, command in enumerate(commands) if command.opcode == Opcode.END)
+    return engine.phase_cycles()[:end]
+
+
+def dense_step_cycles(design: Design, images: Images, labels: NDArray[np.int64]) -> tuple[PhaseCycles, ...]:
+    """The cycles of the same step where every weight lives, on the same lattice with memories that hold them."""
+    live = {name: np.ones_like(mask) for name, mask in design.live.items()}
+    engine = RtlEngine(design.network(live, dense_machine(design)))
+    engine.load(design.state)
+    found = step_cycles(engine, images, labels)
+    engine.close()
+    return found
+
+
+def dense_machine(design: Design) -> Machine:
+    """The machine of ``design`` with depths and accumulators for the dense network."""
+    machine, layers = design.machine, layers_of(design)
+    live = {name: np.ones_like(mask) for name, mask in design.live.items()}
+    blocks = blocks_of(layers, live, machine.rows)
+    needed = required_depths(layers, blocks, place(layers, machine.rows), machine.rows)
+    return replace(machine, acc_bits=max(machine.acc_bits, required_acc_bits(layers, blocks)),
+                   **{name: max(depth, getattr(machine, name)) for name, depth in needed.items()})
+
+
+def layers_of(design: Design) -> tuple[Layer, ...]:
+    """The layers as the machine runs them."""
+    return legalise(differentiate(design.graph, design.loss, design.checkpoint.gradient_formats))[0]
+
+
+def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[PhaseCycles, ...] | None) -> Cycles:
+    """The cycles of a step of ``design.batch`` images as a section of a report."""
+    layers = {layer.name: layer for layer in layers_of(design)}
+    useful = {name: design.batch * _useful(design, layer) for name, layer in layers.items()}
+    dense_counts = [None] * len(counted) if dense is None else [phase.cycles for phase in dense]
+    rows, others = [], []
+    for phase, dense_cycles in zip(counted, dense_counts, strict=True):
+        kind = _phase(phase.opcode)
+        if kind is None:
+            others.append(OtherCycles(name=phase.layer, cycles=phase.cycles, dense_cycles=dense_cycles))
+        else:
+            rows.append(LayerCycles(layer=phase.layer, phase=kind, cycles=phase.cycles, useful_macs=useful[phase.layer],
+                                    dense_cycles=dense_cycles))
+    total = sum(phase.cycles for phase in counted)
+    nominal = sum(_size(layers[row.layer]).nominal_macs for row in rows)
+    return Cycles(
+        multipliers=design.machine.multipliers, images=design.batch, step_cycles=total,
+        dense_step_cycles=None if dense is None else sum(phase.cycles for phase in dense), layers=tuple(rows),
+        others=tuple(others), figures=(
+            Figure("Executed MACs per cycle", sum(row.useful_macs for row in rows) / total, "MAC/cycle",
+                   Provenance.SIMULATED),
+            Figure("Dense-equivalent MACs per cycle", design.batch * nominal / total, "MAC/cycle",
+                   Provenance.SIMULATED),
+            Figure("Peak MACs per cycle", design.machine.multipliers, "MAC/cycle", Provenance.ESTIMATED)))
+
+
+def _size(layer: Layer) -> ConvolutionSize:
+    return ConvolutionSize(in_shape=layer.in_shape, out_shape=layer.conv_shape, kernel=layer.weight_shape[2:],
+                           pad=layer.pad)
+
+
+def _useful(design: Design, layer: Layer) -> int:
+    """Useful MACs of one phase of ``layer`` for one image."""
+    weights = design.live[layer.weight].reshape(layer.weight_shape).sum(axis=(0, 1))
+    return useful_macs(_size(layer), ((int(ky), int(kx), int(count)) for (ky, kx), count in np.ndenumerate(weights)))
+
+
+def _phase(opcode: Opcode) -> Phase | None:
+    match opcode:
+        case Opcode.FORWARD:
+            return Phase.FP
+        case Opcode.BACKWARD:
+            return Phase.BP
+        case Opcode.UPDATE:
+            return Phase.WU
+        case Opcode.LOSS | Opcode.END:
+            return None
+        case _:
+            assert_never(opcode)

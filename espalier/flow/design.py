@@ -1,0 +1,159 @@
+"""A build directory: a compiled network with everything that is needed to run, train and rebuild it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.arch.machine import Machine
+from espalier.compiler.pipeline import compile_program
+from espalier.engines.base import Network
+from espalier.errors import DataError, FormatError, UnsupportedError
+from espalier.ir.differentiate import differentiate, gradient_name
+from espalier.ir.graph import Graph
+from espalier.ir.types import Fixed
+from espalier.numerics.update import BufferedSgd
+from espalier.train.checkpoint import Checkpoint
+from espalier.train.optimise import Sgd, Update, buffered_rule
+
+MANIFEST, MACHINE, NETWORK, VERILOG, GRAPH = ("manifest.json", "machine.json", "network.safetensors", "espalier.v",
+                                              "graph.txt")
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Design:
+    """A trained network, the machine it is for, and how the machine trains it on.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        In fixed point, with the accumulation buffer.
+    machine : Machine
+    sgd : Sgd
+        Of training on the machine.
+    batch : int
+        Images of a step there: one group of lanes, or several where the machine has ``groups``.
+    device : str
+        Name of the part that the machine was chosen for.
+    """
+
+    checkpoint: Checkpoint
+    machine: Machine
+    sgd: Sgd
+    batch: int
+    device: str
+
+    def __post_init__(self) -> None:
+        lanes = self.machine.lanes
+        if self.batch < 1 or self.batch % lanes or (self.batch > lanes and not self.machine.groups):
+            wanted = f"a multiple of {lanes} lanes" if self.machine.groups else f"the {lanes} lanes of this machine"
+            raise UnsupportedError(f"The batch of a step must be {wanted}, not {self.batch}")
+
+    @property
+    def graph(self) -> Graph:
+        """The inference graph."""
+        return self.checkpoint.graph
+
+    @property
+    def loss(self) -> str:
+        return self.checkpoint.config.loss
+
+    @property
+    def live(self) -> dict[str, NDArray[np.bool_]]:
+        return self.checkpoint.live
+
+    @property
+    def state(self) -> dict[str, NDArray[np.int64]]:
+        """Weights, masters and momenta."""
+        return {name: words for name, words in self.checkpoint.state.items() if not name.endswith(".live")}
+
+    def rules(self) -> dict[str, BufferedSgd]:
+        """The update rule of every parameter."""
+        return update_rules(self.checkpoint, self.sgd, self.batch)
+
+    def network(self, live: Mapping[str, NDArray[np.bool_]] | None = None, machine: Machine | None = None) -> Network:
+        """Compile it: what the engines run; with another live set and machine on demand."""
+        live, rules = live or self.live, self.rules()
+        program = compile_program(self.graph, loss=self.loss, gradient_formats=self.checkpoint.gradient_formats,
+                                  live=live, rules=rules, machine=machine or self.machine)
+        return Network(graph=differentiate(self.graph, self.loss, self.checkpoint.gradient_formats), program=program,
+                       rules=rules, live=live)
+
+
+def update_rules(checkpoint: Checkpoint, sgd: Sgd, batch: int) -> dict[str, BufferedSgd]:
+    """The rules with which a machine updates the parameters of ``checkpoint``.
+
+    Raises UnsupportedError for a network that is not in fixed point with the accumulation buffer, and
+    FormatError for a rate that has no word.
+    """
+    if checkpoint.config.update is not Update.BUFFERED:
+        raise UnsupportedError(f"The machine trains in fixed point through the accumulation buffer, and this network "
+                               f"was trained with the update {checkpoint.config.update.value!r}: train it with "
+                               f"'buffered'")
+    rules: dict[str, BufferedSgd] = {}
+    for value in checkpoint.graph.parameters:
+        gradient = checkpoint.gradient_formats[gradient_name(value.name)]
+        assert isinstance(value.format, Fixed) and isinstance(gradient, Fixed)
+        try:
+            rules[value.name] = buffered_rule(sgd, batch, value.format, gradient)
+        except FormatError as error:
+            raise FormatError(f"The learning rate {sgd.learning_rate:g} over a batch of {batch} is too large for the "
+                              f"formats of {value.name!r} ({error}): choose a lower rate or a larger batch") from None
+    return rules
+
+
+def load_design(folder: Path) -> Design:
+    """Read and check a build directory. Raises DataError if it is missing, incomplete or was changed."""
+    manifest = load_manifest(folder)
+    for name, digest in sorted(manifest["files"].items()):
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"The build directory {folder} lacks {name}: compile the network again")
+        if sha256(path.read_bytes()) != digest:
+            raise DataError(f"{name} in the build directory {folder} is damaged or was changed (its checksum is not "
+                            f"that of the manifest): compile the network again")
+    machine = Machine.from_json(_read_json(folder / MACHINE))
+    training = manifest["training"]
+    return Design(Checkpoint.load(folder / NETWORK), machine, Sgd(**training["sgd"]), training["batch"],
+                  manifest["device"])
+
+
+def load_manifest(folder: Path) -> dict:
+    """The manifest of a build directory. Raises DataError if there is none or it is not one of this version."""
+    if not (folder / MANIFEST).is_file():
+        raise DataError(f"{folder} is no build directory (there is no {MANIFEST} in it): compile a network first")
+    manifest = _read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
+        raise DataError(f"The build directory {folder} has format {manifest.get('format')} and this version reads "
+                        f"{FORMAT}: compile the network again")
+    return manifest
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is damaged or cannot be read ({error}): compile the network again") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path} does not hold a JSON object: compile the network again")
+    return found
+
+
+def read_machine(path: Path) -> Machine:
+    """A machine from its JSON file. Raises DataError or FitError in one sentence."""
+    if not path.is_file():
+        raise DataError(f"There is no machine description {path}: give the machine.json of a build directory")
+    return Machine.from_json(_read_json(path))
+
+
+def sha256(content: bytes) -> str:
+    """The checksum that the manifest has of each file."""
+    return hashlib.sha256(content).hexdigest()
+

@@ -1,0 +1,54 @@
+"""Memory images as ``$readmemh`` reads them: one word a line, in hexadecimal, the first at address 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.arch.machine import Machine
+from espalier.numerics.update import EXTRA_BITS
+from espalier.program.program import Program
+from espalier.program.words import bits_for, command_fields, entry_fields
+
+
+def hex_words(words: Sequence[int], bits: int) -> bytes:
+    """Lines of unsigned words of any width."""
+    digits = -(-bits // 4)
+    return b"".join(b"%0*x\n" % (digits, word) for word in words)
+
+
+def hex_array(words: NDArray[np.int64], bits: int) -> bytes:
+    """Lines of two's complement words of at most 32 bits, from an array."""
+    digits = -(-bits // 4)
+    text = (words & (1 << bits) - 1).astype(">u4").tobytes().hex().encode()
+    lines = np.empty((len(words), digits + 1), dtype=np.uint8)
+    lines[:, :digits] = np.frombuffer(text, dtype=np.uint8).reshape(len(words), 8)[:, 8 - digits:]
+    lines[:, digits] = ord("\n")
+    return lines.tobytes()
+
+
+def program_images(program: Program, state: Mapping[str, NDArray]) -> dict[str, bytes]:
+    """Every memory image of a network by file name.
+
+    ``program``, ``table`` and ``index`` hold commands, segment pointers and live-block entries (fields
+    as declared in ``espalier.program.words``, the first lowest); ``weights``, ``masters`` and ``momenta``
+    hold place ``column * rows + bank``.
+    """
+    machine = program.machine
+    memories = program.memory_images(state)
+    return {
+        "program.hex": hex_words([command.encode(machine) for command in program.commands],
+                                 sum(command_fields(machine).values())),
+        "table.hex": hex_words(program.table, bits_for(machine.index_depth + 1)),
+        "index.hex": hex_words([entry.encode(machine) for entry in program.entries],
+                               sum(entry_fields(machine).values())),
+        **{f"{name}.hex": hex_array(memories[name], width) for name, width in word_widths(machine).items()},
+    }
+
+
+def word_widths(machine: Machine) -> dict[str, int]:
+    """Bits of a word of the memories that hold the parameters' state."""
+    wide = machine.word_bits + EXTRA_BITS
+    return {"weights": machine.word_bits, "masters": wide, "momenta": wide}

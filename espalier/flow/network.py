@@ -1,0 +1,61 @@
+"""Networks and data by the names that people give them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier import zoo
+from espalier.data import Dataset, Split, batches, normalise
+from espalier.errors import DataError
+from espalier.frontend.module_file import is_module_file, module_from_file
+from espalier.frontend.onnx_import import from_onnx
+from espalier.frontend.torch_export import from_torch
+from espalier.ir.graph import Graph
+from espalier.ir.types import Fixed
+
+
+def load_network(network: str, split: Split, seed: int = 0) -> tuple[Graph, dict[str, NDArray]]:
+    """The float graph and parameters of a network: of the zoo, an ``.onnx`` file, or ``FILE.py:FACTORY``.
+
+    A network of the zoo gets as many classes as the data has, and its weights from ``seed``. Raises the
+    errors of the frontend; UnsupportedError for an unknown name.
+    """
+    if network.endswith(".onnx"):
+        return from_onnx(network)
+    if is_module_file(network):
+        module = module_from_file(network, seed)
+        return from_torch(module, split.train.image_shape, Path(network.rpartition(":")[0]).stem)
+    return from_torch(zoo.build(network, split.train.class_count, seed), zoo.input_shape(network), network)
+
+
+def image_words(graph: Graph, dataset: Dataset, index: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The images of ``dataset`` at ``index`` as words of the network's image (N, C, H, W).
+
+    Raises DataError unless their shape is that of the network.
+    """
+    image = graph.inputs[0]
+    if dataset.image_shape != image.shape:
+        raise DataError(f"Network {graph.name!r} takes images of shape {image.shape}, and those of {dataset.name!r} "
+                        f"have {dataset.image_shape}: give the data set that it was trained on")
+    logits = graph.outputs[0].shape[0]
+    if dataset.class_count != logits:
+        raise DataError(f"Network {graph.name!r} tells {logits} classes apart, and {dataset.name!r} has "
+                        f"{dataset.class_count}: give the data set that it was trained on")
+    assert isinstance(image.format, Fixed), f"{image} is not in fixed point"
+    return image.format.quantise(normalise(dataset.images[index]))
+
+
+def training_order(dataset: Dataset, batch: int, seed: int, steps: int) -> NDArray[np.int64]:
+    """The indices of ``steps`` batches (steps, batch), epoch after epoch, each in the order training has.
+
+    Raises DataError if not even one batch can be filled.
+    """
+    found: list[NDArray[np.int64]] = []
+    epoch = 0
+    while len(found) < steps:
+        found += list(batches(dataset, batch, seed, epoch, drop_last=True))
+        epoch += 1
+    return np.stack(found[:steps])

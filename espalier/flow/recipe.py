@@ -1,0 +1,94 @@
+"""A training recipe from a file and from flags, which win."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from espalier.errors import DataError
+from espalier.train.config import TrainConfig
+
+PRUNE_START, PRUNE_END = 0.1, 0.7  #: of the epochs, where pruning is asked for without saying when
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainFlags:
+    """What the command line says about training; None leaves it to the file or to the default.
+
+    The names are those of ``TrainConfig`` and its parts; ``float32`` leaves fixed point out.
+    """
+
+    network: str | None = None
+    data: str | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    seed: int | None = None
+    device: str | None = None
+    loss: str | None = None
+    augment: bool | None = None
+    rate: str | None = None
+    learning_rate: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    float32: bool = False
+    update: str | None = None
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    gradient_bits: int | None = None
+    density: float | None = None
+    block: int | None = None
+    scope: str | None = None
+    prune_start: float | None = None
+    prune_end: float | None = None
+
+
+def recipe(file: Path | None, flags: TrainFlags) -> TrainConfig:
+    """The configuration of ``file`` (defaults without one), with ``flags`` put over it. Raises DataError."""
+    fields = (TrainConfig() if file is None else TrainConfig.load(file)).to_json()
+    _put(fields, flags, {name: name for name in ("network", "data", "epochs", "batch", "seed", "device", "loss",
+                                                 "augment")})
+    _put(fields["sgd"], flags, {name: name for name in ("learning_rate", "momentum", "weight_decay")})
+    _put(fields["rate"], flags, {"rate": "kind"})
+    fields["quantise"] = _quantise(fields["quantise"], flags)
+    fields["prune"] = _prune(fields["prune"], flags, fields["epochs"])
+    return TrainConfig.from_json(fields, "The command line and configuration")
+
+
+def _put(fields: dict[str, Any], flags: TrainFlags, names: dict[str, str]) -> None:
+    """Set the fields for which a flag was given; ``names`` is flag -> field."""
+    given = {field: getattr(flags, flag) for flag, field in names.items()}
+    fields.update({field: value for field, value in given.items() if value is not None})
+
+
+def _quantise(fields: dict[str, Any] | None, flags: TrainFlags) -> dict[str, Any] | None:
+    widths = {"weight_bits": "weight", "activation_bits": "activation", "gradient_bits": "gradient"}
+    wanted = any(getattr(flags, flag) is not None for flag in ("update", *widths))
+    if flags.float32:
+        if wanted:
+            raise DataError("Training in float32 has neither word widths nor a fixed-point update: leave out --float32 "
+                            "or these")
+        return None
+    if fields is None and wanted:
+        found = TrainConfig().to_json()["quantise"]
+    elif fields is None:
+        return None
+    else:
+        found = fields
+    _put(found, flags, {"update": "update"})
+    _put(found["widths"], flags, widths)
+    return found
+
+
+def _prune(fields: dict[str, Any] | None, flags: TrainFlags, epochs: int) -> dict[str, Any] | None:
+    given = any(getattr(flags, name) is not None for name in ("density", "block", "scope", "prune_start", "prune_end"))
+    if fields is None and not given:
+        return None
+    if fields is None:
+        if flags.density is None:
+            raise DataError("Pruning needs to know how many weights stay: give --density, such as 0.1")
+        fields = {"magnitude": {"density": flags.density},
+                  "schedule": {"start": PRUNE_START * epochs, "end": PRUNE_END * epochs}}
+    _put(fields["magnitude"], flags, {"density": "density", "block": "rows", "scope": "scope"})
+    _put(fields["schedule"], flags, {"prune_start": "start", "prune_end": "end"})
+    return fields

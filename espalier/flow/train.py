@@ -1,0 +1,50 @@
+"""Train: network + data + recipe -> checkpoint and log."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+
+from espalier.data import Split, load
+from espalier.flow.network import load_network
+from espalier.flow.steps import Steps
+from espalier.ir.graph import Graph
+from espalier.train.checkpoint import Checkpoint
+from espalier.train.config import TrainConfig
+from espalier.train.loop import CHECKPOINT, CONFIG, LOG, check_fit, train
+
+
+def train_network(config: TrainConfig, output: Path, *, data_root: Path | None = None, resume: bool = True,
+                  dry_run: bool = False, steps: Steps | None = None) -> Checkpoint | None:
+    """Train ``config.network`` on ``config.data`` into ``output``; see :func:`espalier.train.loop.train`.
+
+    Parameters
+    ----------
+    data_root : Path, optional
+        Folder of the named data sets.
+    resume : bool
+        Go on from the checkpoint in ``output`` if there is one.
+    dry_run : bool
+        Load data and network and check that they suit each other; train and write nothing.
+    """
+    steps = steps or Steps()
+    with steps.step("load data"):
+        split = load(config.data, data_root)
+    with steps.step("import network"):
+        graph, parameters = load_network(config.network, split, config.seed)
+        check_fit(config, split, graph)
+    steps.tell(_summary(config, split, graph))
+    if dry_run:
+        return None
+    with steps.step("train", spinner=False):
+        checkpoint = train(config, split, graph, parameters, output, resume=resume, progress=steps.shown)
+    steps.wrote(output / CHECKPOINT, output / LOG, output / CONFIG)
+    return checkpoint
+
+
+def _summary(config: TrainConfig, split: Split, graph: Graph) -> str:
+    weights = sum(prod(value.shape) for value in graph.parameters)
+    numbers = "float32" if config.quantise is None else f"{config.quantise.widths.weight}-bit fixed point"
+    kept = "" if config.prune is None else f", pruned to {config.prune.magnitude.density:.0%}"
+    return (f"  {graph.name}: {weights:,} weights in {numbers}{kept}; {len(split.train):,} training and "
+            f"{len(split.test):,} test images; {config.epochs} epochs of batches of {config.batch}")

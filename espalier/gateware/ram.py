@@ -1,0 +1,62 @@
+"""A synchronous RAM whose Verilog does not grow with its depth."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from amaranth.hdl import ClockSignal, Instance, Module, Shape, ShapeCastable
+from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from espalier.program.words import bits_for
+
+RAM_MODULE = "espalier_ram"
+
+
+class VerilogTarget:
+    """The platform under which memories become instances of :data:`RAM_MODULE`.
+
+    Amaranth writes one line for each word of a memory, into Verilog and before it; a memory that the
+    host fills needs none. Simulation in Python keeps Amaranth's own memories.
+    """
+
+
+def ram_verilog() -> str:
+    """The source of :data:`RAM_MODULE`."""
+    return resources.files("espalier.gateware").joinpath("ram.v").read_text()
+
+
+class Ram(wiring.Component):
+    """One read and one write per cycle; read data one cycle after the address.
+
+    A word that is read and written in one cycle is read as it was. Contents are undefined until written
+    (zero in Python simulation).
+
+    Parameters
+    ----------
+    shape : ShapeLike
+        Of a word.
+    depth : int
+        Words, at least 2.
+    """
+
+    def __init__(self, shape: Shape | ShapeCastable, depth: int):
+        self.shape, self.depth = shape, depth
+        address = bits_for(depth)
+        super().__init__({"read_address": In(address), "read_data": Out(shape), "write_en": In(1),
+                          "write_address": In(address), "write_data": In(shape)})
+
+    def elaborate(self, platform):
+        m = Module()
+        if isinstance(platform, VerilogTarget):
+            m.submodules.ram = Instance(
+                RAM_MODULE, p_WIDTH=Shape.cast(self.shape).width, p_DEPTH=self.depth, p_ADDRESS=bits_for(self.depth),
+                i_clk=ClockSignal(), i_read_address=self.read_address, o_read_data=self.read_data,
+                i_write_en=self.write_en, i_write_address=self.write_address, i_write_data=self.write_data)
+            return m
+        m.submodules.memory = memory = Memory(shape=self.shape, depth=self.depth, init=[])
+        read, write = memory.read_port(), memory.write_port()
+        m.d.comb += [read.addr.eq(self.read_address), self.read_data.eq(read.data), write.en.eq(self.write_en),
+                     write.addr.eq(self.write_address), write.data.eq(self.write_data)]
+        return m

@@ -1,0 +1,147 @@
+"""Hypothesis strategies for small networks that the engine runs, with everything about them at random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from bench.networks import Chain, Formats, compiled, random_live, random_state, random_words, rules_of
+from hypothesis import assume
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from espalier.arch.machine import Machine
+from espalier.engines.base import Network
+from espalier.errors import FitError, GraphError
+from espalier.ir.text import dump
+from espalier.numerics.fixed import Fixed
+from espalier.numerics.update import GRADIENT_BITS, Factor
+
+MAX_LOGIT_FRAC = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Example:
+    """A compiled network with a state, and a source of images for it."""
+
+    network: Network
+    state: dict[str, NDArray[np.int64]]
+    image_scale: float
+    rng: np.random.Generator
+
+    def __repr__(self) -> str:
+        live = ", ".join(f"{name} {int(mask.sum())}/{mask.size}" for name, mask in self.network.live.items())
+        return f"live: {live}\n{dump(self.network.graph)}"
+
+    def _repr_pretty_(self, printer, cycle: bool) -> None:
+        printer.text(repr(self))  # hypothesis would print every array
+
+    def images(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Words of ``count`` images, and labels."""
+        program = self.network.program
+        classes = self.network.graph.outputs[1].shape[0]
+        words = random_words(self.rng, program.image_format, (count, *program.image), self.image_scale)
+        return words, self.rng.integers(0, classes, count)
+
+
+def widths(word_bits: int) -> st.SearchStrategy[int]:
+    """Widths of a word, the machine's own as often as all others."""
+    return st.sampled_from([word_bits] * word_bits + list(range(2, word_bits + 1)))
+
+
+@st.composite
+def activation_formats(draw, word_bits: int, *, finest: int = 62, biased: bool) -> Fixed:
+    """A format of an activation; one that is multiplied with a bias can hold the one."""
+    width = draw(widths(word_bits))
+    top = min(finest, width - 2 if biased else width + 2)
+    low = min(0 if biased else -2, top)
+    return Fixed.of(width, top - draw(st.integers(0, min(7, top - low))))
+
+
+@st.composite
+def layer_formats(draw, word_bits: int, x: Fixed, *, next_biased: bool, last: bool, hinge: bool,
+                  source_gradient: Fixed | None) -> Formats:
+    """Formats of a layer that reads ``x``, whose gradient has the format ``source_gradient`` (None: an image)."""
+    width = draw(widths(word_bits))
+    least = -x.frac if next_biased or last else -x.frac - 1
+    if source_gradient is not None:
+        least = max(least, source_gradient.frac - (word_bits + 2))
+    weight = Fixed.of(width, max(least, draw(st.integers(width - 4, width + 1))))
+    finest = min(x.frac + weight.frac, MAX_LOGIT_FRAC) if last else x.frac + weight.frac
+    result = draw(activation_formats(word_bits, finest=finest, biased=next_biased or last))
+    gradient_width = draw(widths(word_bits))
+    low = 0 if source_gradient is None else source_gradient.frac - weight.frac
+    high = min(result.frac, gradient_width + 2) if last and hinge else gradient_width + 2
+    gradient_frac = max(low, 0 if last else -2, high - draw(st.integers(0, 7)))
+    if last:
+        assume(gradient_frac <= (result.frac if hinge else 31))
+    weight_gradient = Fixed.of(GRADIENT_BITS, x.frac + gradient_frac - draw(st.integers(0, 12)))
+    return Formats(weight=weight, result=result, gradient=Fixed.of(gradient_width, gradient_frac),
+                   weight_gradient=weight_gradient)
+
+
+@st.composite
+def factors(draw) -> dict[str, Factor]:
+    """Learning rate, momentum below one, and decay."""
+    shift = draw(st.integers(0, 16))
+    return {"momentum": Factor(draw(st.integers(0, (1 << shift) - 1)), shift),
+            "rate": Factor(draw(st.integers(0, 0xffff)), draw(st.integers(8, 47))),
+            "decay": Factor(draw(st.integers(0, 0xffff)), draw(st.integers(14, 47)))}
+
+
+@st.composite
+def convolved(draw, chain: Chain, bias: bool, formats: Formats) -> None:
+    """Append a convolution, rectified and pooled or not."""
+    size = chain.x.shape[1:]
+    kernel = tuple(draw(st.integers(1, 5)) for _ in size)
+    pad = [draw(st.integers(0, kernel[axis % 2] - 1)) for axis in range(4)]
+    for axis, length in enumerate(size):
+        assume(length + pad[axis] + pad[axis + 2] >= kernel[axis])
+    chain.conv(draw(st.integers(1, 9)), kernel, tuple(pad), bias=bias, formats=formats)
+    steps = [chain.relu] if draw(st.booleans()) else []
+    if not (chain.x.shape[1] % 2 or chain.x.shape[2] % 2) and draw(st.booleans()):
+        steps.insert(draw(st.integers(0, len(steps))), chain.pool)
+    for step in steps:
+        step()
+
+
+@st.composite
+def chains(draw, word_bits: int, hinge: bool) -> Chain:
+    """Up to two convolutions, then up to two linear layers."""
+    convolutions, linears = draw(st.sampled_from([2, 1, 0, 1, 2])), draw(st.integers(1, 2))
+    biases = [draw(st.booleans()) for _ in range(convolutions + linears)]
+    image = draw(activation_formats(word_bits, biased=biases[0]))
+    chain = Chain((draw(st.integers(1, 5)), draw(st.integers(1, 8)), draw(st.integers(1, 8))), image)
+    source_gradient: Fixed | None = None
+    for k, bias in enumerate(biases):
+        last = k + 1 == len(biases)
+        formats = draw(layer_formats(word_bits, chain.x.format, next_biased=not last and biases[k + 1], last=last,
+                                     hinge=hinge, source_gradient=source_gradient))
+        if k < convolutions:
+            draw(convolved(chain, bias, formats))
+        else:
+            chain.linear(draw(st.integers(2, 12)), bias=bias, formats=formats)
+            if not last and draw(st.booleans()):
+                chain.relu()
+        source_gradient = formats.gradient
+    return chain
+
+
+@st.composite
+def examples(draw, machine: Machine) -> Example:
+    """A random network compiled for ``machine``; networks that the machine cannot hold are not drawn."""
+    loss = draw(st.sampled_from(["softmax_cross_entropy", "square_hinge"]))
+    chain = draw(chains(machine.word_bits, loss == "square_hinge"))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    layers = chain.layers()
+    choices = draw(st.sampled_from([(1.0,), (1.0, 0.8, 0.6), (1.0, 0.9, 0.5, 0.2, 0.0)]))  # dead layers kill gradients
+    densities = {layer.name: draw(st.sampled_from(choices)) for layer in layers}
+    live = random_live(rng, chain, machine.rows, densities)
+    rules = rules_of(chain, {layer.name: draw(factors()) for layer in layers})
+    state = random_state(rng, chain, live, draw(st.sampled_from([0.3, 0.05, 2.0])))
+    try:
+        network = compiled(chain, machine, live=live, rules=rules, loss=loss)
+    except (FitError, GraphError):
+        assume(False)
+        raise
+    return Example(network=network, state=state, image_scale=draw(st.sampled_from([0.1, 0.5, 5.0])), rng=rng)

@@ -1,0 +1,81 @@
+import re
+
+import numpy as np
+import pytest
+from bench.networks import Chain, all_live, random_live
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from espalier.arch.machine import ROWS
+from espalier.compiler.lists import layer_blocks
+from espalier.errors import FitError
+from espalier.numerics.live import live_blocks
+
+
+@st.composite
+def blocks(draw):
+    """The blocks of a random convolution with a random live set, from a random column on."""
+    rows, bias = draw(st.sampled_from(ROWS)), draw(st.booleans())
+    chain = Chain((draw(st.integers(1, 20)), 5, 5)).conv(draw(st.integers(1, 20)), (3, 2), bias=bias).linear(2)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    live = random_live(rng, chain, rows, draw(st.sampled_from([0.0, 0.2, 0.8, 1.0])))
+    layer = chain.layers()[0]
+    column = draw(st.integers(0, 100))
+    return layer_blocks(layer, live[layer.weight], rows, column), live[layer.weight], column
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(found=blocks())
+def test_lists_hold_the_live_blocks(found):
+    item, live, column = found
+    forward = [(b.out, b.ky, b.kx, b.source) for b in item.blocks]
+    backward = [(b.source, -b.ky, -b.kx, b.out) for b in item.backward()]
+    assert forward == sorted(forward) and backward == sorted(backward)
+    assert set(item.backward()) == set(item.blocks) and len(item.backward()) == len(item.blocks)
+    alive = {(int(o), int(i), int(ky), int(kx)) for o, i, ky, kx in np.argwhere(live_blocks(live, item.rows))}
+    assert {(b.out, b.source, b.ky, b.kx) for b in item.blocks} == alive
+    spans = sorted([(b.column, b.columns) for b in item.blocks] + [(c, 1) for c in item.bias_columns])
+    for start, columns in spans:  # contiguous from the first column to the last
+        assert start == column
+        column += columns
+    assert column == item.columns
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(found=blocks())
+def test_addresses_are_unique_and_skewed(found):
+    item, live, _ = found
+    addresses = item.addresses()
+    places = addresses[item.layer.weight]
+    assert np.array_equal(places >= 0, live)
+    every = np.concatenate([a[a >= 0] for a in addresses.values()])
+    assert len(np.unique(every)) == len(every)
+    i, j = np.indices(live.shape)[:2]
+    assert np.array_equal((places % item.rows)[live], ((i + j) % item.rows)[live])
+    if item.layer.bias is not None:
+        assert np.array_equal(addresses[item.layer.bias] % item.rows, np.arange(live.shape[0]) % item.rows)
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(found=blocks())
+def test_columns_and_rows_are_read_in_one_cycle(found):
+    """A block's column is one address in all banks, its row one address in each bank."""
+    item, _, _ = found
+    places, rows = item.addresses()[item.layer.weight], item.rows
+    for b in item.blocks:
+        block = places[b.out * rows: (b.out + 1) * rows, b.source * rows: (b.source + 1) * rows, b.ky, b.kx]
+        for j in range(block.shape[1]):
+            assert set(block[:, j] // rows) == {b.column + j}
+        for i in range(block.shape[0]):
+            assert len(set(block[i] % rows)) == block.shape[1]
+
+
+def test_part_of_a_block_wrong():
+    chain = Chain((4, 3, 3)).conv(4, (1, 1)).linear(2)
+    live = all_live(chain)["conv0.weight"]
+    live[1, 2] = False
+    sentence = ("The live weights of 'conv0.weight' are not whole 2×2 blocks: prune in blocks of 2, or compile for a "
+                "machine with rows = 1")
+    with pytest.raises(FitError, match=f"^{re.escape(sentence)}$"):
+        layer_blocks(chain.layers()[0], live, 2, 0)
+    assert len(layer_blocks(chain.layers()[0], live, 1, 0).blocks) == 15

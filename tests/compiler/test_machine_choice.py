@@ -1,0 +1,113 @@
+"""The choice of a machine: within the limits, the fastest, and refused with the numbers where nothing fits."""
+
+import numpy as np
+import pytest
+from bench.networks import Chain, all_live, compiled, random_live
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from espalier.arch.machine import ROWS, Machine
+from espalier.compiler.legalise import legalise
+from espalier.compiler.machine_choice import (
+    DEPTH_STEP,
+    Constraints,
+    blocks_of,
+    choose_machine,
+    memory_banks,
+    multipliers_of,
+    phase_estimates,
+)
+from espalier.errors import FitError
+
+
+def block_rams_for(words: int, bits: int) -> int:
+    return -(-words // 512) * -(-bits // 36)
+
+
+def chain() -> Chain:
+    """8C3 with padding and pooling on 1x8x8, then a linear layer."""
+    return Chain((1, 8, 8)).conv(8, (3, 3), (1, 1, 1, 1)).relu().pool().flatten().linear(10)
+
+
+def part(**limits) -> Constraints:
+    return Constraints(**{"name": "part-x", "multipliers": 156, "block_rams": 208, "block_rams_for": block_rams_for,
+                          **limits})
+
+
+def chosen(net: Chain, live, constraints: Constraints) -> Machine:
+    return choose_machine(*legalise(net.training_graph()), live, constraints)
+
+
+@settings(deadline=None, max_examples=20)
+@given(multipliers=st.integers(17, 300), block_rams=st.integers(40, 300), rows=st.sampled_from(ROWS),
+       seed=st.integers(0, 99))
+def test_what_is_chosen_is_within_the_limits_and_holds_the_network(multipliers, block_rams, rows, seed):
+    net = chain()
+    live = random_live(np.random.default_rng(seed), net, rows, 0.5)
+    machine = chosen(net, live, part(multipliers=multipliers, block_rams=block_rams))
+    assert multipliers_of(machine) <= multipliers
+    assert sum(count * block_rams_for(words, bits) for count, words, bits in memory_banks(machine)) <= block_rams
+    compiled(net, machine, live=live)  # raises where it does not fit
+
+
+def test_given_rows_and_lanes_are_taken():
+    machine = chosen(chain(), all_live(chain()), part(rows=4, lanes=3))
+    assert (machine.rows, machine.lanes, machine.groups) == (4, 3, False)
+
+
+def test_depths_are_rounded_up():
+    machine = chosen(chain(), all_live(chain()), part(rows=2, lanes=2))
+    assert machine.activation_depth % DEPTH_STEP == 0
+    assert 2 * 64 + 8 * 16 + 10 <= machine.activation_depth < 2 * 64 + 8 * 16 + 10 + DEPTH_STEP
+
+
+def test_a_dense_network_gets_most_of_the_multipliers():
+    machine = chosen(chain(), all_live(chain()), part())
+    assert machine.multipliers > 100
+
+
+def test_unstructured_weights_get_one_row():
+    net = chain()
+    live = random_live(np.random.default_rng(0), net, 1, 0.2)
+    assert chosen(net, live, part()).rows == 1
+
+
+def test_a_batch_is_whole_groups():
+    machine = chosen(chain(), all_live(chain()), part(batch=24, rows=16))
+    assert 24 % machine.lanes == 0 and machine.groups == (machine.lanes < 24)
+
+
+def test_words_are_as_wide_as_the_widest_format():
+    assert chosen(chain(), all_live(chain()), part(rows=1, lanes=1)).word_bits == 16
+
+
+def test_estimates_of_a_dense_convolution_are_its_useful_work():
+    net = chain()
+    layers, _ = legalise(net.training_graph())
+    item = blocks_of(layers, all_live(net), 1)[0]
+    inside = sum((8 - abs(ky - 1)) * (8 - abs(kx - 1)) for ky in range(3) for kx in range(3))
+    assert phase_estimates(item, first=True) == (8 * (inside + 64), 0, 8 * (inside + 64))
+
+
+@pytest.mark.parametrize(("limits", "sentence"), [
+    ({"rows": 3}, r"^Rows must be one of 1, 2, 4, 8, 16, not 3$"),
+    ({"lanes": 0}, r"^Lanes must be in 1\.\.1024, not 0$"),
+    ({"lanes": 4, "batch": 6}, r"^A batch must be whole groups of lanes, and 6 images are not whole groups of 4$"),
+    ({"batch": 0}, r"^A batch must hold at least one image, not 0$"),
+    ({"multipliers": None}, r"^part-x sets no limit to multipliers, so the number of lanes must be given$"),
+    ({"multipliers": 16}, r"^No machine for this network fits part-x: the smallest that was tried, 1 rows × 1 lanes, "
+                          r"takes 17 of 16 multipliers and \d+ of 208 block RAMs; "),
+    ({"block_rams": 3}, r"the smallest that was tried, 1 rows × 1 lanes, takes 17 of 156 multipliers and \d+ of 3 "),
+    ({"rows": 16, "lanes": 16}, r"16 rows × 16 lanes, takes 272 of 156 multipliers"),
+])
+def test_constraints_wrong(limits, sentence):
+    with pytest.raises(FitError, match=sentence):
+        chosen(chain(), all_live(chain()), part(**limits))
+
+
+def test_rows_that_cut_blocks_wrong():
+    net = chain()
+    live = random_live(np.random.default_rng(0), net, 1, 0.2)
+    with pytest.raises(FitError, match=r"are not whole 4×4 blocks: prune in blocks of 4, or compile for a machine with "
+                                       r"rows = 1$"):
+        chosen(net, live, part(rows=4))

@@ -1,0 +1,93 @@
+"""What the documents say is there: links, commands, options, tables, and every block of numbers of the tour."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from espalier.cli import app
+from espalier.program.words import Space, Status, start_fields
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+REPOSITORY_PATH = re.compile(r"\b(?:espalier|benchmarks|examples|tests|docs)/[\w/.-]*\w\.\w+")
+TOUR_BLOCK = re.compile(r"<!-- tour: (\w+) -->\n```text\n(.*?)\n```", re.DOTALL)
+TOUR_SECTION = re.compile(r"^== (\w+) ==\n(.*?)\n(?=\n== |\n*\Z)", re.DOTALL | re.MULTILINE)
+
+
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def commands(program: str) -> list[list[str]]:
+    """The words of every indented or quoted command line of README that begins with ``program``, without it."""
+    lines = re.findall(rf"(?:^ {{4}}|`){program} ([^`\n]*)", text(ROOT / "README.md"), re.MULTILINE)
+    return [shlex.split(line) for line in lines]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    local = [target for target in LINK.findall(text(page)) if "://" not in target]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_named_exist(page: Path) -> None:
+    assert [path for path in REPOSITORY_PATH.findall(text(page)) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_paths_of_a_machine(page: Path) -> None:
+    assert re.findall(r"(?<![\w.])/(?:home|root|work|opt|tmp|usr)/\S*", text(page)) == []
+
+
+def test_make_targets_exist() -> None:
+    named = {words[0] for words in commands("make")}
+    assert {"demo", "test"} <= named
+    assert named <= set(re.findall(r"^([\w-]+):", text(ROOT / "Makefile"), re.MULTILINE))
+
+
+def test_python_commands_exist() -> None:
+    scripts = [words[0] for words in commands("python")]
+    assert scripts and [script for script in scripts if not (ROOT / script).is_file()] == []
+
+
+def test_espalier_commands_take_their_options() -> None:
+    known = {name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+             for name, command in typer.main.get_command(app).commands.items()}
+    shown = commands("espalier")
+    assert {words[0] for words in shown} >= {"train", "compile", "simulate", "verify", "synth", "report"}
+    wrong = [(name, word) for name, *words in shown for word in words
+             if word.startswith("--") and word not in known[name]]
+    assert wrong == []
+
+
+def test_packages_are_all_named() -> None:
+    packages = {path.parent.name for path in (ROOT / "espalier").glob("*/__init__.py")}
+    assert packages == set(re.findall(r"\(espalier/(\w+)\)", text(ROOT / "README.md")))
+
+
+def test_register_map_is_that_of_the_code() -> None:
+    page = text(ROOT / "docs" / "engine.md")
+    assert re.findall(r"^\| (\d+) \| `(\w+)` \|", page, re.MULTILINE) == [
+        (str(int(space)), space.name) for space in Space]
+    listed = {name: int(number) for number, name in re.findall(r"(\d) `([A-Z_]+)`", page)}
+    assert listed == {status.name: int(status) for status in Status}
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| ([\d, ]+) \|", page, re.MULTILINE)
+    fields = [pair for names, bits in rows
+              for pair in zip(re.findall(r"\w+", names), map(int, bits.split(", ")), strict=True)]
+    assert fields == list(start_fields().items())
+
+
+def test_tour_shows_what_its_script_prints() -> None:
+    done = subprocess.run([sys.executable, "examples/tour.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    printed = dict(TOUR_SECTION.findall(done.stdout))
+    shown = dict(TOUR_BLOCK.findall(text(ROOT / "docs" / "tour.md")))
+    assert printed and shown == printed, "write the blocks anew: python examples/tour.py --update"

@@ -1,0 +1,209 @@
+"""From a command to the steps of the lattice, against the loops written out."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from amaranth.hdl import Module
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from bench.networks import Chain, compiled, random_live
+from bench.simulation import simulate
+
+from espalier.arch.machine import Machine
+from espalier.gateware.entries import EntryFetcher, Issuer, SpanFinder, step_layout
+from espalier.gateware.layouts import command_layout, entry_layout
+from espalier.gateware.tiles import SegmentCutter, SegmentTable, TileCounter
+from espalier.program.words import Opcode, bits_for
+
+FILL_CYCLES = 12  #: at most, from the launch to the first step and from the last step to ``finished``
+
+
+class Front(wiring.Component):
+    """The chain of streams as the accelerator joins it, and the writing of its two memories."""
+
+    def __init__(self, machine):
+        self.machine = machine
+        self.table, self.entries = SegmentTable(machine), EntryFetcher(machine)
+        super().__init__({
+            "command": In(command_layout(machine)), "start": In(1), "step": Out(step_layout(machine)),
+            "finished": Out(1), "table_en": In(1), "entry_en": In(1), "address": In(16),
+            "pointer": In(bits_for(machine.index_depth + 1)), "entry": In(entry_layout(machine).size)})
+
+    def elaborate(self, platform):
+        m = Module()
+        parts = [TileCounter(self.machine), SegmentCutter(self.machine), self.table, self.entries,
+                 SpanFinder(self.machine), Issuer(self.machine)]
+        for part in parts:
+            m.submodules[type(part).__name__] = part
+            if "command" in part.signature.members:
+                m.d.comb += part.command.eq(self.command)
+        for before, after in zip(parts, parts[1:], strict=False):
+            wiring.connect(m, before.o, after.i)
+        m.d.comb += [parts[0].start.eq(self.start), self.step.eq(parts[-1].step), self.finished.eq(parts[-1].finished),
+                     self.table.write_en.eq(self.table_en), self.table.write_address.eq(self.address),
+                     self.table.write_data.eq(self.pointer), self.entries.write_en.eq(self.entry_en),
+                     self.entries.write_address.eq(self.address), self.entries.write_data.eq(self.entry)]
+        return m
+
+
+def run(program, commands, max_cycles):
+    """For each command: its steps as tuples, and the cycles from its launch to ``finished``."""
+    front, found = Front(program.machine), []
+    names = ("channel", "y", "x", "column", "term", "one", "last")
+
+    async def testbench(ctx):
+        for enable, port, words in (
+                (front.table_en, front.pointer, program.table),
+                (front.entry_en, front.entry, [entry.encode(program.machine) for entry in program.entries])):
+            ctx.set(enable, 1)
+            for address, word in enumerate(words):
+                ctx.set(front.address, address)
+                ctx.set(port, word)
+                await ctx.tick()
+            ctx.set(enable, 0)
+        for command in commands:
+            fields = {name: getattr(command, name) for name in command_layout(program.machine).members}
+            ctx.set(front.command, {**fields, "opcode": int(command.opcode)})
+            await ctx.tick().repeat(2)
+            ctx.set(front.start, 1)
+            steps, cycles, finished = [], 0, 0
+            while not finished:
+                finished = ctx.get(front.finished)
+                step = ctx.get(front.step)
+                if step.valid or step.last:
+                    place = tuple(step.tile[name] for name in ("y", "x", "out", "rows"))
+                    steps.append((step.valid, *(step[name] for name in names), *place))
+                await ctx.tick()
+                ctx.set(front.start, 0)
+                cycles += 1
+            found.append((steps, cycles))
+
+    simulate(front, testbench, max_cycles=max_cycles)
+    return found
+
+
+def pixels(command):
+    """The map in the order of its tiles, and the position of each among the results."""
+    if not command.pool_out:
+        return [((y, x), y * command.out_x + x) for y, x in product(range(command.out_y), range(command.out_x))]
+    windows = product(range(command.out_y // 2), range(command.out_x // 2))
+    return [((2 * wy + dy, 2 * wx + dx), wy * (command.out_x // 2) + wx)
+            for (wy, wx), (dy, dx) in product(windows, product(range(2), range(2)))]
+
+
+def lists(program, command):
+    """The entries of each block of a command."""
+    slots = command.kernel_y * command.kernel_x + 1
+    starts = [program.table[command.table + block * slots] for block in range(command.blocks + 1)]
+    return [program.entries[low: high] for low, high in zip(starts, starts[1:], strict=False)]
+
+
+def offset(command, entry):
+    return (0, 0) if entry.one else (entry.ky - command.pad_y, entry.kx - command.pad_x)
+
+
+def inside(command, entry, y, x):
+    dy, dx = offset(command, entry)
+    return entry.one or (0 <= y + dy < command.source_y and 0 <= x + dx < command.source_x)
+
+
+def step(command, entry, term, y, x, last, out, rows):
+    dy, dx = offset(command, entry)
+    advance = 0 if command.opcode == Opcode.BACKWARD else command.source_plane
+    return (1, entry.channel + term * advance, y + dy, x + dx, entry.column, term, entry.one, int(last), y, x, out,
+            rows)
+
+
+def terms(entries):
+    return [(entry, term) for entry in entries for term in range(entry.count)]
+
+
+def last_segment(command, entries, y, x):
+    """Those of a tile's entries that its last segment holds: all, all but the bias, or one row of taps."""
+    top, left = y - command.pad_y, x - command.pad_x
+    bottom, right = command.source_y - top, command.source_x - left  # room below and to the right
+    if left < 0 or right < command.kernel_x:
+        return [entry for entry in entries if not entry.one and entry.ky == min(command.kernel_y, bottom) - 1]
+    if top < 0 or bottom < command.kernel_y:
+        return [entry for entry in entries if not entry.one]
+    return entries
+
+
+def expected(program, command):
+    """The loops of the three phases; None is an end without a step: an empty tap, or an empty last segment."""
+    steps = []
+    for block, entries in enumerate(lists(program, command)):
+        rows = command.last_rows if block + 1 == command.blocks else program.machine.rows
+        base = command.out_base + block * command.out_block
+        if command.opcode == Opcode.UPDATE:
+            for entry, term in terms(entries):
+                seen = [(y, x) for y, x in product(range(command.out_y), range(command.out_x))
+                        if inside(command, entry, y, x)]
+                steps += [step(command, entry, term, y, x, (y, x) == seen[-1], base, rows) for y, x in seen] or [None]
+            continue
+        for (y, x), position in pixels(command):
+            seen = [entry for entry in entries if inside(command, entry, y, x)]
+            ends = bool(last_segment(command, seen, y, x))
+            steps += [step(command, entry, term, y, x, ends and (entry, term) == terms(seen)[-1], base + position, rows)
+                      for entry, term in terms(seen)] + ([] if ends else [None])
+    return steps
+
+
+def network(rows, density, chain=None):
+    chain = chain or (Chain((3, 4, 4)).conv(3, (3, 2), (1, 0, 1, 1)).relu().pool()
+                      .conv(3, (2, 3), (1, 2, 0, 1), bias=False).linear(3))
+    machine = Machine(rows=rows, lanes=1, activation_depth=512, gradient_depth=512, weight_depth=512, index_depth=1024,
+                      table_depth=256, acc_bits=44)
+    return compiled(chain, machine, live=random_live(np.random.default_rng(rows), chain, rows, density)).program
+
+
+def phases(program):
+    return [c for c in program.commands[: program.entries_at["infer"]] if c.opcode not in (Opcode.LOSS, Opcode.END)]
+
+
+def check(program, max_cycles=60000):
+    for command, (steps, _) in zip(phases(program), run(program, phases(program), max_cycles), strict=True):
+        seen = [found if found[0] else None for found in steps]
+        assert seen == expected(program, command), (command.opcode.name, command.layer)
+        assert all(found[7] for found in steps if not found[0])  # an empty one is an end
+
+
+@pytest.mark.parametrize(("rows", "density"), [(1, 0.4), (2, 1.0), (4, 0.5), (2, 0.0)])
+def test_steps_are_the_loops(rows, density):
+    check(network(rows, density))
+
+
+def test_taps_that_are_never_inside():
+    """A kernel larger than its map: a weight that meets only padding has a gradient all the same, of zero."""
+    chain = Chain((2, 2, 1)).conv(3, (5, 4), (2, 2, 2, 3)).linear(2)
+    program = network(2, 1.0, chain)
+    check(program)
+    update = next(c for c in phases(program) if c.opcode == Opcode.UPDATE and c.layer == "conv0")
+    assert None in expected(program, update)
+
+
+def least_cycles(steps):
+    """One for each step, and as many for a tile as it has results."""
+    cycles = run = 0
+    for _, *_, last, _, _, _, rows in steps:
+        run += 1
+        if last:
+            cycles, run = cycles + max(run, rows), 0
+    return cycles
+
+
+@pytest.mark.parametrize("rows", [2, 4])
+def test_one_step_per_cycle_when_dense(rows):
+    """No bubbles: borders, segments, ends of tiles and blocks cost nothing, in any phase.
+
+    Sums of fewer steps than rows wait for those before them to leave (a linear layer's gradients).
+    """
+    chain = Chain((rows, 4, 4)).conv(2 * rows, (3, 3), (1, 1, 1, 1)).relu().pool().conv(rows, (3, 3), (1, 1, 1, 1))
+    chain.linear(4)
+    program = network(rows, 1.0, chain)
+    for command, (steps, cycles) in zip(phases(program), run(program, phases(program), 60000), strict=True):
+        busy = least_cycles(steps)
+        assert busy <= cycles <= busy + FILL_CYCLES, (command.opcode.name, command.layer, cycles)
+        if command.layer == "conv0" or command.opcode != Opcode.UPDATE:  # taps see at least rows pixels
+            assert busy == len(steps)

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+from bench.simulation import simulate
+
+from espalier.arch.machine import Machine
+from espalier.gateware.lattice import Lattice
+
+LATENCY_CYCLES = 3
+
+
+def machine(rows, lanes, word_bits=16):
+    return Machine(rows=rows, lanes=lanes, word_bits=word_bits, acc_bits=2 * word_bits + 8, activation_depth=2,
+                   gradient_depth=2, weight_depth=2, index_depth=2, table_depth=2)
+
+
+def run(machine, x, b, last):
+    """What ``loaded`` and ``row`` show in each cycle for operands (cycles, lanes) and (cycles, rows, lanes)."""
+    lattice, seen = Lattice(machine), []
+
+    async def testbench(ctx):
+        for cycle in range(len(x)):
+            for lane in range(machine.lanes):
+                ctx.set(lattice.x[lane], int(x[cycle, lane]))
+                for row in range(machine.rows):
+                    ctx.set(lattice.b[row][lane], int(b[cycle, row, lane]))
+            ctx.set(lattice.last, int(last[cycle]))
+            seen.append((ctx.get(lattice.loaded), [ctx.get(lattice.row[lane]) for lane in range(machine.lanes)]))
+            await ctx.tick()
+
+    simulate(lattice, testbench, max_cycles=len(x) + 1)
+    return seen
+
+
+@pytest.mark.parametrize(("rows", "lanes", "word_bits"), [(1, 3, 16), (2, 2, 16), (4, 3, 8), (8, 1, 16)])
+def test_tiles_follow_each_other_without_a_gap(rows, lanes, word_bits):
+    """Tiles of ``rows`` steps and more, back to back: the sums of one leave while the next adds up."""
+    rng = np.random.default_rng(rows)
+    lengths = [rows, rows, rows + 3, 1 if rows == 1 else rows, 20, rows]
+    count, low, high = sum(lengths), -(1 << word_bits - 1), (1 << word_bits - 1) - 1
+    x = rng.integers(low, high, (count + rows + 8, lanes), endpoint=True)
+    b = rng.integers(low, high, (count + rows + 8, rows, lanes), endpoint=True)
+    x[:5], b[:5] = low, low
+    ends = np.cumsum(lengths) - 1
+    last = np.isin(np.arange(len(x)), ends)
+    seen = run(machine(rows, lanes, word_bits), x, b, last)
+    assert [cycle for cycle, (loaded, _) in enumerate(seen) if loaded] == [end + LATENCY_CYCLES - 1 for end in ends]
+    for end, length in zip(ends, lengths, strict=True):
+        steps = slice(end - length + 1, end + 1)
+        sums = (x[steps, None, :] * b[steps]).sum(axis=0)
+        for row in range(rows):
+            assert seen[end + LATENCY_CYCLES + row][1] == sums[row].tolist()

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+from bench.networks import Chain, all_live
+from bench.simulation import simulate
+
+from espalier.arch.machine import ROWS, Machine
+from espalier.compiler.lists import layer_blocks
+from espalier.gateware.memories import GradientBanks, WeightBanks
+
+
+def machine(rows, lanes=1):
+    return Machine(rows=rows, lanes=lanes, activation_depth=8, gradient_depth=8, weight_depth=64, index_depth=2,
+                   table_depth=2)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_weights_are_read_by_column_and_by_row_in_one_cycle(rows):
+    """The compiler's places, the memory's banks: FP reads a column of a block in a cycle, BP a row."""
+    chain = Chain((rows, 1, 1)).conv(2 * rows, (1, 1), bias=False).linear(2)
+    item = layer_blocks(chain.layers()[0], all_live(chain)["conv0.weight"], rows, 3)
+    weights = np.random.default_rng(rows).integers(-1 << 15, 1 << 15, (2 * rows, rows))
+    places = item.addresses()["conv0.weight"][:, :, 0, 0]
+    banks, block = WeightBanks(machine(rows)), item.blocks[1]
+    mine = weights[rows:]
+
+    async def read(ctx, addresses, term):
+        for bank in range(rows):
+            ctx.set(banks.read_addresses[bank], int(addresses[bank]))
+        await ctx.tick()
+        return [ctx.get(banks.read_data[(k + term) % rows]) for k in range(rows)]
+
+    async def testbench(ctx):
+        ctx.set(banks.write_en, 1)
+        for place, word in zip(places.ravel(), weights.ravel(), strict=True):
+            ctx.set(banks.write_bank, int(place % rows))
+            ctx.set(banks.write_address, int(place // rows))
+            ctx.set(banks.write_data, int(word))
+            await ctx.tick()
+        ctx.set(banks.write_en, 0)
+        for j in range(rows):
+            assert await read(ctx, [block.column + j] * rows, j) == mine[:, j].tolist()
+        for i in range(rows):
+            assert await read(ctx, [block.column + (bank - i) % rows for bank in range(rows)], i) == mine[i].tolist()
+
+    simulate(banks, testbench, max_cycles=2 * rows * rows + 2 * rows + 2)
+
+
+def test_gradient_banks_write_one_and_read_all():
+    banks = GradientBanks(machine(4, lanes=2))
+    words = np.random.default_rng(0).integers(-1 << 15, 1 << 15, (8, 4, 2))
+
+    async def testbench(ctx):
+        ctx.set(banks.write_en, 1)
+        for address in range(8):
+            for bank in range(4):
+                ctx.set(banks.write_address, address)
+                ctx.set(banks.write_bank, bank)
+                for lane in range(2):
+                    ctx.set(banks.write_data[lane], {"value": int(words[address, bank, lane]), "code": lane + 1})
+                await ctx.tick()
+        ctx.set(banks.write_en, 0)
+        for address in range(8):
+            ctx.set(banks.read_address, address)
+            await ctx.tick()
+            assert [[ctx.get(banks.read_data[bank][lane].value) for lane in range(2)] for bank in range(4)] \
+                == words[address].tolist()
+            assert [ctx.get(banks.read_data[bank][lane].code) for bank in range(4) for lane in range(2)] == [1, 2] * 4
+
+    simulate(banks, testbench, max_cycles=64)
