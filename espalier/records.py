@@ -70,7 +70,9 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
     """Like :func:`write_text_atomically`, for bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.umask(mask := os.umask(0))  # the only way to read it
     try:
+        os.chmod(temporary, 0o666 & ~mask)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()

@@ -12,6 +12,7 @@ COORDINATE_BITS = 9  #: signed bits of a map coordinate
 KERNEL_BITS = 4      #: bits of a kernel coordinate
 MAX_KERNEL = 1 << KERNEL_BITS
 MAX_MAP = 1 << COORDINATE_BITS - 1
+MAX_GROUPS = 256      #: groups of images in a batch, at most
 MULTIPLIERS_BESIDE_LATTICE = 16  #: at most: addresses, loss and update units
 
 
@@ -83,8 +84,8 @@ class Machine:
 
     @property
     def sum_bits(self) -> int:
-        """Bits of a weight gradient summed over the lanes (and, with ``groups``, over 256 groups)."""
-        return self.acc_bits + (self.lanes - 1).bit_length() + (8 if self.groups else 0)
+        """Bits of a weight gradient summed over the lanes (and, with ``groups``, over MAX_GROUPS groups)."""
+        return self.acc_bits + (self.lanes - 1).bit_length() + ((MAX_GROUPS - 1).bit_length() if self.groups else 0)
 
     def memories(self) -> dict[str, tuple[int, int]]:
         """(words, bits per word) of each memory by name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,8 +110,10 @@ def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDA
     smallest: Machine | None = None
     for rows, blocks in _legal_rows(layers, live, constraints.rows):
         cycles = sum(estimated_cycles(item, first=k == 0) for k, item in enumerate(blocks))
+        narrowest = _narrowest(layers, loss, blocks, rows, constraints)
         for lanes in _lane_counts(rows, constraints):
-            machine = _machine(layers, loss, blocks, rows, lanes, constraints)
+            groups = constraints.batch is not None and constraints.batch > lanes
+            machine = replace(narrowest, lanes=lanes, groups=groups)
             if constraints.hold(machine):
                 found.append((cycles / lanes, -rows, machine))
                 break
@@ -172,16 +174,16 @@ def _lane_counts(rows: int, constraints: Constraints) -> Iterator[int]:
             yield lanes
 
 
-def _machine(layers: tuple[Layer, ...], loss: Loss, blocks: tuple[LayerBlocks, ...], rows: int, lanes: int,
-             constraints: Constraints) -> Machine:
+def _narrowest(layers: tuple[Layer, ...], loss: Loss, blocks: tuple[LayerBlocks, ...], rows: int,
+               constraints: Constraints) -> Machine:
+    """The machine of one lane that holds the network."""
     widest = max(fmt.width for layer in layers for fmt in (layer.x_format, layer.weight_format, layer.out_format,
                                                            layer.gradient_format))
     word_bits = widest if constraints.word_bits is None else constraints.word_bits
     depths = {name: -(-needed // DEPTH_STEP) * DEPTH_STEP
               for name, needed in required_depths(layers, blocks, place(layers, rows), rows).items()}
-    return Machine(rows=rows, lanes=lanes, word_bits=word_bits,
-                   acc_bits=max(required_acc_bits(layers, blocks), 2 * word_bits), max_classes=max(16, loss.classes),
-                   groups=constraints.batch is not None and constraints.batch > lanes, **depths)
+    return Machine(rows=rows, lanes=1, word_bits=word_bits, max_classes=max(16, loss.classes), groups=False,
+                   acc_bits=max(required_acc_bits(layers, blocks), 2 * word_bits), **depths)
 
 
 def estimated_cycles(item: LayerBlocks, *, first: bool) -> int:

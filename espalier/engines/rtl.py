@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.arch.machine import Machine
+from espalier.arch.machine import MAX_GROUPS, Machine
 from espalier.engines import host
 from espalier.engines.base import Network, State, Totals
 from espalier.engines.verilator import WAIT_IDLE, Simulation, build_simulator
@@ -19,7 +19,6 @@ from espalier.program.program import Program
 from espalier.program.words import Opcode, Space, Status
 
 GROUPS_AT_ONCE = 64          #: groups of images sent to the simulation in one call
-MAX_CYCLES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +46,23 @@ class RtlEngine:
         self._send(host.program_writes(self.program))
 
     def _send(self, writes: host.Writes) -> None:
-        self.simulation.write(*writes, MAX_CYCLES)
+        waits = int((writes[0] == WAIT_IDLE).sum())
+        self.simulation.write(*writes, 2 * len(writes[0]) + (1 + waits) * self._cycles_limit)
 
     def _read(self, addresses: NDArray[np.uint32]) -> NDArray[np.uint32]:
         found = self.simulation.read(addresses.ravel(), READ_CYCLES)
         return found.reshape(addresses.shape)
+
+    @property
+    def _cycles_limit(self) -> int:
+        """More cycles than the program can take: every entry at every pixel, and slack for all that is constant."""
+        program, limit = self.program, 100_000
+        for command in program.commands:
+            slots = command.blocks * (command.kernel_y * command.kernel_x + 1)
+            entries = program.table[command.table + slots] - program.table[command.table]
+            pixels = max(command.out_y * command.out_x, self.machine.rows)
+            limit += 2 * (entries + 2 * slots) * pixels * self.machine.rows
+        return limit
 
     @property
     def machine(self) -> Machine:
@@ -88,6 +99,9 @@ class RtlEngine:
         if left or len(images) % batch or (per_batch > 1 and not self.machine.groups):
             raise DataError(f"{len(images)} images do not make whole batches of {batch} in groups of {lanes} lanes"
                             + ("" if self.machine.groups else ", one group a batch"))
+        if per_batch > MAX_GROUPS:
+            raise DataError(f"A batch may have at most {MAX_GROUPS} groups of {lanes} images, not {per_batch}")
+        self._check(images, labels)
         count = len(images) // lanes
         idle = (np.array([WAIT_IDLE], dtype=np.uint32), np.zeros(1, dtype=np.uint32))
         if count:
@@ -106,6 +120,15 @@ class RtlEngine:
                 pending = []
         return self._totals()
 
+    def _check(self, images: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
+        """Raise DataError for words or labels that the machine would misread."""
+        words, classes = self.program.image_format, self.network.graph.outputs[1].shape[0]
+        if images.size and not words.low <= images.min() <= images.max() <= words.high:
+            raise DataError(f"Images must be words of {words}, {words.low}..{words.high}, and reach from "
+                            f"{images.min()} to {images.max()}")
+        if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+            raise DataError(f"Labels must be in 0..{classes - 1}, and reach from {labels.min()} to {labels.max()}")
+
     def _totals(self) -> Totals:
         low, high, correct = (int(self._read(host.address(Space.CONTROL, status))[0])
                               for status in (Status.LOSS_LOW, Status.LOSS_HIGH, Status.CORRECT))
@@ -123,6 +146,7 @@ class RtlEngine:
     def traced_step(self, images: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
         if len(images) != self.machine.lanes:
             raise DataError(f"A traced step takes one group of {self.machine.lanes} images, not {len(images)}")
+        self._check(images, labels)
         found: dict[str, NDArray[np.int64]] = {}
         self._send(host.image_writes(self.program, images, labels, 0))
         graph = self.network.graph

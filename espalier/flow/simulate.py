@@ -158,8 +158,8 @@ class _Run:
     def _compare(self, theirs: Totals) -> Verification:
         """Totals and the final state of both. Raises MismatchError."""
         state = self.reference.state()
-        pairs = [("loss", np.int64(theirs.loss), np.int64(self.totals.loss)),
-                 ("correct", np.int64(theirs.correct), np.int64(self.totals.correct)),
+        pairs = [("loss", np.array(theirs.loss), np.array(self.totals.loss)),
+                 ("correct", np.array(theirs.correct), np.array(self.totals.correct)),
                  *((name, state[name], words) for name, words in self.final.items())]
         tensors = tuple(TensorCheck(name=name, words=np.size(ours), differing=int((ours != found).sum()))
                         for name, ours, found in pairs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import cache
 
 from amaranth.back import rtlil
 from amaranth.lib import wiring
@@ -27,6 +28,7 @@ write_verilog -norename -noattr
 """
 
 
+@cache
 def verilog(machine: Machine) -> str:
     """The Verilog-2001 source of the accelerator, top module :data:`TOP`, one clock ``clk``, reset ``rst``.
 
