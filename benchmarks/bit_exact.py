@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from harness import Prepared, prepare, write_results
+from harness import SGD, Prepared, prepare, training_optimiser, write_results
 
 from espalier.engines.interpreter import InterpreterEngine
 from espalier.engines.rtl import RtlEngine
@@ -20,22 +20,19 @@ CASES = (("lenet5", "mnist"), ("cnn1x", "cifar10"))
 
 
 def training_path(prepared: Prepared, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """The same step by the torch training path; its update goes through numerics' rule on torch's gradients."""
+    """The same step by the torch training path."""
     network, graph = prepared.network, prepared.network.graph
+    optimiser = training_optimiser(prepared, SGD)
     tensors = {graph.inputs[0].name: to_tensor(images, graph.inputs[0].format),
-               graph.inputs[1].name: to_tensor(labels, graph.inputs[1].format),
-               **{value.name: to_tensor(prepared.state[value.name], value.format) for value in graph.parameters}}
+               graph.inputs[1].name: to_tensor(labels, graph.inputs[1].format), **optimiser.weights}
     values = run(graph, tensors)
     found = {value.name: to_array(values[value.name], value.format) for value in graph.values()
-             if value.name in values and value not in graph.parameters}
+             if value not in graph.parameters}
     found["loss"] = found["loss"].sum()
-    for value in graph.parameters:
-        gradient = np.where(network.live[value.name], found[gradient_name(value.name)], 0)
-        master, momentum, weight = network.rules[value.name](
-            prepared.state[f"{value.name}.master"], prepared.state[f"{value.name}.momentum"], gradient)
-        found |= {gradient_name(value.name): gradient, value.name: weight, f"{value.name}.master": master,
-                  f"{value.name}.momentum": momentum}
-    return found
+    for name, live in network.live.items():
+        found[gradient_name(name)] = np.where(live, found[gradient_name(name)], 0)
+    optimiser.step(values)
+    return found | {name: words for name, words in optimiser.state().items() if not name.endswith(".live")}
 
 
 def differing(a: dict, b: dict) -> tuple[int, int, int]:

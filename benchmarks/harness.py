@@ -27,11 +27,12 @@ from espalier.ir.types import Fixed
 from espalier.ir.view import conv_shape
 from espalier.records import Bar, Figure, write_json
 from espalier.train.calibrate import Quantised, calibrate
-from espalier.train.optimise import Sgd, Update, buffered_rule, state_names
+from espalier.train.optimise import Optimiser, Sgd, Update, buffered_rule, state_names
 from espalier.zoo import build, input_shape
 
 RESULTS = Path(__file__).parent / "results"
 LOSS = "softmax_cross_entropy"
+SGD = Sgd(learning_rate=0.05, momentum=0.9, weight_decay=5e-4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,14 +50,13 @@ class Prepared:
 
 
 def prepare(name: str, data: str, *, rows: int, lanes: int, density: float = 1.0, seed: int = 0,
-            sgd: Sgd | None = None, probe: int = 256, exceptions: dict[str, float] | None = None) -> Prepared:
+            sgd: Sgd = SGD, probe: int = 256, exceptions: dict[str, float] | None = None) -> Prepared:
     """Calibrate zoo network ``name`` on ``data``, prune it at once by magnitude, compile it.
 
     Pruning is per layer to one density in ``rows × rows`` blocks (``exceptions`` by weight name). Batch
     equals lanes. The machine has exactly the depths and accumulators that the *dense* network needs,
     so that dense and pruned run on one machine.
     """
-    sgd = sgd or Sgd(learning_rate=0.05, momentum=0.9, weight_decay=5e-4)
     split = normalise(load(data))
     graph, parameters = from_torch(build(name, seed=seed), input_shape(name), name)
     chosen = np.random.RandomState(seed).permutation(len(split.train.images))[:probe]
@@ -104,6 +104,18 @@ def fitted_machine(step: Graph, live: dict[str, NDArray[np.bool_]], rows: int, l
     depths = required_depths(layers, tuple(blocks), memory, rows)
     acc_bits = max(32, required_acc_bits(layers, tuple(blocks)))
     return Machine(rows=rows, lanes=lanes, acc_bits=acc_bits, **depths), tuple(blocks)
+
+
+def training_optimiser(prepared: Prepared, sgd: Sgd) -> Optimiser:
+    """The training path's optimiser, holding the network's state."""
+    graph, network = prepared.network.graph, prepared.network
+    gradients = (gradient_name(value.name) for value in graph.parameters)
+    lanes = network.program.machine.lanes
+    optimiser = Optimiser(graph.parameters, {name: graph.value(name).format for name in gradients}, Update.BUFFERED,
+                          lanes)
+    optimiser.load({**prepared.state, **{f"{name}.live": live for name, live in network.live.items()}})
+    optimiser.set(sgd)
+    return optimiser
 
 
 def write_results(name: str, *, seeds: Iterable[int], figures: Iterable[Figure], bars: Iterable[Bar],

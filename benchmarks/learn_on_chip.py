@@ -16,15 +16,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from harness import RESULTS, Prepared, prepare, write_results
+from harness import RESULTS, Prepared, prepare, training_optimiser, write_results
 
 from espalier.engines.base import Totals
 from espalier.engines.rtl import RtlEngine
-from espalier.ir.differentiate import gradient_name
 from espalier.numerics.loss import LOSS_FRAC
 from espalier.records import Bar, Figure, Provenance, write_json
 from espalier.train.evaluate import run, to_tensor
-from espalier.train.optimise import Optimiser, Sgd, Update
+from espalier.train.optimise import Sgd
 
 CHUNK = 200  #: batches between two lines of progress
 
@@ -46,12 +45,12 @@ class Case:
 
 CASES = {
     "digits": Case(network="digits", data="digits", rows=4, lanes=8, density=1.0, epochs=3, bound=90.0,
-                   sgd=Sgd(learning_rate=0.05, momentum=0.9)),
+                   sgd=Sgd(learning_rate=0.003, momentum=0.9)),
     "lenet5-pruned": Case(network="lenet5", data="mnist", rows=8, lanes=16, density=0.1, epochs=1, bound=95.0,
-                          sgd=Sgd(learning_rate=0.02, momentum=0.9),
+                          sgd=Sgd(learning_rate=0.01, momentum=0.9),
                           exceptions={"conv1.weight": 1.0, "conv2.weight": 0.4, "fc3.weight": 0.5}),
     "lenet5-dense": Case(network="lenet5", data="mnist", rows=8, lanes=16, density=1.0, epochs=1, bound=95.0,
-                         sgd=Sgd(learning_rate=0.02, momentum=0.9)),
+                         sgd=Sgd(learning_rate=0.005, momentum=0.9)),
 }
 
 
@@ -64,10 +63,7 @@ def order(case: Case, count: int, epoch: int) -> np.ndarray:
 def by_training_path(case: Case, prepared: Prepared) -> dict[str, np.ndarray]:
     """The same training by the torch path."""
     graph = prepared.network.graph
-    formats = {gradient_name(value.name): graph.value(gradient_name(value.name)).format for value in graph.parameters}
-    optimiser = Optimiser(graph.parameters, formats, Update.BUFFERED, case.lanes)
-    optimiser.load({**prepared.state, **{f"{name}.live": live for name, live in prepared.network.live.items()}})
-    optimiser.set(case.sgd)
+    optimiser = training_optimiser(prepared, case.sgd)
     with torch.no_grad():
         for epoch in range(case.epochs):
             chosen = order(case, len(prepared.images), epoch)
