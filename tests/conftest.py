@@ -1,4 +1,4 @@
-"""The summary line of ONNX's own node cases."""
+"""The summary line of ONNX's own node cases, from whichever worker ran them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class NodeCaseTally:
 
 
 TALLY = pytest.StashKey[NodeCaseTally]()
+LINES = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture
@@ -29,8 +30,23 @@ def node_case_tally(request: pytest.FixtureRequest) -> NodeCaseTally:
     return request.config.stash.setdefault(TALLY, NodeCaseTally())
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist sends its lines to the process that prints the summary."""
+    config = session.config
+    if TALLY in config.stash and hasattr(config, "workeroutput"):
+        config.workeroutput["node_cases"] = config.stash[TALLY].lines()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    lines = getattr(node, "workeroutput", {}).get("node_cases")
+    if lines:
+        node.config.stash[LINES] = lines
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if TALLY in config.stash:
+    lines = config.stash[TALLY].lines() if TALLY in config.stash else config.stash.get(LINES, [])
+    if lines:
         terminalreporter.section("ONNX node cases")
-        for line in config.stash[TALLY].lines():
+        for line in lines:
             terminalreporter.write_line(line)
