@@ -1,10 +1,27 @@
-"""The summary line of ONNX's own node cases, from whichever worker ran them."""
+"""Builds that tests share, and the summary line of ONNX's own node cases from whichever worker ran them."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+from bench.builds import make_build, make_trained
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """A folder with ``net.py``, ``small.npz``, ``train`` and ``build``: read only."""
+    folder = make_trained(tmp_path_factory.mktemp("flow"))
+    make_build(folder)
+    return folder
+
+
+@pytest.fixture
+def build(made, tmp_path) -> Path:
+    """A build directory of the test's own."""
+    return Path(shutil.copytree(made / "build", tmp_path / "build"))
 
 
 @dataclass(slots=True)
