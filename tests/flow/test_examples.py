@@ -12,12 +12,3 @@ def test_own_network(tmp_path, monkeypatch, capsys):
     runpy.run_path(str(EXAMPLES / "own_network.py"), run_name="__main__")
     assert capsys.readouterr().out.endswith(" tensors compared, 0 differ\n")
     assert (tmp_path / "build" / "verify.json").is_file()
-
-
-def test_the_demonstration_explains_itself(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["demo.py", "--help"])
-    try:
-        runpy.run_path(str(EXAMPLES / "demo.py"), run_name="__main__")
-    except SystemExit as stop:
-        assert stop.code == 0
-    assert "--route" in capsys.readouterr().out
