@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -136,6 +137,14 @@ def test_interrupted_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.
     assert Checkpoint.load(tmp_path / "checkpoint.safetensors").position.epoch < 2
     assert same(train(config, few(), *tiny(), tmp_path), whole)
     assert same(train(config, few(), *tiny(), tmp_path), whole)  # finished: read back
+
+
+@pytest.fixture(autouse=True)
+def _control_c_interrupts() -> Iterator[None]:
+    """As in a terminal, also where the tests run as a background job, which ignores Control-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def _interrupt_at(patch: pytest.MonkeyPatch, step: int) -> None:
