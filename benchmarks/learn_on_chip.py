@@ -116,12 +116,13 @@ def learn(name: str) -> dict:
 
 def merge() -> None:
     """One results file from all parts."""
-    figures, bars = [], []
+    figures, bars, commands = [], [], []
     for name in CASES:
         part = RESULTS / f"learn_on_chip.{name}.json"
         if not part.exists():
             continue
         found = json.loads(part.read_text())
+        commands.append(f"python benchmarks/learn_on_chip.py {name}")
         for key, unit, provenance in (
                 ("accuracy", "%", Provenance.SIMULATED), ("cycles", "cycles", Provenance.SIMULATED),
                 ("images", "images an epoch", Provenance.SIMULATED), ("epochs", "epochs", Provenance.SIMULATED),
@@ -135,7 +136,7 @@ def merge() -> None:
                      0)]
         if found["machine"] == "8×16":
             bars.append(Bar(f"{name}: simulated cycles per second", found["cycles_per_second"], ">=", 300_000))
-    write_results("learn_on_chip", seeds=[0], figures=figures, bars=bars)
+    write_results("learn_on_chip", seeds=[0], figures=figures, bars=bars, command="; ".join(commands))
 
 
 def main() -> None:

@@ -74,12 +74,13 @@ def build(name: str, output: Path, route: bool, timeout: int) -> dict:
 
 def merge() -> None:
     """One results file from all parts."""
-    figures, bars, notes = [], [], []
+    figures, bars, notes, commands = [], [], [], []
     for name in CASES:
         part = RESULTS / f"synth.{name}.json"
         if not part.exists():
             continue
         found = json.loads(part.read_text())
+        commands.append(f"python benchmarks/synth.py {name}" + (" --route" if found["routed"] else ""))
         for entry in found["figures"]:
             figure = Figure.from_json(entry)
             figures.append(Figure(f"{name} {found['machine']}: {figure.name}", figure.value, figure.unit,
@@ -89,7 +90,8 @@ def merge() -> None:
                  Bar(f"{name} {found['machine']}: hard multipliers of {DEVICE}", found["multipliers"], "<=",
                      find_device(DEVICE).multipliers)]
         notes.append(f"{name}: {found['limit']}")
-    write_results("synth", seeds=[0], figures=figures, bars=bars, notes="; ".join(notes))
+    write_results("synth", seeds=[0], figures=figures, bars=bars, notes="; ".join(notes),
+                  command="; ".join(commands))
 
 
 def main() -> None:
