@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent / "espalier"
 
 #: Every part of the package and the layers left of it, whose parts it may import besides itself. After ``program``
 #: the order forks: the learning half (frontend ... train) and the hardware half do not know each other.
-LEFT = (("__init__",), ("errors",), ("records", "numerics"), ("ir",), ("arch",), ("program",))
+LEFT = (("__init__",), ("errors",), ("records", "numerics", "native"), ("ir",), ("arch",), ("program",))
 SOURCES = ("frontend", "zoo", "data", "compress")
 HARDWARE = ("compiler", "gateware", "opencl", "targets", "cost")
 RIGHT = (("engines", "synth"), ("explore",), ("report",), ("flow",), ("cli",), ("__main__",))

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib.util
 import os
-import shutil
-import subprocess
 import tempfile
 from importlib import resources
 from pathlib import Path
@@ -17,19 +14,13 @@ from numpy.typing import NDArray
 
 from espalier.errors import ToolError
 from espalier.gateware.verilog import TOP
+from espalier.native import COMPILER_OPTIONS, cache_folder, content_key, find_compiler, run_command
 
 VERILATOR_OPTIONS = ("--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-assert", "-Wno-fatal",
                      "-Wno-WIDTH", "--no-timing", "--top-module", TOP)
-COMPILER_OPTIONS = ("-std=c++20", "-fPIC", "-w")
 FAST, SLOW = ("-O2", "-march=native"), ("-O0",)  #: for what runs each cycle, and for what runs once
 RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
 WAIT_IDLE = 0xFFFFFFFF
-
-
-def cache_folder() -> Path:
-    """Where compiled simulators are kept: ``ESPALIER_CACHE``, else the user's cache folder."""
-    base = os.environ.get("ESPALIER_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "espalier"
 
 
 def _verilator() -> tuple[Path, Path]:
@@ -41,23 +32,17 @@ def _verilator() -> tuple[Path, Path]:
     return root / "bin" / "verilator_bin", root
 
 
-def _run(command: list[str], what: str, **options) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    if done.returncode:
-        raise ToolError(f"{what} failed: {(done.stderr or done.stdout).strip()[-800:]}")
-
-
 def build_simulator(source: str) -> Path:
     """The compiled library of a Verilog source; made once and kept in :func:`cache_folder`.
 
     Raises ToolError when Verilator or a C++ compiler is missing or fails.
     """
     program, root = _verilator()
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    compiler = find_compiler()
     if compiler is None:
         raise ToolError("RTL simulation needs a C++ compiler: install g++")
     shim = resources.files("espalier.engines").joinpath("simulator.cpp").read_text()
-    library = cache_folder() / f"{_key(source, shim, *VERILATOR_OPTIONS, *FAST)}.so"
+    library = cache_folder() / f"{content_key(source, shim, *VERILATOR_OPTIONS, *FAST)}.so"
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
@@ -66,19 +51,16 @@ def build_simulator(source: str) -> Path:
         work = Path(folder)
         (work / f"{TOP}.v").write_text(source)
         (work / "simulator.cpp").write_text(shim)
-        _run([str(program), *VERILATOR_OPTIONS, "--Mdir", str(work), str(work / f"{TOP}.v")], "Verilator",
+        run_command([str(program), *VERILATOR_OPTIONS, "--Mdir", str(work), str(work / f"{TOP}.v")], "Verilator",
              env={**os.environ, "VERILATOR_ROOT": str(root)})
         parts = sorted(work.glob("*.cpp"))
         objects = [_compiled(compiler, root, work, name, [part for part in parts if ("Slow" in part.name) == slow],
                              SLOW if slow else FAST) for name, slow in (("fast", False), ("slow", True))]
         made = work / "library.so"
-        _run([compiler, "-shared", *map(str, objects), str(runtime), "-o", str(made), "-pthread"], "The C++ linker")
+        run_command([compiler, "-shared", *map(str, objects), str(runtime), "-o", str(made), "-pthread"],
+                    "The C++ linker")
         os.replace(made, library)
     return library
-
-
-def _key(*parts: str) -> str:
-    return hashlib.sha256("\0".join((*parts, *COMPILER_OPTIONS)).encode()).hexdigest()[:24]
 
 
 def _compiled(compiler: str, root: Path, work: Path, name: str, parts: list[Path], options: tuple[str, ...]) -> Path:
@@ -86,7 +68,7 @@ def _compiled(compiler: str, root: Path, work: Path, name: str, parts: list[Path
     together, made = work / f"{name}.all.cc", work / f"{name}.o"
     together.write_text("".join(f'#include "{part}"\n' for part in parts))
     include = root / "include"
-    _run([compiler, *COMPILER_OPTIONS, *options, "-c", f"-I{work}", f"-I{include}", f"-I{include / 'vltstd'}",
+    run_command([compiler, *COMPILER_OPTIONS, *options, "-c", f"-I{work}", f"-I{include}", f"-I{include / 'vltstd'}",
           str(together), "-o", str(made)], "The C++ compiler")
     return made
 
@@ -94,7 +76,7 @@ def _compiled(compiler: str, root: Path, work: Path, name: str, parts: list[Path
 def _runtime(compiler: str, root: Path) -> Path:
     """Verilator's own library, compiled once for all simulators."""
     sources = [root / "include" / name for name in RUNTIME]
-    made = cache_folder() / f"runtime-{_key(*(source.read_text() for source in sources))}.o"
+    made = cache_folder() / f"runtime-{content_key(*(source.read_text() for source in sources))}.o"
     if not made.exists():
         with tempfile.TemporaryDirectory(dir=made.parent) as folder:
             os.replace(_compiled(compiler, root, Path(folder), "runtime", sources, ("-O2",)), made)

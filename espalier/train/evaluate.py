@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import ldexp, prod
+from types import MappingProxyType
 from typing import assert_never
 
 import numpy as np
@@ -49,15 +50,27 @@ from espalier.ir.types import Float, Format, Index, Value
 from espalier.numerics.activation import AVERAGE_FRAC, average_reciprocal
 from espalier.numerics.fixed import Fixed, Overflow
 from espalier.numerics.window import Window
-from espalier.train import loss_unit
-from espalier.train.convolve import conv2d, conv2d_input_grad, conv2d_weight_grad, windows
+from espalier.train import lanes, loss_unit
+from espalier.train.convolve import (
+    conv2d,
+    conv2d_input_grad,
+    conv2d_weight_grad,
+    linear,
+    linear_input_grad,
+    linear_weight_grad,
+    windows,
+)
 from espalier.train.exact import check_exact
+from espalier.train.lanes import Rounding
+
+_ALL_LIVE: Mapping[str, Tensor] = MappingProxyType({})
 
 
-def run(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def run(graph: Graph, tensors: Mapping[str, Tensor], live: Mapping[str, Tensor] = _ALL_LIVE) -> dict[str, Tensor]:
     """Run ``graph`` on ``tensors`` (inputs with a batch axis first, and parameters, by name).
 
-    Returns every value by name: inputs, parameters and all results, words as float64.
+    Returns every value by name: inputs, parameters and all results, words as float64. Weight gradients
+    whose names are in ``live`` count only where that is 1, and may be zero elsewhere.
 
     Raises
     ------
@@ -76,7 +89,7 @@ def run(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise GraphError(f"The tensor for {value} has shape {shape}")
         known[value.name] = tensor
     for op in graph.ops:
-        known[op.out.name] = evaluate(op, *(known[value.name] for value in op.inputs))
+        known[op.out.name] = evaluate(op, *(known[value.name] for value in op.inputs), live=live.get(op.out.name))
     return known
 
 
@@ -104,25 +117,26 @@ def to_array(tensor: Tensor, format_: Format) -> NDArray:
     return array.astype(np.int64) if isinstance(format_, Fixed | Index) else array
 
 
-def evaluate(op: Op, *args: Tensor) -> Tensor:
+def evaluate(op: Op, *args: Tensor, live: Tensor | None = None) -> Tensor:
     """The result of one operation on the tensors of its inputs, batch axis first.
 
-    The result may be a view of an argument: neither may be changed in place.
+    The result may be a view of an argument: neither may be changed in place. A weight gradient may be
+    zero where ``live`` (its shape) is 0.
     """
     check_exact(op, len(args[0]))
     match op:
         case Conv2d(window=window, groups=groups):
-            acc = conv2d(args[0], args[1], window, groups)
-            acc = acc if op.b is None else acc + _aligned_bias(op, args[2])[:, None, None]
-            return _rounded(acc, product_frac(op.x, op.w), op.out)
+            bias = None if op.b is None else _aligned_bias(op, args[2])
+            return conv2d(args[0], args[1], bias, window, groups, _rounding(product_frac(op.x, op.w), op.out))
         case Linear():
-            acc = args[0] @ args[1].T
-            acc = acc if op.b is None else acc + _aligned_bias(op, args[2])
-            return _rounded(acc, product_frac(op.x, op.w), op.out)
+            bias = None if op.b is None else _aligned_bias(op, args[2])
+            return linear(args[0], args[1], bias, _rounding(product_frac(op.x, op.w), op.out))
         case Relu():
             return _moved(args[0].clamp(min=0), op.x, op.out)
         case MaxPool(window=window):
-            return _moved(_max_pool(args[0], window)[0], op.x, op.out)
+            by_lanes = lanes.suits(args[0]) and lanes.pools(window)
+            maxima = lanes.max_pool(args[0], window) if by_lanes else _max_pool(args[0], window)[0]
+            return _moved(maxima, op.x, op.out)
         case AveragePool(window=window):
             seen = windows(_padded(args[0], window), window, window.out_size(*args[0].shape[2:]))
             return _mean(seen.sum(dim=(4, 5)), prod(window.kernel), op.x, op.out)
@@ -136,21 +150,24 @@ def evaluate(op: Op, *args: Tensor) -> Tensor:
             return _float_loss(op, *args) if isinstance(op.out.format, Float) else _loss(op, *args)
         case Conv2dInputGrad(window=window, groups=groups):
             _, height, width = op.out.shape
-            acc = conv2d_input_grad(args[0], args[1], window, (height, width), groups)
-            return _rounded(acc, product_frac(op.g, op.w), op.out)
+            return conv2d_input_grad(args[0], args[1], window, (height, width), groups,
+                                     _rounding(product_frac(op.g, op.w), op.out))
         case Conv2dWeightGrad(window=window, groups=groups):
-            return _rounded(conv2d_weight_grad(args[0], args[1], window, groups), product_frac(op.x, op.g), op.out)
+            return _rounded(conv2d_weight_grad(args[0], args[1], window, groups, live), product_frac(op.x, op.g),
+                            op.out)
         case LinearInputGrad():
-            return _rounded(args[0] @ args[1], product_frac(op.g, op.w), op.out)
+            return linear_input_grad(args[0], args[1], _rounding(product_frac(op.g, op.w), op.out))
         case LinearWeightGrad():
-            return _rounded(args[1].T @ args[0], product_frac(op.x, op.g), op.out)
+            return _rounded(linear_weight_grad(args[0], args[1], live), product_frac(op.x, op.g), op.out)
         case BiasGrad():
             return _rounded(args[0].flatten(2).sum(dim=(0, 2)) if args[0].ndim > 2 else args[0].sum(dim=0),
                             frac_of(op.g), op.out)
         case ReluGrad():
             return _moved(torch.ops.aten.threshold_backward(args[0], args[1], 0), op.g, op.out)
         case MaxPoolGrad(window=window):
-            return _rounded(_max_pool_grad(args[0], args[1], window), frac_of(op.g), op.out)
+            acc = _max_pool_grad(args[0], args[1], window)
+            apart = all(step >= size for step, size in zip(window.stride, window.kernel, strict=True))
+            return acc if apart and op.g.format == op.out.format else _rounded(acc, frac_of(op.g), op.out)
         case AveragePoolGrad(window=window):
             _, height, width = op.out.shape
             return _mean(_sum_pool_grad(args[0], window, (height, width)), prod(window.kernel), op.g, op.out)
@@ -161,19 +178,19 @@ def evaluate(op: Op, *args: Tensor) -> Tensor:
             assert_never(op)
 
 
+def _rounding(frac: int | None, out: Value) -> Rounding | None:
+    """How sums with ``frac`` fraction bits become words of ``out``; None for float values."""
+    if not isinstance(out.format, Fixed) or frac is None:
+        return None
+    assert out.format.overflow is Overflow.AP_SAT, f"results saturate, but {out} does not"
+    shift = frac - out.format.frac  # |sum| <= 2**53, so that a shift by more gives zero
+    return Rounding(ldexp(1.0, -shift) if shift <= 53 else 0.0, out.format.low, out.format.high)
+
+
 def _rounded(acc: Tensor, frac: int | None, out: Value) -> Tensor:
     """``acc`` with ``frac`` fraction bits, rounded half up and saturated into the format of ``out``."""
-    if not isinstance(out.format, Fixed) or frac is None:
-        return acc
-    assert out.format.overflow is Overflow.AP_SAT, f"results saturate, but {out} does not"
-    shift = frac - out.format.frac
-    if shift > 53:  # |acc| <= 2**53 <= half: everything rounds to zero
-        return torch.zeros_like(acc)
-    if shift > 0:
-        acc = acc.mul(ldexp(1.0, -shift)).add_(0.5).floor_()
-    elif shift < 0:
-        acc = acc * ldexp(1.0, -shift)
-    return acc.clamp(out.format.low, out.format.high)
+    rounding = _rounding(frac, out)
+    return acc if rounding is None else rounding(acc)
 
 
 def _moved(x: Tensor, source: Value, out: Value) -> Tensor:
@@ -215,6 +232,8 @@ def _max_pool(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
 
 
 def _max_pool_grad(g: Tensor, x: Tensor, window: Window) -> Tensor:
+    if lanes.suits(g) and lanes.pools(window):
+        return lanes.max_pool_grad(g, x, window)
     _, position = _max_pool(x, window)
     top, left, bottom, right = window.pad
     height, width = x.shape[2:]

@@ -113,6 +113,8 @@ class Optimiser:
     -------
     weights : dict of Tensor
         The narrow weights by name: what the forward and backward pass read.
+    masks : dict of Tensor
+        By the gradient's name, where a parameter lives (1) or not (0); only of parameters with dead weights.
     """
 
     def __init__(self, parameters: tuple[Value, ...], formats: Mapping[str, Format], update: Update, batch: int,
@@ -126,6 +128,7 @@ class Optimiser:
         self.live = torch.ones(size, dtype=dtype, device=device)
         self.mu, self.decay, self.scale = (torch.zeros((), dtype=dtype, device=device) for _ in range(3))
         self.weights = self._views(self.weight)
+        self.masks: dict[str, Tensor] = {}
         if update is not Update.FLOAT:
             formats_of = [self._weight_format(value) for value in parameters]
             wide = [master_format(format_) for format_ in formats_of]
@@ -170,6 +173,7 @@ class Optimiser:
             arrays = [np.asarray(state[state_names(value.name, self.update)[role]], dtype=np.float64).reshape(-1)
                       for value in self.parameters]
             flat.copy_(torch.from_numpy(np.concatenate(arrays)))
+        self._find_masks()
 
     def state(self) -> dict[str, NDArray]:
         """Every tensor of the state by name on the host: words int64, float32 numbers, live masks bool."""
@@ -200,6 +204,10 @@ class Optimiser:
             views[name].copy_(torch.from_numpy(np.ascontiguousarray(mask)))
         for tensor in self.state_tensors:
             tensor.mul_(self.live)
+        self._find_masks()
+
+    def _find_masks(self) -> None:
+        self.masks = {gradient_name(name): view for name, view in self._views(self.live).items() if not view.all()}
 
     def _roles(self) -> dict[str, Tensor]:
         roles = {"weight": self.weight, "momentum": self.momentum, "live": self.live}

@@ -53,11 +53,14 @@ class TrainingStep:
         self.replay.replay()
 
     def values(self) -> dict[str, Tensor]:
-        """Every value of the training graph on the present batch and weights; changes nothing."""
+        """Every value of the training graph on the present batch and weights; changes nothing.
+
+        Gradients of dead weights may be zero.
+        """
         images = self.data.moved(self.index, self.moves) if self.augmented else self.data.plain(self.index)
         image, labels = self.graph.inputs
         return run(self.graph, {**self.optimiser.weights, image.name: images,
-                                labels.name: self.data.labels[self.index]})
+                                labels.name: self.data.labels[self.index]}, self.optimiser.masks)
 
     def saturated(self) -> dict[str, int]:
         """How many words of each result lie at an end of their range, on the present batch and weights."""

@@ -18,7 +18,7 @@ from espalier.ir.graph import Graph
 from espalier.ir.types import FLOAT, INDEX, Fixed, Format, TensorType, Value
 from espalier.numerics import convolution
 from espalier.numerics.window import Window
-from espalier.train import convolve
+from espalier.train import convolve, lanes
 from espalier.train.evaluate import evaluate, run, to_array, to_tensor
 
 CASES = settings(deadline=None, max_examples=40, derandomize=True)
@@ -172,21 +172,58 @@ def test_losses(draw: Draw) -> None:
                classes)
 
 
-@draws
-def test_the_way_of_a_gpu_convolves_alike(draw: Draw) -> None:
-    x, w, window, groups, shape = convolution_values(draw)
-    arrays = [words(draw.random, Fixed.of(16, 0), size, draw.extreme)
-              for size in ((2, *x.shape), w.shape, (2, *shape))]
-    images, weights, gradients = (torch.tensor(array, dtype=torch.float64) for array in arrays)
-    size = (x.shape[1], x.shape[2])
-    for way in (False, True):
-        assert np.array_equal(convolve.conv2d(images, weights, window, groups, by_matmul=way).numpy(),
-                              convolution.conv2d(arrays[0], arrays[1], window, groups))
-        assert np.array_equal(
-            convolve.conv2d_input_grad(gradients, weights, window, size, groups, by_matmul=way).numpy(),
-            convolution.conv2d_input_grad(arrays[2], arrays[1], window, size, groups))
-        assert np.array_equal(convolve.conv2d_weight_grad(images, gradients, window, groups, by_matmul=way).numpy(),
-                              convolution.conv2d_weight_grad(arrays[0], arrays[2], window, groups))
+@pytest.mark.parametrize("way", convolve.Way)
+def test_every_way_convolves_alike(way: convolve.Way) -> None:
+    @draws
+    def check(draw: Draw) -> None:
+        x, w, window, groups, shape = convolution_values(draw)
+        batch = draw.integer(1, 40)
+        images, weights, gradients = (words(draw.random, Fixed.of(16, 0), size, draw.extreme)
+                                      for size in ((batch, *x.shape), w.shape, (batch, *shape)))
+        live = draw.random.rand(*w.shape) < draw.integer(0, 4) / 4
+        weights = weights * live
+        a, b, c, mask = (torch.tensor(array, dtype=torch.float64) for array in (images, weights, gradients, live))
+        size = (x.shape[1], x.shape[2])
+        found = convolve.conv2d(a, b, None, window, groups, way=way)
+        assert np.array_equal(found.numpy(), convolution.conv2d(images, weights, window, groups))
+        found = convolve.conv2d_input_grad(c, b, window, size, groups, way=way)
+        assert np.array_equal(found.numpy(), convolution.conv2d_input_grad(gradients, weights, window, size, groups))
+        expected = convolution.conv2d_weight_grad(images, gradients, window, groups)
+        assert np.array_equal(convolve.conv2d_weight_grad(a, c, window, groups, way=way).numpy(), expected)
+        found = convolve.conv2d_weight_grad(a, c, window, groups, mask, way=way)
+        assert np.array_equal(found.numpy() * live, expected * live)
+    check()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("batch", [1, 9, 17, 33, 70])
+def test_lanes_of_any_batch_on_any_number_of_threads(batch: int, threads: int) -> None:
+    random = np.random.RandomState(batch)
+    x, w = random.randint(-99, 99, (batch, 5, 7, 9)), random.randint(-99, 99, (8, 5, 3, 2))
+    w[random.rand(*w.shape) < 0.5] = 0
+    window = Window((3, 2), (2, 1), (1, 0, 0, 1))
+    g = random.randint(-99, 99, (batch, 8, *window.out_size(7, 9)))
+    a, b, c = (torch.tensor(array, dtype=torch.float64) for array in (x, w, g))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert np.array_equal(convolve.conv2d(a, b, None, window), convolution.conv2d(x, w, window))
+        assert np.array_equal(convolve.conv2d_input_grad(c, b, window, (7, 9)),
+                              convolution.conv2d_input_grad(g, w, window, (7, 9)))
+        assert np.array_equal(convolve.conv2d_weight_grad(a, c, window), convolution.conv2d_weight_grad(x, g, window))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_without_a_compiler_torch_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    lanes.kernels.cache_clear()
+    try:
+        assert lanes.kernels() is None
+        x, w = torch.full((1, 1, 1, 1), 3.0, dtype=torch.float64), torch.full((1, 1, 1, 1), 5.0, dtype=torch.float64)
+        assert convolve.conv2d(x, w, None, Window((1, 1))).item() == 15
+    finally:
+        lanes.kernels.cache_clear()
 
 
 def layered(x: Format, w: Format, y: Format) -> Graph:
