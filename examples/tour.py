@@ -40,7 +40,7 @@ from espalier.numerics.requantize import Requantize
 from espalier.numerics.update import EXTRA_BITS, GRADIENT_BITS, master_format, narrow
 from espalier.program.words import Opcode, command_fields
 
-OPERAND_CYCLES = 4  #: from a step to its operands at the lattice (gateware.operands)
+OPERAND_CYCLES = 7  #: from a step to its operands at the lattice (gateware.operands)
 PRODUCT_CYCLES = 2  #: from there to the product's register (gateware.lattice)
 ROW_HEADINGS = "weight 0  weight 1        acc 0        acc 1"
 PAGE = Path(__file__).parents[1] / "docs" / "tour.md"

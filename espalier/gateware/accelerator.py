@@ -8,21 +8,19 @@ from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import Machine
 from espalier.gateware.drain import Drain, LaneTree, RowCounter
-from espalier.gateware.entries import EntryFetcher, Issuer, SpanFinder, step_layout
+from espalier.gateware.entries import step_layout
+from espalier.gateware.front import Front
 from espalier.gateware.host import WRITE, HostReader, HostWriter
 from espalier.gateware.lattice import Lattice
 from espalier.gateware.layouts import command_layout, vector_layout
 from espalier.gateware.loss_unit import LossUnit
 from espalier.gateware.memories import GradientBanks, WeightBanks
 from espalier.gateware.operands import Operands
-from espalier.gateware.ram import Ram
+from espalier.gateware.ram import BankedRam
 from espalier.gateware.sequencer import Sequencer
-from espalier.gateware.tiles import SegmentCutter, SegmentTable, TileCounter
 from espalier.gateware.update_unit import UpdateUnit
 from espalier.numerics.update import GRADIENT_BITS
 from espalier.program.words import Opcode, bits_for
-
-PIPELINE_CYCLES = 24  #: at least the cycles from the last step to the last write of FP and BP, rows aside
 
 
 class Accelerator(wiring.Component):
@@ -51,16 +49,19 @@ class Accelerator(wiring.Component):
         machine = self.machine
         tree, update = LaneTree(machine), UpdateUnit(
             word_bits=machine.word_bits, depth=machine.master_depth, sum_bits=machine.sum_bits, groups=machine.groups)
-        self.sequencer = Sequencer(machine, drain_cycles=PIPELINE_CYCLES + machine.rows,
-                                   update_cycles=tree.latency_cycles + update.latency_cycles + 2)
-        self.writer, self.reader, self.operands = HostWriter(machine), HostReader(machine), Operands(machine)
-        self.activations, self.gradients = Ram(vector_layout(machine), machine.activation_depth), GradientBanks(machine)
-        self.weights, self.lattice = WeightBanks(machine), Lattice(machine)
+        sums = Operands.latency_cycles + Lattice.latency_cycles + machine.rows - 1  # cycles to the last row
+        self.sequencer = Sequencer(machine, drain_cycles=sums + Drain.latency_cycles,
+                                   update_cycles=sums + tree.latency_cycles + update.latency_cycles)
+        self.writer, self.reader = HostWriter(machine), HostReader(machine)
+        self.front, self.operands = Front(machine), Operands(machine)
+        self.activations = BankedRam(vector_layout(machine), machine.activation_depth)
+        self.gradients, self.weights, self.lattice = GradientBanks(machine), WeightBanks(machine), Lattice(machine)
         self.rows, self.drain = RowCounter(machine), Drain(machine)
-        self.loss = LossUnit(lanes=machine.lanes, word_bits=machine.word_bits, max_classes=machine.max_classes)
+        self.loss = LossUnit(lanes=machine.lanes, word_bits=machine.word_bits, max_classes=machine.max_classes,
+                             read_latency=3)
         self.tree, self.update = tree, update
-        for name in ("sequencer", "writer", "reader", "operands", "activations", "gradients", "weights", "lattice",
-                     "rows", "drain", "loss", "tree", "update"):
+        for name in ("sequencer", "writer", "reader", "front", "operands", "activations", "gradients", "weights",
+                     "lattice", "rows", "drain", "loss", "tree", "update"):
             m.submodules[name] = getattr(self, name)
         self.command = Signal(command_layout(machine))
         m.d.comb += self.command.eq(self.sequencer.command)
@@ -92,24 +93,15 @@ class Accelerator(wiring.Component):
             self.operands.probe.eq(reader.probe), self.operands.parity.eq(sequencer.parity)]
 
     def _front(self, m: Module) -> None:
-        """From the command to the steps of the lattice: a chain of streams."""
-        machine, writer = self.machine, self.writer
-        m.submodules.tiles = tiles = TileCounter(machine)
-        m.submodules.cutter = cutter = SegmentCutter(machine)
-        m.submodules.table = table = SegmentTable(machine)
-        m.submodules.entries = entries = EntryFetcher(machine)
-        m.submodules.spans = spans = SpanFinder(machine)
-        m.submodules.issuer = issuer = Issuer(machine)
-        for before, after in ((tiles, cutter), (cutter, table), (table, entries), (entries, spans), (spans, issuer)):
-            wiring.connect(m, before.o, after.i)
-        for part in (tiles, cutter, spans, issuer, self.operands, self.rows, self.drain):
+        """From the command to the steps of the lattice, and their operands."""
+        front, writer = self.front, self.writer
+        for part in (front, self.operands, self.rows, self.drain):
             m.d.comb += part.command.eq(self.command)
         m.d.comb += [
-            tiles.start.eq(self.sequencer.launch), self.sequencer.finished.eq(issuer.finished),
-            self.operands.step.eq(issuer.step), self.issuing.eq(issuer.step.valid),
-            table.write_en.eq(writer.table_en), table.write_address.eq(writer.item),
-            table.write_data.eq(writer.write.data), entries.write_en.eq(writer.index_en),
-            entries.write_address.eq(writer.item), entries.write_data.eq(writer.entry)]
+            front.start.eq(self.sequencer.launch), self.sequencer.finished.eq(front.finished),
+            self.operands.step.eq(front.step), self.issuing.eq(front.step.valid),
+            front.table_en.eq(writer.table_en), front.index_en.eq(writer.index_en), front.address.eq(writer.item),
+            front.pointer.eq(writer.write.data), front.entry.eq(writer.entry)]
 
     def _lattice(self, m: Module) -> None:
         operands, lattice = self.operands, self.lattice
@@ -123,17 +115,18 @@ class Accelerator(wiring.Component):
                      self.drain.item.eq(self.rows.item), self.drain.row.eq(lattice.row), self.tree.i.eq(lattice.row)]
 
     def _activation_memory(self, m: Module) -> None:
-        """Read by the operands, by the drain (BP), by the loss, by the host; written by the drain, else by the host."""
+        """Read by the operands, by the drain (BP), by the loss, by the host; written by the drain, else by the host.
+
+        With a register before its address.
+        """
         memory, drain, writer = self.activations, self.drain, self.writer
-        logit = Signal.like(memory.read_address)
-        m.d.sync += logit.eq(self.command.mask_base + self.loss.logit_class)
         with m.Switch(self.command.opcode):
             with m.Case(Opcode.BACKWARD):
-                m.d.comb += memory.read_address.eq(drain.mask_address)
+                m.d.sync += memory.read_address.eq(drain.mask_address)
             with m.Case(Opcode.LOSS):
-                m.d.comb += memory.read_address.eq(logit)
+                m.d.sync += memory.read_address.eq(self.command.mask_base + self.loss.logit_class)
             with m.Default():
-                m.d.comb += memory.read_address.eq(self.operands.activation_address)
+                m.d.sync += memory.read_address.eq(self.operands.activation_address)
         engine = drain.activation_write
         m.d.comb += [
             self.operands.activation.eq(memory.read_data), drain.mask.eq(memory.read_data),
@@ -147,7 +140,9 @@ class Accelerator(wiring.Component):
         bank_bits = (self.machine.rows - 1).bit_length()
         m.d.comb += [memory.read_address.eq(self.operands.gradient_address),
                      self.operands.gradients.eq(memory.read_data)]
-        with m.If(self.command.opcode == Opcode.LOSS):
+        losing = Signal()
+        m.d.sync += losing.eq(self.command.opcode == Opcode.LOSS)
+        with m.If(losing):
             m.d.comb += [memory.write_en.eq(loss.out_valid), memory.write_bank.eq(loss.out_class[:bank_bits]),
                          memory.write_address.eq(self.command.out_base + (loss.out_class >> bank_bits))]
             for lane in range(self.machine.lanes):

@@ -26,11 +26,27 @@ def saturate(value: Value, high: Value, bits: int) -> Value:
     ``high`` is as :func:`largest` makes it, ``bits - 1`` wide; the result is signed, ``bits`` wide. A
     narrower ``value`` is widened. Costs one wide OR and one multiplexer, no comparison.
     """
-    assert len(high) == bits - 1
-    width = max(len(value), bits)
+    return _clipped(value, _outside(value, high), high, bits)
+
+
+def saturate_later(m: Module, value: Value, high: Value, bits: int, name: str) -> Value:
+    """:func:`saturate` of ``value`` one cycle ago: a register between the wide OR and the multiplexer."""
+    outside, late = Signal(name=f"{name}_outside"), Signal.like(value, name=f"{name}_late")
+    m.d.sync += [outside.eq(_outside(value, high)), late.eq(value)]
+    return _clipped(late, outside, high, bits)
+
+
+def _outside(value: Value, high: Value) -> Value:
+    width = max(len(value), len(high) + 1)
     sign = value[-1]
     wide = Cat(value, sign.replicate(width - len(value)))
     above = Cat(~high, Const(1).replicate(width - len(high)))
-    outside = ((wide ^ sign.replicate(width)) & above).any()
+    return ((wide ^ sign.replicate(width)) & above).any()
+
+
+def _clipped(value: Value, outside: Value, high: Value, bits: int) -> Value:
+    assert len(high) == bits - 1
+    sign = value[-1]
+    wide = Cat(value, sign.replicate(max(0, bits - len(value))))
     end = Cat(high ^ sign.replicate(len(high)), sign)
     return Mux(outside, end, wide[:bits]).as_signed()

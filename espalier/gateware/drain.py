@@ -8,7 +8,15 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import CODE_BITS, Machine
-from espalier.gateware.layouts import address_bits, command_layout, tile_layout, values_layout, vector_layout
+from espalier.gateware.arithmetic import delay_line, saturate_later
+from espalier.gateware.layouts import (
+    address_bits,
+    command_layout,
+    tile_layout,
+    values_layout,
+    vector_layout,
+    word_layout,
+)
 from espalier.program.words import Opcode, bits_for
 
 
@@ -43,7 +51,7 @@ class RowCounter(wiring.Component):
 
 
 class VectorRequantizer(wiring.Component):
-    """:class:`espalier.numerics.requantize.Requantize` on a vector. Latency 4, one vector per cycle.
+    """:class:`espalier.numerics.requantize.Requantize` on a vector. Latency 5, one vector per cycle.
 
     Members
     -------
@@ -52,7 +60,7 @@ class VectorRequantizer(wiring.Component):
         The largest word; the smallest is its complement.
     """
 
-    latency_cycles = 4
+    latency_cycles = 5
 
     def __init__(self, machine: Machine):
         self.machine = machine
@@ -69,15 +77,15 @@ class VectorRequantizer(wiring.Component):
         wide = signed(self.machine.acc_bits + 1)
         doubled, coarse, fine, rounded = (Signal(wide, name=f"{name}_{lane}")
                                           for name in ("doubled", "coarse", "fine", "rounded"))
-        high, low = self.limit.as_signed(), (~self.limit).as_signed()
+        high = self.limit[:self.machine.word_bits - 1]
         m.d.comb += doubled.eq(self.i[lane] << 1)  # (2*acc >> shift) + 1 >> 1 rounds half up
         m.d.sync += [coarse.eq(doubled >> Cat(C(0, 3), self.shift[3:6])),
                      fine.eq(coarse >> self.shift[0:3]), rounded.eq((fine + 1) >> 1),
-                     self.o[lane].eq(Mux(rounded > high, high, Mux(rounded < low, low, rounded)))]
+                     self.o[lane].eq(saturate_later(m, rounded, high, self.machine.word_bits, f"lane_{lane}"))]
 
 
 class Drain(wiring.Component):
-    """The drain pipeline of FP and BP. Latency 6 cycles from ``item`` to a write.
+    """The drain pipeline of FP and BP. Latency :attr:`latency_cycles` from ``item`` to a write.
 
     FP: requantise, rectify, 2×2 maximum with the position of the first largest. BP: requantise, pass
     where the activation that the gradient belongs to is positive, attach that activation's code.
@@ -87,12 +95,14 @@ class Drain(wiring.Component):
     row, item : In
         A row of sums and where it goes.
     mask_address : Out
-        Activation to read (BP); ``mask`` is its vector one cycle later.
+        Activation to read (BP); ``mask`` is its vector three cycles later.
     activation_write, gradient_write : Out(1)
     write : Out
         Where (``out``, and bank ``row`` of the gradients).
     write_data : Out
     """
+
+    latency_cycles = VectorRequantizer.latency_cycles + 2
 
     def __init__(self, machine: Machine):
         self.machine = machine
@@ -109,38 +119,44 @@ class Drain(wiring.Component):
         m.submodules.requantizer = requantizer = VectorRequantizer(self.machine)
         m.d.comb += [requantizer.i.eq(self.row), requantizer.shift.eq(command.shift),
                      requantizer.limit.eq(command.limit)]
-        items = [self.item]
-        for stage in range(1, 6):
-            items.append(Signal(item_layout(self.machine), name=f"item_{stage}"))
-            m.d.sync += items[-1].eq(items[-2])
         narrow = requantizer.latency_cycles
-        m.d.comb += self.mask_address.eq(items[narrow - 1].mask)
-        result = Signal(vector_layout(self.machine))
-        forward = command.opcode == Opcode.FORWARD
+        items = [data.View(item_layout(self.machine), value)
+                 for value in delay_line(m, self.item.as_value(), narrow + 1, "item")]
+        m.d.comb += self.mask_address.eq(items[narrow - 3].mask)
+        result, forward = Signal(vector_layout(self.machine)), Signal()
+        m.d.sync += forward.eq(command.opcode == Opcode.FORWARD)
         for lane in range(self.machine.lanes):
             word, seen = requantizer.o[lane], self.mask[lane]
             dead = command.rectify & (Mux(forward, word, seen.value) <= 0)
             m.d.sync += [result[lane].value.eq(Mux(dead, 0, word)), result[lane].code.eq(Mux(forward, 0, seen.code))]
-        self._pool(m, items[narrow + 1], result)
+        self._pool(m, items[narrow], items[narrow + 1], result, forward)
         return m
 
-    def _pool(self, m: Module, item, result) -> None:
-        """Keep the largest of a window's four vectors; write with the fourth."""
+    def _pool(self, m: Module, coming, item, result, forward: Signal) -> None:
+        """Keep the largest of a window's four vectors; write with the fourth.
+
+        What is kept of a row is read while its next ``result`` is ``coming``, and the winner written a cycle after
+        it is known; a result that follows at once on one of the same row meets that one's winner.
+        """
         command, machine = self.command, self.machine
         m.submodules.best = best = Memory(shape=vector_layout(machine), depth=max(2, machine.rows), init=[])
         read, write = best.read_port(domain="comb"), best.write_port()
-        winner = Signal(vector_layout(machine))
-        pooling = command.pool_out & (command.opcode == Opcode.FORWARD)
+        kept, pooling, at_once = Signal(vector_layout(machine)), Signal(), Signal()
+        m.d.sync += [
+            pooling.eq(command.pool_out & forward), at_once.eq(item.valid & (item.row == coming.row)),
+            kept.eq(Mux(write.en & (write.addr == coming.row), self.write_data.as_value(), read.data.as_value()))]
         for lane in range(machine.lanes):
-            wins = ~pooling | (item.window == 0) | (result[lane].value > read.data[lane].value)
-            code = Mux(pooling, item.window, result[lane].code)
-            m.d.comb += [winner[lane].value.eq(Mux(wins, result[lane].value, read.data[lane].value)),
-                         winner[lane].code.eq(Mux(wins, code, read.data[lane].code))]
+            word, old, late = result[lane], kept[lane], self.write_data[lane]
+            before = Signal(word_layout(machine), name=f"before_{lane}")
+            wins = ~pooling | (item.window == 0) | Mux(at_once, word.value > late.value, word.value > old.value)
+            code = Mux(pooling, item.window, word.code)
+            m.d.comb += before.eq(Mux(at_once, late.as_value(), old.as_value()))
+            m.d.sync += [late.value.eq(Mux(wins, word.value, before.value)),
+                         late.code.eq(Mux(wins, code, before.code))]
         complete = item.valid & (~pooling | (item.window == 3))
-        forward = command.opcode == Opcode.FORWARD
-        m.d.comb += [read.addr.eq(item.row), write.addr.eq(item.row), write.data.eq(winner),
-                     write.en.eq(item.valid & pooling)]
-        m.d.sync += [self.activation_write.eq(complete & forward), self.write.eq(item), self.write_data.eq(winner),
+        m.d.comb += [read.addr.eq(coming.row), write.addr.eq(self.write.row), write.data.eq(self.write_data),
+                     write.en.eq(self.write.valid & pooling)]
+        m.d.sync += [self.activation_write.eq(complete & forward), self.write.eq(item),
                      self.gradient_write.eq(complete & (command.opcode == Opcode.BACKWARD))]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal, signed, unsigned
+from amaranth.hdl import Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import COORDINATE_BITS, Machine
+from espalier.gateware.arithmetic import delay_line
 from espalier.gateware.layouts import address_bits, command_layout, entry_layout, tile_layout
 from espalier.gateware.ram import Ram
 from espalier.gateware.tiles import segment_layout
@@ -23,11 +23,16 @@ def task_layout(machine: Machine) -> data.StructLayout:
 
 
 def span_layout(machine: Machine) -> data.StructLayout:
-    """A task with its tap's offset, and the pixels (WU) at which the tap is inside the map; ``never``: at none."""
+    """A task with its tap's offset, and its pixels; ``never``: the tap is inside the map at none.
+
+    WU: the pixels at which the tap is inside. FP, BP: the tile's own. ``y_single, x_single``: there is one row,
+    one column of them (also where there is none).
+    """
     size = unsigned(COORDINATE_BITS)
     return data.StructLayout({
         "task": task_layout(machine), "offset_y": OFFSET, "offset_x": OFFSET,
-        "y_low": size, "y_high": size, "x_low": size, "x_high": size, "never": unsigned(1)})
+        "y_low": size, "y_high": size, "x_low": size, "x_high": size,
+        "y_single": unsigned(1), "x_single": unsigned(1), "never": unsigned(1)})
 
 
 def step_layout(machine: Machine) -> data.StructLayout:
@@ -44,77 +49,92 @@ def step_layout(machine: Machine) -> data.StructLayout:
 
 
 class EntryFetcher(wiring.Component):
-    """Reads the index entries of segments.
+    """Reads the index entries of segments, one per cycle when there is ``room``; latency 2 cycles.
 
     An empty segment costs one cycle and gives nothing, unless it ends a tile: then a task marked
-    ``none`` carries the end. Throughput one entry per cycle, latency 2 cycles, a queue of four.
+    ``none`` carries the end.
+
+    Members
+    -------
+    launch : Out(1)
+        A task will leave in the next cycle.
     """
 
     def __init__(self, machine: Machine):
         self.machine = machine
         super().__init__({
-            "i": In(stream.Signature(segment_layout(machine))), "o": Out(stream.Signature(task_layout(machine))),
+            "room": In(1), "launch": Out(1), "i": In(stream.Signature(segment_layout(machine))),
+            "o": Out(stream.Signature(task_layout(machine), always_ready=True)),
             "write_en": In(1), "write_address": In(bits_for(machine.index_depth)),
             "write_data": In(entry_layout(machine).size)})
 
     def elaborate(self, platform):
         m = Module()
-        layout, machine = task_layout(self.machine), self.machine
-        m.submodules.queue = queue = SyncFIFO(width=layout.size, depth=4)
+        machine, segment = self.machine, Signal(segment_layout(self.machine))  # what is left of the one in work
         m.submodules.lists = lists = Ram(unsigned(entry_layout(machine).size), machine.index_depth)
-        m.d.comb += [lists.write_en.eq(self.write_en), lists.write_address.eq(self.write_address),
-                     lists.write_data.eq(self.write_data)]
-
-        segment = self.i.p
-        inside, position, here = Signal(), Signal.like(segment.low), Signal.like(segment.low)
-        room, work, empty, done = Signal(), Signal(), Signal(), Signal()
-        coming, found = Signal(), Signal(layout)
-        m.d.comb += [here.eq(Mux(inside, position, segment.low)), lists.read_address.eq(here),
-                     room.eq(queue.level + coming < 4), work.eq(self.i.valid & room),
-                     empty.eq(segment.low == segment.high), done.eq(empty | (here + 1 == segment.high)),
-                     self.i.ready.eq(room & done)]
-        with m.If(work):
-            m.d.sync += [position.eq(here + 1), inside.eq(~done)]
-        m.d.sync += [coming.eq(work & (~empty | segment.last)), found.none.eq(empty),
-                     found.last.eq(done & segment.last), found.tile.eq(segment.tile)]
-        entering = Signal(layout)
-        m.d.comb += [entering.eq(found), entering.entry.eq(lists.read_data), queue.w_data.eq(entering),
-                     queue.w_en.eq(coming), self.o.valid.eq(queue.r_rdy), self.o.payload.eq(queue.r_data),
-                     queue.r_en.eq(self.o.ready)]
+        held, empty, work, done = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            lists.write_en.eq(self.write_en), lists.write_address.eq(self.write_address),
+            lists.write_data.eq(self.write_data), lists.read_address.eq(segment.low),
+            empty.eq(segment.count == 0), work.eq(held & self.room), done.eq(work & (segment.count <= 1)),
+            self.i.ready.eq(~held | done), self.launch.eq(work & (~empty | segment.last))]
+        with m.If(self.i.ready):
+            m.d.sync += [segment.eq(self.i.p), held.eq(self.i.valid)]
+        with m.Elif(work):
+            m.d.sync += [segment.low.eq(segment.low + 1), segment.count.eq(segment.count - 1)]
+        m.d.sync += [self.o.valid.eq(self.launch), self.o.p.none.eq(empty), self.o.p.last.eq(done & segment.last),
+                     self.o.p.tile.eq(segment.tile)]
+        m.d.comb += self.o.p.entry.eq(lists.read_data)
         return m
 
 
 class SpanFinder(wiring.Component):
-    """Finds the pixels at which a tap lies inside the source map. One task per cycle, latency 1."""
+    """Finds the pixels of a task. One task per cycle, latency 3 cycles, never stalls.
+
+    Cycle 1: the task, out of its memory; 2: the tap's distances to the borders; 3: the pixels.
+    """
 
     def __init__(self, machine: Machine):
         self.machine = machine
         super().__init__({"command": In(command_layout(machine)),
-                          "i": In(stream.Signature(task_layout(machine))),
-                          "o": Out(stream.Signature(span_layout(machine)))})
+                          "i": In(stream.Signature(task_layout(machine), always_ready=True)),
+                          "o": Out(stream.Signature(span_layout(machine), always_ready=True))})
 
     def elaborate(self, platform):
         m = Module()
-        command, task, p = self.command, self.i.p, self.o.p
-        m.d.comb += self.i.ready.eq(~self.o.valid | self.o.ready)
-        with m.If(self.i.ready):
-            m.d.sync += [self.o.valid.eq(self.i.valid), p.task.eq(task)]
-            outside = 0
-            for axis in "yx":
-                offset, room = Signal(OFFSET, name=f"offset_{axis}"), Signal(OFFSET, name=f"room_{axis}")
-                out, source = command[f"out_{axis}"], command[f"source_{axis}"]
-                m.d.comb += [offset.eq(Mux(task.entry.one, 0, task.entry[f"k{axis}"] - command[f"pad_{axis}"])),
-                             room.eq(source - 1 - offset)]
-                cut = (room < out - 1) & ~task.entry.one
-                m.d.sync += [p[f"offset_{axis}"].eq(offset), p[f"{axis}_low"].eq(Mux(offset < 0, -offset, 0)),
-                             p[f"{axis}_high"].eq(Mux(cut, room, out - 1))]
-                outside |= ((offset + out <= 0) | (room < 0)) & ~task.entry.one
-            m.d.sync += p.never.eq(outside)
+        p, update = self.o.p, Signal()
+        tasks = [data.View(task_layout(self.machine), value)
+                 for value in delay_line(m, self.i.p.as_value(), 3, "task")]
+        m.d.sync += update.eq(self.command.opcode == Opcode.UPDATE)
+        outside = Signal(2)
+        for k, axis in enumerate("yx"):
+            m.d.comb += outside[k].eq(self._axis(m, axis, tasks[1], tasks[2], update))
+        m.d.sync += p.never.eq(update & outside.any() & ~tasks[2].entry.one)
+        nothing = p.never | p.task.none
+        m.d.comb += [self.o.valid.eq(delay_line(m, self.i.valid, 3, "valid")[-1]), p.task.eq(tasks[3]),
+                     p.y_single.eq(nothing | (p.y_low == p.y_high)), p.x_single.eq(nothing | (p.x_low == p.x_high))]
         return m
+
+    def _axis(self, m: Module, axis: str, task, then, update: Signal) -> Value:
+        """The pixels along one axis; returns, a cycle early, that the tap is outside the map at all of them."""
+        command, p = self.command, self.o.p
+        source, out, pad = (command[f"{name}_{axis}"] for name in ("source", "out", "pad"))
+        constants = [Signal(OFFSET, name=f"{name}_{axis}") for name in ("border", "edge", "last")]
+        border, edge, last = constants
+        offset, room, reach = (Signal(OFFSET, name=f"{name}_{axis}") for name in ("offset", "room", "reach"))
+        tap = task.entry[f"k{axis}"]
+        m.d.sync += [border.eq(source + pad - 1), edge.eq(out - 1 - pad), last.eq(out - 1)]
+        m.d.sync += [offset.eq(Mux(task.entry.one, 0, tap - pad)), room.eq(border - tap), reach.eq(edge + tap)]
+        cut = (room < last) & ~then.entry.one
+        own = then.tile[axis]
+        m.d.sync += [p[f"offset_{axis}"].eq(offset),
+                     p[f"{axis}_low"].eq(Mux(update, Mux(offset < 0, -offset, 0), own)),
+                     p[f"{axis}_high"].eq(Mux(update, Mux(cut, room, last), own))]
+        return (reach < 0) | (room < 0)
 
 
 class Issuer(wiring.Component):
-    """Issues one step of the lattice per cycle: the innermost loops of all three phases.
+    """Issues one step of the lattice per cycle: the innermost loops of all three phases. Latency 2 cycles.
 
     FP and BP: for each source channel of the block. WU: for each source channel, for each pixel.
     A tap that is never inside the map (a kernel larger than the map) has one step there, of nothing.
@@ -137,48 +157,58 @@ class Issuer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        command, span, step = self.command, self.i.p, self.step
-        task = span.task
-        entry = task.entry
-        update = command.opcode == Opcode.UPDATE
-        term, channel = Signal.like(entry.count), Signal.like(step.channel)
-        begun, y, x = Signal(), Signal.like(span.y_low), Signal.like(span.x_low)
-        here_y, here_x, here_channel = Signal.like(y), Signal.like(x), Signal.like(channel)
-        terms_done, pixels_done, tile_end, go = Signal(), Signal(), Signal(), Signal()
-        spacing = Signal.like(task.tile.rows)
-
+        span, task = Signal(span_layout(self.machine)), self.i.p.task
+        self.span, held = span, Signal()
+        self.update, self.terms_done = Signal(), Signal()
+        self.y, self.x, self.y_done, self.x_done = (Signal.like(span[name])
+                                                    for name in ("y_low", "x_low", "y_single", "x_single"))
+        self.channel, self.term = Signal.like(self.step.channel), Signal.like(task.entry.count)
+        pixels_done, tile_end, go, done = Signal(), Signal(), Signal(), Signal()
+        spacing, waiting = Signal.like(task.tile.rows), Signal()  # cycles until a tile may end, and whether any
+        ends = Signal()  # the task's last pixel (WU), its last step (FP, BP) is the end of a tile
+        self.advance = Signal.like(self.channel)  # from one channel of a block to the next
+        m.d.sync += [self.update.eq(self.command.opcode == Opcode.UPDATE),
+                     self.advance.eq(Mux(self.command.opcode == Opcode.BACKWARD, 0, self.command.source_plane))]
         m.d.comb += [
-            here_y.eq(Mux(begun, y, span.y_low)), here_x.eq(Mux(begun, x, span.x_low)),
-            here_channel.eq(Mux(term == 0, entry.channel, channel)),
-            terms_done.eq(task.none | (term + 1 == entry.count)),
-            pixels_done.eq(~update | task.none | span.never | ((here_y == span.y_high) & (here_x == span.x_high))),
-            tile_end.eq(Mux(update, pixels_done & ~task.none, task.last & terms_done)),
-            go.eq(self.i.valid & ~(tile_end & (spacing != 0))),
-            self.i.ready.eq(go & terms_done & pixels_done),
-        ]
+            pixels_done.eq(self.y_done & self.x_done),
+            tile_end.eq(ends & pixels_done & (self.update | self.terms_done)), go.eq(held & ~(tile_end & waiting)),
+            done.eq(held & pixels_done & self.terms_done & ~(ends & waiting)), self.i.ready.eq(~held | done)]
         with m.If(go & tile_end):
-            m.d.sync += spacing.eq(task.tile.rows - 1)
-        with m.Elif(spacing != 0):
-            m.d.sync += spacing.eq(spacing - 1)
-        with m.If(go):
-            with m.If(pixels_done):
-                m.d.sync += [begun.eq(0), term.eq(Mux(terms_done, 0, term + 1)),
-                             channel.eq(here_channel + Mux(command.opcode == Opcode.BACKWARD, 0,
-                                                           command.source_plane))]
-            with m.Else():
-                row_done = here_x == span.x_high
-                m.d.sync += [begun.eq(1), x.eq(Mux(row_done, span.x_low, here_x + 1)), y.eq(here_y + row_done)]
-        self._issue(m, go, tile_end, here_channel, here_y, here_x, term)
-        m.d.sync += self.finished.eq(self.i.valid & self.i.ready & task.last & task.tile.final)
+            m.d.sync += [spacing.eq(span.task.tile.rows - 1), waiting.eq(span.task.tile.rows != 1)]
+        with m.Elif(waiting):
+            m.d.sync += [spacing.eq(spacing - 1), waiting.eq(spacing != 1)]
+        with m.If(self.i.ready):
+            m.d.sync += [held.eq(self.i.valid), span.eq(self.i.p), self.channel.eq(task.entry.channel),
+                         ends.eq(Mux(self.update, ~task.none, task.last)),
+                         self.term.eq(0), self.terms_done.eq(task.none | (task.entry.count == 1))]
+            self._first_pixel(m, self.i.p)
+        with m.Elif(go):
+            self._next(m, pixels_done)
+        self._issue(m, go, tile_end)
+        m.d.sync += self.finished.eq(done & span.task.last & span.task.tile.final)
         return m
 
-    def _issue(self, m: Module, go, tile_end, channel, y, x, term) -> None:
-        span, step, task = self.i.p, self.step, self.i.p.task
-        update = self.command.opcode == Opcode.UPDATE
-        tile_y, tile_x = Mux(update, y, task.tile.y), Mux(update, x, task.tile.x)
+    def _first_pixel(self, m: Module, span) -> None:
+        m.d.sync += [self.y.eq(span.y_low), self.x.eq(span.x_low), self.y_done.eq(span.y_single),
+                     self.x_done.eq(span.x_single)]
+
+    def _next(self, m: Module, pixels_done: Signal) -> None:
+        """The next pixel, or the first one of the next channel. What is done is known a cycle before it is needed."""
+        span = self.span
+        with m.If(pixels_done):
+            m.d.sync += [self.term.eq(self.term + 1), self.channel.eq(self.channel + self.advance),
+                         self.terms_done.eq(self.term + 2 == span.task.entry.count)]
+            self._first_pixel(m, span)
+        with m.Elif(self.x_done):
+            m.d.sync += [self.y.eq(self.y + 1), self.y_done.eq(self.y + 1 == span.y_high),
+                         self.x.eq(span.x_low), self.x_done.eq(span.x_single)]
+        with m.Else():
+            m.d.sync += [self.x.eq(self.x + 1), self.x_done.eq(self.x + 1 == span.x_high)]
+
+    def _issue(self, m: Module, go: Signal, tile_end: Signal) -> None:
+        span, step, task = self.span, self.step, self.span.task
         m.d.sync += [
-            step.valid.eq(go & ~task.none & ~(update & span.never)), step.last.eq(go & tile_end),
-            step.channel.eq(channel), step.column.eq(task.entry.column), step.term.eq(term),
-            step.one.eq(task.entry.one),
-            step.y.eq(tile_y + span.offset_y), step.x.eq(tile_x + span.offset_x),
-            step.tile.eq(task.tile), step.tile.y.eq(tile_y), step.tile.x.eq(tile_x)]
+            step.valid.eq(go & ~task.none & ~span.never), step.last.eq(go & tile_end),
+            step.channel.eq(self.channel), step.column.eq(task.entry.column), step.term.eq(self.term),
+            step.one.eq(task.entry.one), step.y.eq(self.y + span.offset_y), step.x.eq(self.x + span.offset_x),
+            step.tile.eq(task.tile), step.tile.y.eq(self.y), step.tile.x.eq(self.x)]

@@ -99,9 +99,9 @@ class HostReader(wiring.Component):
         lane_bits, bank_bits = lane_stride(machine).bit_length() - 1, (machine.rows - 1).bit_length()
         lane, vector = offset[:lane_bits], offset[lane_bits:]
         word = Signal(vector_layout(machine).elem_shape.size)
-        m.d.comb += [word.eq(self.vector.as_value().word_select(lane, len(word)) if lane_bits else
-                             self.vector.as_value()),
-                     self.probe.active.eq(~self.busy), self.probe.column.eq(offset[bank_bits:]),
+        m.d.sync += word.eq(self.vector.as_value().word_select(lane, len(word)) if lane_bits else
+                            self.vector.as_value())
+        m.d.comb += [self.probe.active.eq(~self.busy), self.probe.column.eq(offset[bank_bits:]),
                      self.probe.gradient.eq(space == Space.GRADIENTS),
                      self.update_address.eq(offset), self.update_momentum.eq(space == Space.MOMENTA)]
         with m.If(space == Space.GRADIENTS):
@@ -110,11 +110,14 @@ class HostReader(wiring.Component):
             m.d.comb += [self.probe.bank.eq(offset[:bank_bits]), self.probe.address.eq(vector)]
         status = {Status.BUSY: self.busy, Status.CORRECT: self.correct, Status.LOSS_LOW: self.loss[:32],
                   Status.LOSS_HIGH: self.loss[32:], Status.CYCLES: self.cycles}
+        state = Signal(BUS_BITS)
+        with m.Switch(offset[:3]):
+            for name, value in status.items():
+                with m.Case(name):
+                    m.d.sync += state.eq(value)
         with m.Switch(space):
-            with m.Case(Space.CONTROL), m.Switch(offset[:3]):
-                for name, value in status.items():
-                    with m.Case(name):
-                        m.d.sync += self.data.eq(value)
+            with m.Case(Space.CONTROL):
+                m.d.sync += self.data.eq(state)
             with m.Case(Space.ACTIVATIONS, Space.GRADIENTS):
                 m.d.sync += self.data.eq(word)
             with m.Case(Space.WEIGHTS):

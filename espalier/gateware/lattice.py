@@ -15,7 +15,7 @@ class Lattice(wiring.Component):
 
     An operand of zero adds nothing. With ``last`` the sums, this cycle's products included, move to
     a second set of registers and the accumulators start again from zero; the second set then leaves
-    row by row while the next tile adds up. Three cycles from the operands to the accumulators.
+    row by row while the next tile adds up. :attr:`latency_cycles` from the operands to the first row.
 
     Members
     -------
@@ -28,6 +28,8 @@ class Lattice(wiring.Component):
     loaded : Out(1)
         A tile's sums are moving over.
     """
+
+    latency_cycles = 3
 
     def __init__(self, machine: Machine):
         self.machine = machine

@@ -94,9 +94,10 @@ class LossArithmetic(wiring.Component):
         one, minus_one = Signal(operand), Signal(operand)
         to_loss, to_gradient = Signal(LOSS_FRAC + 1), Signal(LOSS_FRAC + 1)
         logit_frac, gradient_frac = self.rule.logit_frac, self.rule.gradient_frac
-        m.d.sync += [one.eq(1 << logit_frac), minus_one.eq(-(1 << logit_frac)),
-                     to_loss.eq(1 << (LOSS_FRAC - logit_frac)[:5]),
-                     to_gradient.eq(1 << (LOSS_FRAC - logit_frac + gradient_frac)[:5])]
+        loss_shift, gradient_shift = Signal(5), Signal(5)
+        m.d.sync += [one.eq(1 << logit_frac), minus_one.eq(-1 << logit_frac),
+                     loss_shift.eq(LOSS_FRAC - logit_frac), to_loss.eq(1 << loss_shift),
+                     gradient_shift.eq(LOSS_FRAC - logit_frac + gradient_frac), to_gradient.eq(1 << gradient_shift)]
         value, maximum, reciprocal = (delay_line(m, port, 1, name)[1] for port, name in (
             (self.value, "value"), (self.maximum, "maximum"), (self.reciprocal, "reciprocal")))
         logit = value.as_signed()

@@ -140,10 +140,14 @@ class LossUnit(wiring.Component):
             m.d.sync += register.eq(self.logit_vector)
         with m.Elif(arrived | walk.largest & walk.elements[0].valid):
             m.d.sync += register.eq(Cat(register[self.word_bits:], gradient))
+        more = Signal()
+        m.d.sync += more.eq(self.logit_class + 1 != self.rule.classes)
         with m.If(self.start):
-            m.d.sync += [self.logit_class.eq(0), self.out_class.eq(0)]
-        with m.Elif(load & (self.logit_class + 1 != self.rule.classes)):
+            m.d.sync += self.logit_class.eq(0)
+        with m.Elif(load & more):
             m.d.sync += self.logit_class.eq(self.logit_class + 1)
+        with m.If(self.start):
+            m.d.sync += self.out_class.eq(0)
         with m.Elif(self.out_valid):
             m.d.sync += self.out_class.eq(self.out_class + 1)
         return register[:self.word_bits].as_signed()
@@ -220,7 +224,9 @@ class LossUnit(wiring.Component):
     def _sequence(self, m: Module, walk: _Walk, steps: ElementWalk, reciprocal: Reciprocal, fetched: Signal,
                   dividing: Signal, divided: Signal) -> None:
         waited, settled = Signal(range(self.read_latency + 1)), Signal()
-        m.d.comb += settled.eq(~(steps.busy | Cat(element.valid for element in walk.elements).any()))
+        following = Signal()  # elements whose turn is over, not yet their result
+        m.d.sync += following.eq(Cat(element.valid for element in walk.elements[:-1]).any())
+        m.d.comb += settled.eq(~(steps.busy | following))
         with m.FSM() as states:
             m.d.comb += self.busy.eq(~states.ongoing("IDLE"))
             with m.State("IDLE"), m.If(self.start):

@@ -8,14 +8,14 @@ from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import Machine
 from espalier.gateware.layouts import vector_layout
-from espalier.gateware.ram import Ram
+from espalier.gateware.ram import BankedRam
 from espalier.program.words import bits_for
 
 
 class GradientBanks(wiring.Component):
     """Vectors of gradients, channel ``c`` in bank ``c mod rows``.
 
-    All banks are read at one address, one is written at another; read data one cycle later.
+    All banks are read at one address, one is written at another; read data two cycles later.
     """
 
     def __init__(self, machine: Machine):
@@ -28,10 +28,12 @@ class GradientBanks(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         for bank in range(self.machine.rows):
-            m.submodules[f"bank_{bank}"] = ram = Ram(vector_layout(self.machine), self.machine.gradient_depth)
+            m.submodules[f"bank_{bank}"] = ram = BankedRam(vector_layout(self.machine),
+                                                              self.machine.gradient_depth)
             m.d.comb += [ram.read_address.eq(self.read_address), self.read_data[bank].eq(ram.read_data),
+                         ram.write_data.eq(self.write_data),
                          ram.write_en.eq(self.write_en & (self.write_bank == bank)),
-                         ram.write_address.eq(self.write_address), ram.write_data.eq(self.write_data)]
+                         ram.write_address.eq(self.write_address)]
         return m
 
 
@@ -39,7 +41,7 @@ class WeightBanks(wiring.Component):
     """Weights in cyclically skewed banks: element (i, j) of a block in bank ``(i + j) mod rows``.
 
     A block's column ``j`` is one address in all banks; its row ``i`` is one address a bank. So FP
-    reads columns and BP rows of the same, only copy, each in one cycle. ``read_data`` is one cycle
+    reads columns and BP rows of the same, only copy, each in one cycle. ``read_data`` is two cycles
     after the addresses and still rotated: element ``k`` of the vector read is in bank ``(k + term) mod rows``.
     """
 
@@ -54,8 +56,10 @@ class WeightBanks(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         for bank in range(self.machine.rows):
-            m.submodules[f"bank_{bank}"] = ram = Ram(signed(self.machine.word_bits), self.machine.weight_depth)
+            m.submodules[f"bank_{bank}"] = ram = BankedRam(signed(self.machine.word_bits),
+                                                              self.machine.weight_depth)
             m.d.comb += [ram.read_address.eq(self.read_addresses[bank]), self.read_data[bank].eq(ram.read_data),
+                         ram.write_data.eq(self.write_data),
                          ram.write_en.eq(self.write_en & (self.write_bank == bank)),
-                         ram.write_address.eq(self.write_address), ram.write_data.eq(self.write_data)]
+                         ram.write_address.eq(self.write_address)]
         return m

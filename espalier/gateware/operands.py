@@ -6,7 +6,8 @@ from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from espalier.arch.machine import Machine
+from espalier.arch.machine import COORDINATE_BITS, Machine
+from espalier.gateware.arithmetic import delay_line
 from espalier.gateware.entries import step_layout
 from espalier.gateware.layouts import address_bits, command_layout, values_layout, vector_layout
 from espalier.program.words import Opcode, bits_for
@@ -19,26 +20,33 @@ def probe_layout(machine: Machine) -> data.StructLayout:
 
 
 class Operands(wiring.Component):
-    """Fetches the operands of each step. Latency 4 cycles from ``step`` to ``x``, ``b`` and ``last``.
+    """Fetches the operands of each step. Latency :attr:`latency_cycles` from ``step`` to ``x``, ``b`` and ``last``.
 
     FP and BP broadcast one source vector ``x`` and one weight a row. WU broadcasts ``x`` and gives each
     row its own gradient vector. A gradient that is stored pooled is unpooled on the way: a lane
     counts only at the position that its code names.
+
+    Cycle 1: coordinates; 2: products; 3: addresses; 4: the memories' address registers; 5: in the memories; 6: their
+    data registers; 7: one bank, one rotation. WU's gradients skip the last and are read a cycle later.
 
     Members
     -------
     step : In
     probe : In
         A read by the host while no step is valid.
-    activation_address, gradient_address, weight_addresses : Out
-        To the memories, whose data come one cycle later.
+    activation_address : Out
+        To the activation memory, whose data come three cycles later.
+    gradient_address, weight_addresses : Out
+        To the banks, whose data come two cycles later.
     x, b, last : Out
         To the lattice.
     done : Out
         The step whose operands these are.
     probed_vector, probed_weight : Out
-        What ``probe`` found, 4 cycles later.
+        What ``probe`` found, 5 cycles later.
     """
+
+    latency_cycles = 7
 
     def __init__(self, machine: Machine):
         self.machine = machine
@@ -57,65 +65,67 @@ class Operands(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        stages = [self.step]
-        for stage in range(1, 5):
-            stages.append(Signal(step_layout(self.machine), name=f"step_{stage}"))
-            m.d.sync += stages[-1].eq(stages[-2])
-        backward = Signal()
-        m.d.sync += backward.eq((self.command.opcode == Opcode.BACKWARD) | (self.probe.active & self.probe.gradient))
-        self._addresses(m, backward)
-        self._weights(m, stages[1], stages[3], backward)
+        steps = [data.View(step_layout(self.machine), value)
+                 for value in delay_line(m, self.step.as_value(), self.latency_cycles, "step")]
+        self.update, self.backward, from_gradients = Signal(), Signal(), Signal()
+        m.d.sync += [self.update.eq(self.command.opcode == Opcode.UPDATE),
+                     self.backward.eq(self.command.opcode == Opcode.BACKWARD),
+                     from_gradients.eq(self.backward | (self.probe.active & self.probe.gradient))]
+        self._addresses(m, steps)
+        bank = Signal((self.machine.rows - 1).bit_length())  # cycle 6
+        m.d.sync += bank.eq(Mux(self.probe.active, self.probe.bank, steps[5].term))
+        turned = self._weights(m, steps[3], bank)
         source = Signal(vector_layout(self.machine))
         m.d.sync += source.eq(self.activation)
-        bank = Mux(self.probe.active, self.probe.bank, stages[3].term) if self.machine.rows > 1 else 0
-        with m.If(backward):
-            m.d.sync += source.eq(self.gradients[bank])
-        self._operands(m, stages[4], source, backward)
-        m.d.comb += [self.done.eq(stages[4]), self.last.eq(stages[4].last), self.probed_vector.eq(source)]
+        with m.If(from_gradients):
+            m.d.sync += source.eq(self.gradients[bank] if self.machine.rows > 1 else self.gradients[0])
+        self._operands(m, steps[7], source, turned)
+        m.d.comb += [self.done.eq(steps[7]), self.last.eq(steps[7].last), self.probed_vector.eq(source),
+                     self.probed_weight.eq(turned[0])]
         return m
 
-    def _addresses(self, m: Module, backward: Signal) -> None:
-        command, step = self.command, self.step
-        update = command.opcode == Opcode.UPDATE
-        halve_source = (command.opcode == Opcode.BACKWARD) & command.pool_source
-        row, gradient_row = Signal(address_bits(self.machine)), Signal(address_bits(self.machine))
-        column, gradient_column = Signal.like(row), Signal.like(row)
-        address, gradient_address = Signal.like(row), Signal.like(row)
-        late = Signal.like(row)
-        y, x = Mux(halve_source, step.y >> 1, step.y), Mux(halve_source, step.x >> 1, step.x)
-        tile_y = Mux(command.pool_source, step.tile.y >> 1, step.tile.y)
-        tile_x = Mux(command.pool_source, step.tile.x >> 1, step.tile.x)
+    def _addresses(self, m: Module, steps) -> None:
+        """Channel, row and column make an address; pooled maps have half the coordinates."""
+        command, step, then = self.command, self.step, steps[1]
+        bits = address_bits(self.machine)
+        halve_source, pitch, alternate = Signal(), Signal.like(command.source_x), Signal.like(command.alternate)
+        m.d.sync += [halve_source.eq(self.backward & command.pool_source),
+                     alternate.eq(Mux(self.parity, command.alternate, 0)),
+                     pitch.eq(Mux(self.backward, command.gradient_x, command.source_x))]
+        y, x, tile_y, tile_x = (Signal(COORDINATE_BITS, name=name) for name in ("y", "x", "tile_y", "tile_x"))
+        base, row, column, gradient_row, gradient_column, address, gradient_address, late = (
+            Signal(bits, name=name) for name in ("base", "row", "column", "gradient_row", "gradient_column", "address",
+                                                 "gradient_address", "late"))
         m.d.sync += [
-            row.eq(y * Mux(command.opcode == Opcode.BACKWARD, command.gradient_x, command.source_x)),
-            column.eq(step.channel + x + Mux(self.parity, command.alternate, 0)),
-            gradient_row.eq(tile_y * command.gradient_x), gradient_column.eq(step.tile.out + tile_x),
+            y.eq(Mux(halve_source, step.y >> 1, step.y)), x.eq(Mux(halve_source, step.x >> 1, step.x)),
+            tile_y.eq(step.tile.y >> command.pool_source), tile_x.eq(step.tile.x >> command.pool_source),
+            base.eq(step.channel + alternate)]
+        m.d.sync += [
+            row.eq(y * pitch), column.eq(base + x),
+            gradient_row.eq(tile_y * command.gradient_x), gradient_column.eq(then.tile.out + tile_x),
             address.eq(Mux(self.probe.active, self.probe.address, row + column)),
-            gradient_address.eq(gradient_row + gradient_column), late.eq(gradient_address)]
-        m.d.comb += [self.activation_address.eq(address),
-                     self.gradient_address.eq(Mux(update & ~backward, late, address))]
+            gradient_address.eq(gradient_row + gradient_column), late.eq(gradient_address),
+            self.gradient_address.eq(Mux(self.update, late, address))]
+        m.d.comb += self.activation_address.eq(address)
 
-    def _weights(self, m: Module, early, ready, backward: Signal) -> None:
-        """Banks' addresses a cycle after ``early``, and the words turned into place for ``ready``."""
+    def _weights(self, m: Module, early, turn: Signal):
+        """Banks' addresses a cycle after ``early``, and the words turned by ``turn`` places."""
         rows = self.machine.rows
-        term = Mux(self.probe.active, self.probe.bank, ready.term)
         turned = Signal(data.ArrayLayout(signed(self.machine.word_bits), rows))
         for bank in range(rows):
             offset = Signal(max(1, (rows - 1).bit_length()), name=f"offset_{bank}")
             if rows > 1:
-                m.d.comb += offset.eq(Mux(self.command.opcode == Opcode.BACKWARD, bank - early.term, early.term))
+                m.d.comb += offset.eq(Mux(self.backward, bank - early.term, early.term))
             m.d.sync += self.weight_addresses[bank].eq(
                 Mux(self.probe.active, self.probe.column, early.column + offset))
-            choice = (bank + term)[: (rows - 1).bit_length()]
+            choice = (bank + turn)[: (rows - 1).bit_length()]
             m.d.sync += turned[bank].eq(self.weights[choice] if rows > 1 else self.weights[0])
-        self.turned = turned
-        m.d.comb += self.probed_weight.eq(turned[0])
+        return turned
 
-    def _operands(self, m: Module, step, source, backward: Signal) -> None:
-        command = self.command
+    def _operands(self, m: Module, step, source, turned) -> None:
+        command, unpool = self.command, Signal()
         position, tile_position = Cat(step.x[0], step.y[0]), Cat(step.tile.x[0], step.tile.y[0])
-        unpool = command.pool_source & (command.opcode == Opcode.BACKWARD)
-        update = Signal()
-        m.d.sync += update.eq(command.opcode == Opcode.UPDATE)
+        m.d.sync += unpool.eq(command.pool_source & self.backward)
         for lane in range(self.machine.lanes):
             passes = step.valid & (~unpool | (source[lane].code == position))
             m.d.comb += self.x[lane].eq(Mux(step.one & step.valid, command.one.as_signed(),
@@ -123,4 +133,4 @@ class Operands(wiring.Component):
             for row in range(self.machine.rows):
                 gradient = self.gradients[row][lane]
                 counts = ~command.pool_source | (gradient.code == tile_position)
-                m.d.comb += self.b[row][lane].eq(Mux(update, Mux(counts, gradient.value, 0), self.turned[row]))
+                m.d.comb += self.b[row][lane].eq(Mux(self.update, Mux(counts, gradient.value, 0), turned[row]))

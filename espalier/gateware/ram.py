@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 
-from amaranth.hdl import ClockSignal, Instance, Module, Shape, ShapeCastable
+from amaranth.hdl import Array, ClockSignal, Instance, Module, Shape, ShapeCastable, Signal
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -12,6 +12,7 @@ from amaranth.lib.wiring import In, Out
 from espalier.program.words import bits_for
 
 RAM_MODULE = "espalier_ram"
+BANK_BITS = 10  #: of the address inside one bank of a deep memory: hard RAMs need no multiplexer for so few words
 
 
 class VerilogTarget:
@@ -27,11 +28,17 @@ def ram_verilog() -> str:
     return resources.files("espalier.gateware").joinpath("ram.v").read_text()
 
 
+def _ports(shape: Shape | ShapeCastable, depth: int) -> dict[str, wiring.Member]:
+    address = bits_for(depth)
+    return {"read_address": In(address), "read_data": Out(shape), "write_en": In(1), "write_address": In(address),
+            "write_data": In(shape)}
+
+
 class Ram(wiring.Component):
     """One read and one write per cycle; read data one cycle after the address.
 
-    A word that is read and written in one cycle is read as it was. Contents are undefined until written
-    (zero in Python simulation).
+    A word that is read in the cycle in which it is written is undefined (in simulation: as it was). Contents
+    are undefined until written (zero in Python simulation).
 
     Parameters
     ----------
@@ -43,9 +50,7 @@ class Ram(wiring.Component):
 
     def __init__(self, shape: Shape | ShapeCastable, depth: int):
         self.shape, self.depth = shape, depth
-        address = bits_for(depth)
-        super().__init__({"read_address": In(address), "read_data": Out(shape), "write_en": In(1),
-                          "write_address": In(address), "write_data": In(shape)})
+        super().__init__(_ports(shape, depth))
 
     def elaborate(self, platform):
         m = Module()
@@ -59,4 +64,35 @@ class Ram(wiring.Component):
         read, write = memory.read_port(), memory.write_port()
         m.d.comb += [read.addr.eq(self.read_address), self.read_data.eq(read.data), write.en.eq(self.write_en),
                      write.addr.eq(self.write_address), write.data.eq(self.write_data)]
+        return m
+
+
+class BankedRam(wiring.Component):
+    """A deep :class:`Ram`, read data two cycles after the address, so that no path goes through RAM and multiplexer.
+
+    Banks of 1024 words, each with a register behind it; the word is chosen from those registers.
+
+    Parameters
+    ----------
+    shape, depth
+        As of a :class:`Ram`.
+    """
+
+    def __init__(self, shape: Shape | ShapeCastable, depth: int):
+        self.shape, self.depth = shape, depth
+        super().__init__(_ports(shape, depth))
+
+    def elaborate(self, platform):
+        m = Module()
+        words = []
+        for bank, base in enumerate(range(0, self.depth, 1 << BANK_BITS)):
+            m.submodules[f"bank_{bank}"] = ram = Ram(self.shape, max(2, min(1 << BANK_BITS, self.depth - base)))
+            words.append(Signal(Shape.cast(self.shape), name=f"word_{bank}"))
+            m.d.sync += words[-1].eq(ram.read_data)
+            m.d.comb += [ram.read_address.eq(self.read_address), ram.write_address.eq(self.write_address),
+                         ram.write_data.eq(self.write_data),
+                         ram.write_en.eq(self.write_en & (self.write_address[BANK_BITS:] == bank))]
+        asked, chosen = Signal(self.read_address[BANK_BITS:].shape()), Signal(self.read_address[BANK_BITS:].shape())
+        m.d.sync += [asked.eq(self.read_address[BANK_BITS:]), chosen.eq(asked)]
+        m.d.comb += self.read_data.eq(Array(words)[chosen] if len(words) > 1 else words[0])
         return m

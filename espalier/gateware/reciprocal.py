@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-STEPS_PER_CYCLE = 2  #: quotient digits per cycle: two short subtractions in a row
+DIGIT_BITS = 2  #: of the quotient, found in one cycle
 
 
 class Reciprocal(wiring.Component):
     """``quotient = 2**exponent // divisor`` for divisors of at least ``2**least``.
 
-    Restoring division; one quotient in :attr:`latency_cycles`, not pipelined.
+    Restoring division to base 4: one, two and three times the divisor are tried at once. One quotient in
+    :attr:`latency_cycles`, not pipelined.
 
     Parameters
     ----------
@@ -36,8 +37,8 @@ class Reciprocal(wiring.Component):
     def __init__(self, *, exponent: int, least: int, divisor_bits: int):
         assert 0 < least <= exponent and divisor_bits > least
         self.least = least
-        self.steps = -(-(exponent - least + 1) // STEPS_PER_CYCLE)
-        self.spare = self.steps * STEPS_PER_CYCLE - (exponent - least + 1)
+        self.steps = -(-(exponent - least + 1) // DIGIT_BITS)
+        self.spare = self.steps * DIGIT_BITS - (exponent - least + 1)
         super().__init__({
             "start": In(1), "divisor": In(divisor_bits), "held": Out(divisor_bits), "done": Out(1),
             "quotient": Out(exponent - least + 1)})
@@ -51,22 +52,17 @@ class Reciprocal(wiring.Component):
         m = Module()
         # The leading digits of the dividend, 2**(least - 1), are below any divisor: no quotient digit is 1 there.
         remainder = Signal(unsigned(len(self.divisor)))
+        tripled = Signal(len(self.divisor) + 2)
         left = Signal(range(self.steps + 1))
         m.d.sync += self.done.eq(left == 1)
         with m.If(self.start):
-            m.d.sync += [self.held.eq(self.divisor), left.eq(self.steps),
+            m.d.sync += [self.held.eq(self.divisor), tripled.eq(self.divisor + (self.divisor << 1)),
+                         left.eq(self.steps),
                          remainder.eq((1 << self.least - 1) >> self.spare)]
         with m.Elif(left != 0):
-            rest, digits = remainder, []
-            for step in range(STEPS_PER_CYCLE):
-                rest, digit = self._step(m, rest, step)
-                digits.insert(0, digit)
-            m.d.sync += [left.eq(left - 1), remainder.eq(rest), self.quotient.eq(Cat(*digits, self.quotient))]
+            shifted = Cat(Const(0, DIGIT_BITS), remainder)
+            once, twice, thrice = (shifted - multiple for multiple in (self.held, self.held << 1, tripled))
+            digit = Cat(~thrice[-1] | twice[-1] & ~once[-1], ~twice[-1])
+            m.d.sync += [left.eq(left - 1), self.quotient.eq(Cat(digit, self.quotient)),
+                         remainder.eq(Mux(twice[-1], Mux(once[-1], shifted, once), Mux(thrice[-1], twice, thrice)))]
         return m
-
-    def _step(self, m: Module, remainder: Signal, step: int) -> tuple[Signal, Signal]:
-        """The next remainder and quotient digit."""
-        rest, digit = Signal.like(remainder, name=f"rest_{step}"), Signal(name=f"digit_{step}")
-        doubled = Cat(0, remainder)
-        m.d.comb += [digit.eq(doubled >= self.held), rest.eq(Mux(digit, doubled - self.held, doubled))]
-        return rest, digit

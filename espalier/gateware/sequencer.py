@@ -11,13 +11,20 @@ from espalier.gateware.layouts import command_layout, struct
 from espalier.gateware.ram import Ram
 from espalier.program.words import Opcode, bits_for, start_fields
 
+FETCH_CYCLES = 3  #: from the end of waiting to the last cycle of the command before
+
 
 class Sequencer(wiring.Component):
     """Executes commands from ``entry`` up to END (or one only, with ``single``).
 
-    A command ends when its last step has been issued and the pipelines behind the lattice have had
-    the time to empty: ``drain_cycles``, and ``update_cycles`` more for WU. The loss ends with
-    ``loss_done``. Fetching a command takes 3 cycles.
+    A command stays in force until its last step has been issued and the pipelines behind that have had the
+    time to empty: ``drain_cycles`` in FP and BP, ``update_cycles`` in WU. The loss ends with ``loss_done``.
+    Fetching a command takes 4 cycles, in the last two of which it is in force but not yet launched.
+
+    Parameters
+    ----------
+    drain_cycles, update_cycles : int
+        Cycles from ``finished`` to the last in which something is written; at least :data:`FETCH_CYCLES`.
 
     Members
     -------
@@ -50,7 +57,7 @@ class Sequencer(wiring.Component):
         m.submodules.program = program = Ram(unsigned(layout.size), self.machine.program_depth)
         m.d.comb += [program.write_en.eq(self.write_en), program.write_address.eq(self.write_address),
                      program.write_data.eq(self.write_data), program.read_address.eq(self.position)]
-        wait = Signal(range(self.drain_cycles + self.update_cycles + 1))
+        wait = Signal(range(max(self.drain_cycles, self.update_cycles)))
         single = Signal()
         with m.FSM():
             with m.State("IDLE"), m.If(self.start):
@@ -73,9 +80,13 @@ class Sequencer(wiring.Component):
                                  self.launch_loss.eq(self.command.opcode == Opcode.LOSS)]
                     m.next = "RUN"
             with m.State("RUN"):
-                m.d.sync += wait.eq(self.drain_cycles)
-                with m.If(self.command.opcode == Opcode.UPDATE):
-                    m.d.sync += wait.eq(self.drain_cycles + self.update_cycles)
+                with m.Switch(self.command.opcode):
+                    with m.Case(Opcode.UPDATE):
+                        m.d.sync += wait.eq(self.update_cycles - FETCH_CYCLES)
+                    with m.Case(Opcode.LOSS):
+                        m.d.sync += wait.eq(0)
+                    with m.Default():
+                        m.d.sync += wait.eq(self.drain_cycles - FETCH_CYCLES)
                 with m.If(self.finished | self.loss_done):
                     m.next = "DRAIN"
             with m.State("DRAIN"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal, signed, unsigned
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import COORDINATE_BITS, KERNEL_BITS, Machine
+from espalier.gateware.arithmetic import delay_line
+from espalier.gateware.counted_loop import CountedLoop
 from espalier.gateware.layouts import command_layout, tile_layout
 from espalier.gateware.ram import Ram
 from espalier.program.words import Opcode, bits_for
@@ -15,11 +16,21 @@ from espalier.program.words import Opcode, bits_for
 TAP = unsigned(KERNEL_BITS + 1)
 
 
+def place_layout(machine: Machine) -> data.StructLayout:
+    """A tile, and where the segment pointers of its output block begin."""
+    return data.StructLayout({"tile": tile_layout(machine), "table": unsigned(bits_for(machine.table_depth))})
+
+
 def reach_layout(machine: Machine) -> data.StructLayout:
-    """A tile, and the taps that stay inside the source map there."""
+    """A tile, and which segment pointers name the taps that stay inside the source map there.
+
+    ``bias``: the entry of ``table`` comes first. Then ``low .. high-1``; or, ``by_rows``, one segment for each tap
+    row: ``low + x_low .. low + x_end - 1``, and ``more`` rows after the first (otherwise 0).
+    """
+    pointer = unsigned(bits_for(machine.table_depth))
     return data.StructLayout({
-        "tile": tile_layout(machine), "table": unsigned(bits_for(machine.table_depth)),
-        "y_low": TAP, "y_high": TAP, "x_low": TAP, "x_high": TAP, "whole": unsigned(1), "x_whole": unsigned(1)})
+        "tile": tile_layout(machine), "table": pointer, "low": pointer, "high": pointer, "bias": unsigned(1),
+        "by_rows": unsigned(1), "x_low": TAP, "x_end": TAP, "more": TAP})
 
 
 def lookup_layout(machine: Machine) -> data.StructLayout:
@@ -29,89 +40,130 @@ def lookup_layout(machine: Machine) -> data.StructLayout:
 
 
 def segment_layout(machine: Machine) -> data.StructLayout:
-    """A run of index entries ``low..high-1`` for a tile; ``last`` of the tile."""
+    """A run of ``count`` index entries from ``low`` on for a tile; ``last`` of the tile."""
     entry = unsigned(bits_for(machine.index_depth + 1))
-    return data.StructLayout({"low": entry, "high": entry, "last": unsigned(1), "tile": tile_layout(machine)})
+    return data.StructLayout({"low": entry, "count": entry, "last": unsigned(1), "tile": tile_layout(machine)})
 
 
 class TileCounter(wiring.Component):
     """Walks the tiles of a command: every pixel of each output block, a pool's four pixels together.
 
-    WU has one tile per output block: the whole list of the block. Throughput one tile per cycle.
-    After ``start`` it works until it has sent the tile marked ``final``.
+    WU has one tile per output block: the whole list of the block. Throughput one tile per cycle, when there is
+    ``room``. After ``start`` it works until it has sent the tile marked ``final``.
     """
 
     def __init__(self, machine: Machine):
         self.machine = machine
-        super().__init__({"command": In(command_layout(machine)), "start": In(1),
-                          "o": Out(stream.Signature(reach_layout(machine)))})
+        super().__init__({"command": In(command_layout(machine)), "start": In(1), "room": In(1),
+                          "o": Out(stream.Signature(place_layout(machine), always_ready=True))})
 
     def elaborate(self, platform):
         m = Module()
-        command, machine = self.command, self.machine
-        tile = Signal(tile_layout(machine))
-        table, block = Signal(bits_for(machine.table_depth)), Signal.like(command.blocks)
-        block_out, block_mask = Signal.like(tile.out), Signal.like(tile.mask)
-        slots = Signal(2 * KERNEL_BITS + 2)
-        active, step, block_done, window_done = Signal(), Signal(), Signal(), Signal()
-
-        m.d.sync += slots.eq(command.kernel_y * command.kernel_x + 1)
+        command, machine, o = self.command, self.machine, self.o.p
+        m.submodules.blocks = blocks = CountedLoop(len(command.blocks))
+        m.submodules.rows = rows = CountedLoop(COORDINATE_BITS)
+        m.submodules.columns = columns = CountedLoop(COORDINATE_BITS)
+        m.submodules.window = window = CountedLoop(3)  # the four pixels of a pool, row-major
+        pool, active, step, block_done = Signal(), Signal(), Signal(), Signal()
+        single = command.opcode == Opcode.UPDATE
+        m.d.sync += pool.eq(command.pool_out)
         m.d.comb += [
-            step.eq(active & (~self.o.valid | self.o.ready)),
-            window_done.eq(~command.pool_out | (tile.x[0] & tile.y[0])),
-            block_done.eq((command.opcode == Opcode.UPDATE)
-                          | ((tile.x == command.out_x - 1) & (tile.y == command.out_y - 1))),
+            step.eq(active & self.room), block_done.eq(window.done & columns.done & rows.done),
+            blocks.count.eq(command.blocks), window.count.eq(Mux(command.pool_out & ~single, 4, 1)),
+            window.step.eq(step), columns.step.eq(step & window.done), rows.step.eq(step & window.done & columns.done),
+            blocks.step.eq(step & block_done),
+            o.tile.y.eq(Mux(pool, Cat(window.value[1], rows.value), rows.value)),
+            o.tile.x.eq(Mux(pool, Cat(window.value[0], columns.value), columns.value)),
+            o.tile.rows.eq(Mux(blocks.done, command.last_rows, machine.rows)),
+            o.tile.final.eq(block_done & blocks.done), self.o.valid.eq(step),
         ]
+        for loop, size in ((rows, command.out_y), (columns, command.out_x)):
+            m.d.comb += loop.count.eq(Mux(single, 1, Mux(command.pool_out, size >> 1, size)))
+        for loop in (blocks, rows, columns, window):
+            m.d.comb += loop.reset.eq(self.start)
         with m.If(self.start):
-            m.d.sync += [active.eq(1), block.eq(0), table.eq(command.table), tile.y.eq(0), tile.x.eq(0),
-                         tile.out.eq(command.out_base), block_out.eq(command.out_base),
-                         tile.mask.eq(command.mask_base), block_mask.eq(command.mask_base)]
-        with m.Elif(step & block_done):
-            next_out, next_mask = block_out + command.out_block, block_mask + command.out_plane * machine.rows
-            m.d.sync += [block.eq(block + 1), table.eq(table + slots), tile.y.eq(0), tile.x.eq(0),
-                         tile.out.eq(next_out), block_out.eq(next_out), tile.mask.eq(next_mask),
-                         block_mask.eq(next_mask), active.eq(block != command.blocks - 1)]
+            m.d.sync += active.eq(1)
         with m.Elif(step):
-            self._next_pixel(m, tile)
-            with m.If(window_done):
-                m.d.sync += [tile.out.eq(tile.out + 1), tile.mask.eq(tile.mask + 1)]
-        with m.If(step):
-            m.d.sync += [self.o.p.tile.eq(tile), self.o.p.table.eq(table),
-                         self.o.p.tile.rows.eq(Mux(block == command.blocks - 1, command.last_rows, machine.rows)),
-                         self.o.p.tile.final.eq(block_done & (block == command.blocks - 1))]
-            self._reach(m, tile)
-        with m.If(step | self.o.ready):
-            m.d.sync += self.o.valid.eq(step)
+            m.d.sync += active.eq(~o.tile.final)
+        self._addresses(m, step, window.done, block_done)
         return m
 
-    def _next_pixel(self, m: Module, tile) -> None:
-        """Raster order; with pooling, raster order of 2×2 windows, row-major inside each."""
-        row_done = tile.x == self.command.out_x - 1
-        with m.If(~self.command.pool_out | tile.x[0]):
-            with m.If(self.command.pool_out & ~tile.y[0]):
-                m.d.sync += [tile.x.eq(tile.x - 1), tile.y.eq(tile.y + 1)]
-            with m.Elif(row_done):
-                m.d.sync += [tile.x.eq(0), tile.y.eq(tile.y + 1)]
-            with m.Else():
-                m.d.sync += tile.x.eq(tile.x + 1)
-                with m.If(self.command.pool_out):
-                    m.d.sync += tile.y.eq(tile.y - 1)
-        with m.Else():
-            m.d.sync += tile.x.eq(tile.x + 1)
+    def _addresses(self, m: Module, step: Signal, window_done: Signal, block_done: Signal) -> None:
+        """Where a tile's results go: one place further with each window, a block further with each block."""
+        command, o = self.command, self.o.p
+        table, slots = Signal.like(o.table), Signal.like(o.table)
+        out, mask, block_out, block_mask = (Signal.like(field) for field in (o.tile.out, o.tile.mask) * 2)
+        m.d.comb += [o.table.eq(table), o.tile.out.eq(out), o.tile.mask.eq(mask)]
+        m.d.sync += slots.eq(command.kernel_y * command.kernel_x + 1)
+        with m.If(self.start):
+            m.d.sync += [table.eq(command.table), out.eq(command.out_base), block_out.eq(command.out_base),
+                         mask.eq(command.mask_base), block_mask.eq(command.mask_base)]
+        with m.Elif(step & block_done):
+            next_out = block_out + command.out_block
+            next_mask = block_mask + command.out_plane * self.machine.rows
+            m.d.sync += [table.eq(table + slots), out.eq(next_out), block_out.eq(next_out),
+                         mask.eq(next_mask), block_mask.eq(next_mask)]
+        with m.Elif(step & window_done):
+            m.d.sync += [out.eq(out + 1), mask.eq(mask + 1)]
 
-    def _reach(self, m: Module, tile) -> None:
-        command, p = self.command, self.o.p
-        whole = []
+
+class ReachFinder(wiring.Component):
+    """Finds which taps stay inside the source map. Latency 4 cycles, one tile per cycle, never stalls.
+
+    Cycle 1: distances of a tile to the borders; 2: taps; 3: products with the kernel's width; 4: pointers.
+    """
+
+    def __init__(self, machine: Machine):
+        self.machine = machine
+        super().__init__({"command": In(command_layout(machine)),
+                          "i": In(stream.Signature(place_layout(machine), always_ready=True)),
+                          "o": Out(stream.Signature(reach_layout(machine), always_ready=True))})
+
+    def elaborate(self, platform):
+        m = Module()
+        command, o = self.command, self.o.p
+        places = delay_line(m, self.i.p.as_value(), 4, "place")
+        place = [data.View(place_layout(self.machine), value) for value in places]
+        low, end, inside = {}, {}, {}
         for axis in "yx":
-            source, kernel, pad = (command[f"{name}_{axis}"] for name in ("source", "kernel", "pad"))
-            origin = Signal(signed(COORDINATE_BITS + 2), name=f"origin_{axis}")
-            room = Signal(signed(COORDINATE_BITS + 2), name=f"room_{axis}")
-            m.d.comb += [origin.eq(tile[axis] - pad), room.eq(source - 1 - origin)]
-            low_ok, high_ok = origin >= 0, room >= kernel - 1
-            m.d.sync += [p[f"{axis}_low"].eq(Mux(low_ok, 0, -origin)),
-                         p[f"{axis}_high"].eq(Mux(high_ok, kernel - 1, room))]
-            whole.append(low_ok & high_ok)
-        m.d.sync += [p.x_whole.eq(whole[1]), p.whole.eq((whole[0] & whole[1]) | (command.opcode == Opcode.UPDATE))]
+            low[axis], end[axis], inside[axis] = self._taps(m, axis, place[0].tile[axis])
+        update, whole, by_rows = Signal(), Signal(2), Signal(2)  # one bit for each of cycles 3 and 4
+        m.d.sync += [update.eq(command.opcode == Opcode.UPDATE),
+                     whole.eq(Cat(update | inside["y"] & inside["x"], whole[0])),
+                     by_rows.eq(Cat(~update & ~inside["x"], by_rows[0]))]
+        more = Signal(TAP)
+        m.d.sync += [more.eq(end["y"] - low["y"] - 1), o.more.eq(Mux(by_rows[0], more, 0))]
+        self._pointers(m, low["y"], end["y"], place[3].table, whole[0])
+        m.d.sync += o.bias.eq(command.bias & ~whole[0])
+        m.d.comb += [
+            self.o.valid.eq(delay_line(m, self.i.valid, 4, "valid")[-1]), o.tile.eq(place[4].tile),
+            o.table.eq(place[4].table), o.by_rows.eq(by_rows[1]),
+            o.x_low.eq(delay_line(m, low["x"], 2, "x_low")[-1]), o.x_end.eq(delay_line(m, end["x"], 2, "x_end")[-1])]
+        return m
+
+    def _taps(self, m: Module, axis: str, tile: Value) -> tuple[Value, Value, Value]:
+        """The first tap inside, the one after the last, and whether all are; two cycles after ``tile``."""
+        source, kernel, pad = (self.command[f"{name}_{axis}"] for name in ("source", "kernel", "pad"))
+        distance = signed(COORDINATE_BITS + 2)
+        border, slack = Signal(distance), Signal(distance)  # beyond which tiles lack their last taps
+        origin, after, room = Signal(distance), Signal(distance), Signal(distance)
+        low, end, inside = Signal(TAP), Signal(TAP), Signal()
+        m.d.sync += [border.eq(source + pad), slack.eq(source + pad - kernel), origin.eq(tile - pad),
+                     after.eq(border - tile), room.eq(slack - tile)]
+        m.d.sync += [low.eq(Mux(origin < 0, -origin, 0)), end.eq(Mux(room < 0, after, kernel)),
+                     inside.eq((origin >= 0) & (room >= 0))]
+        return low, end, inside
+
+    def _pointers(self, m: Module, low: Value, end: Value, table: Value, whole: Value) -> None:
+        command, o = self.command, self.o.p
+        slots, begin = Signal.like(table), Signal.like(table)
+        before, through = Signal(2 * len(low)), Signal(2 * len(low))
+        m.d.sync += [
+            slots.eq(command.kernel_y * command.kernel_x + 1),
+            before.eq(low * command.kernel_x), through.eq(end * command.kernel_x)]
+        m.d.comb += begin.eq(table + 1)
+        m.d.sync += [o.low.eq(Mux(whole, table, begin + before)),
+                     o.high.eq(Mux(whole, table + slots, begin + through))]
 
 
 class SegmentCutter(wiring.Component):
@@ -119,73 +171,64 @@ class SegmentCutter(wiring.Component):
 
     Lists are ordered by tap row, then tap column. A tile away from the border is one segment; at the
     top or bottom also one; at the left or right border one for each tap row. A bias entry heads
-    every list and is a segment of its own where the list is cut. One segment per cycle.
+    every list and is a segment of its own where the list is cut. Latency 1 cycle, one segment per cycle when
+    there is ``room``.
     """
 
     def __init__(self, machine: Machine):
         self.machine = machine
-        super().__init__({"command": In(command_layout(machine)),
+        super().__init__({"command": In(command_layout(machine)), "room": In(1),
                           "i": In(stream.Signature(reach_layout(machine))),
-                          "o": Out(stream.Signature(lookup_layout(machine)))})
+                          "o": Out(stream.Signature(lookup_layout(machine), always_ready=True))})
 
     def elaborate(self, platform):
         m = Module()
-        command, reach, p = self.command, self.i.p, self.o.p
-        advance, begun, ky = Signal(), Signal(), Signal(TAP)
-        row = Signal.like(p.low)
-        first_row, slots = Signal.like(p.low), Signal.like(p.low)
-        m.d.sync += slots.eq(command.kernel_y * command.kernel_x + 1)
-        m.d.comb += [self.o.valid.eq(self.i.valid), p.tile.eq(reach.tile), advance.eq(self.o.valid & self.o.ready),
-                     first_row.eq(reach.table + 1 + reach.y_low * command.kernel_x)]
-        bias_first = command.bias & ~begun
-        rows_begun = Signal()  # row and ky hold this tile's state
-        with m.If(reach.whole):
-            m.d.comb += [p.low.eq(reach.table), p.high.eq(reach.table + slots), p.last.eq(1)]
-        with m.Elif(bias_first):
+        reach, p = Signal(reach_layout(self.machine)), self.o.p  # what is left of the tile in work
+        held, advance, done = Signal(), Signal(), Signal()
+        m.d.comb += [advance.eq(held & self.room), done.eq(self.room & ~reach.bias & (reach.more == 0)),
+                     self.i.ready.eq(~held | done), self.o.valid.eq(advance), p.tile.eq(reach.tile),
+                     p.last.eq(~reach.bias & (reach.more == 0))]
+        with m.If(reach.bias):
             m.d.comb += [p.low.eq(reach.table), p.high.eq(reach.table + 1)]
-        with m.Elif(reach.x_whole):
-            m.d.comb += [p.low.eq(first_row),
-                         p.high.eq(reach.table + 1 + (reach.y_high + 1) * command.kernel_x), p.last.eq(1)]
+        with m.Elif(reach.by_rows):
+            m.d.comb += [p.low.eq(reach.low + reach.x_low), p.high.eq(reach.low + reach.x_end)]
         with m.Else():
-            here, now = Mux(rows_begun, row, first_row), Mux(rows_begun, ky, reach.y_low)
-            m.d.comb += [p.low.eq(here + reach.x_low), p.high.eq(here + reach.x_high + 1),
-                         p.last.eq(now == reach.y_high)]
-            with m.If(advance):
-                m.d.sync += [row.eq(here + command.kernel_x), ky.eq(now + 1), rows_begun.eq(~p.last)]
-        with m.If(advance):
-            m.d.comb += self.i.ready.eq(p.last)
-            m.d.sync += begun.eq(~p.last)
+            m.d.comb += [p.low.eq(reach.low), p.high.eq(reach.high)]
+        with m.If(self.i.ready):
+            m.d.sync += [reach.eq(self.i.p), held.eq(self.i.valid)]
+        with m.Elif(advance):
+            m.d.sync += reach.bias.eq(0)
+            with m.If(~reach.bias):
+                m.d.sync += [reach.low.eq(reach.low + self.command.kernel_x), reach.more.eq(reach.more - 1)]
         return m
 
 
 class SegmentTable(wiring.Component):
     """Looks segment pointers up: the memory of pointers into the index lists.
 
-    Throughput one segment per cycle, latency 2 cycles, held in a queue of four.
+    Throughput one segment per cycle, latency 2 cycles, never stalls.
     """
 
     def __init__(self, machine: Machine):
         self.machine = machine
         super().__init__({
-            "i": In(stream.Signature(lookup_layout(machine))), "o": Out(stream.Signature(segment_layout(machine))),
+            "i": In(stream.Signature(lookup_layout(machine), always_ready=True)),
+            "o": Out(stream.Signature(segment_layout(machine), always_ready=True)),
             "write_en": In(1), "write_address": In(bits_for(machine.table_depth)),
             "write_data": In(bits_for(machine.index_depth + 1))})
 
     def elaborate(self, platform):
         m = Module()
-        layout = segment_layout(self.machine)
-        m.submodules.queue = queue = SyncFIFO(width=layout.size, depth=4)
-        m.submodules.low = low = Ram(self.write_data.shape(), self.machine.table_depth)
-        m.submodules.high = high = Ram(self.write_data.shape(), self.machine.table_depth)
-        for copy, pointer in ((low, self.i.p.low), (high, self.i.p.high)):
-            m.d.comb += [copy.read_address.eq(pointer), copy.write_en.eq(self.write_en),
+        found = {}
+        for name in ("low", "high"):
+            m.submodules[name] = copy = Ram(self.write_data.shape(), self.machine.table_depth)
+            found[name] = Signal(self.write_data.shape(), name=f"found_{name}")
+            m.d.sync += found[name].eq(copy.read_data)
+            m.d.comb += [copy.read_address.eq(self.i.p[name]), copy.write_en.eq(self.write_en),
                          copy.write_address.eq(self.write_address), copy.write_data.eq(self.write_data)]
-        coming, found = Signal(), Signal(layout)
-        m.d.comb += self.i.ready.eq(queue.level + coming < 4)
-        m.d.sync += [coming.eq(self.i.valid & self.i.ready), found.last.eq(self.i.p.last),
-                     found.tile.eq(self.i.p.tile)]
-        entering = Signal(layout)
-        m.d.comb += [entering.eq(found), entering.low.eq(low.read_data), entering.high.eq(high.read_data),
-                     queue.w_data.eq(entering), queue.w_en.eq(coming), self.o.valid.eq(queue.r_rdy),
-                     self.o.payload.eq(queue.r_data), queue.r_en.eq(self.o.ready)]
+        m.d.comb += [
+            self.o.p.low.eq(found["low"]), self.o.p.count.eq(found["high"] - found["low"]),
+            self.o.p.last.eq(delay_line(m, self.i.p.last, 2, "last")[-1]),
+            self.o.p.tile.eq(delay_line(m, self.i.p.tile.as_value(), 2, "tile")[-1]),
+            self.o.valid.eq(delay_line(m, self.i.valid, 2, "valid")[-1])]
         return m

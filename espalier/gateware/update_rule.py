@@ -6,7 +6,7 @@ from amaranth.hdl import Module, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from espalier.gateware.arithmetic import delay_line, largest, saturate
+from espalier.gateware.arithmetic import delay_line, largest, saturate_later
 from espalier.gateware.scale import SHIFT_BITS, Scale
 from espalier.numerics.update import EXTRA_BITS, FACTOR_BITS, GRADIENT_BITS
 
@@ -21,7 +21,7 @@ UPDATE_RULE = data.StructLayout({
 class UpdateArithmetic(wiring.Component):
     """:class:`~espalier.numerics.update.BufferedSgd`, one weight per cycle.
 
-    New master and momentum :attr:`latency_cycles` after the old ones, the new weight one cycle later.
+    New master and momentum :attr:`latency_cycles` after the old ones, the new weight two cycles later.
     Six hard multipliers.
 
     Parameters
@@ -38,7 +38,7 @@ class UpdateArithmetic(wiring.Component):
     new_master, new_momentum, new_weight : Out
     """
 
-    latency_cycles = Scale.latency_cycles + 5
+    latency_cycles = Scale.latency_cycles + 7
 
     def __init__(self, *, word_bits: int):
         self.word_bits = word_bits
@@ -60,17 +60,17 @@ class UpdateArithmetic(wiring.Component):
         total = Signal(signed(len(partial) + 1))
         momentum = Signal(signed(wide_bits))
         m.d.sync += [partial.eq(kept + stepped), total.eq(partial + decayed),
-                     momentum.eq(saturate(total, high, wide_bits))]
+                     momentum.eq(saturate_later(m, total, high, wide_bits, "total"))]
 
         moved = Signal(signed(wide_bits + 1))
-        master = delay_line(m, self.master, Scale.latency_cycles + 3, "master")[-1]
+        master = delay_line(m, self.master, Scale.latency_cycles + 4, "master")[-1]
         m.d.sync += [
             moved.eq(master - momentum),
-            self.new_master.eq(saturate(moved, high, wide_bits)),
-            self.new_weight.eq(saturate((self.new_master + (1 << EXTRA_BITS - 1)) >> EXTRA_BITS,
-                                        high[EXTRA_BITS:], self.word_bits)),
+            self.new_master.eq(saturate_later(m, moved, high, wide_bits, "moved")),
+            self.new_weight.eq(saturate_later(m, (self.new_master + (1 << EXTRA_BITS - 1)) >> EXTRA_BITS,
+                                              high[EXTRA_BITS:], self.word_bits, "weight")),
         ]
-        m.d.comb += self.new_momentum.eq(delay_line(m, momentum, 2, "new_momentum")[-1])
+        m.d.comb += self.new_momentum.eq(delay_line(m, momentum, 3, "new_momentum")[-1])
         return m
 
     def _scaled(self, m: Module, name: str, word, factor, shift):

@@ -6,14 +6,14 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from espalier.gateware.arithmetic import delay_line, saturate
-from espalier.gateware.ram import Ram
+from espalier.gateware.arithmetic import delay_line, saturate_later
+from espalier.gateware.ram import BankedRam
 from espalier.gateware.round_shift import RoundShift
 from espalier.gateware.update_rule import UPDATE_RULE, UpdateArithmetic
 from espalier.numerics.update import EXTRA_BITS, GRADIENT_BITS
 from espalier.program.words import BUS_BITS, bits_for
 
-READ_CYCLES = 2  #: from a memory's address to its word in a register beside the logic
+READ_CYCLES = 3  #: from a memory's address to its word in a register beside the logic
 
 
 class UpdateUnit(wiring.Component):
@@ -33,7 +33,7 @@ class UpdateUnit(wiring.Component):
         Width of the exact gradient sum; the caller proves that no sum over groups exceeds it.
     groups : bool
         Whether gradients add up over several groups of images before the update. Costs a memory of
-        ``depth`` words of ``sum_bits`` and two cycles of latency.
+        ``depth`` words of ``sum_bits`` and three cycles of latency.
 
     Members
     -------
@@ -54,7 +54,7 @@ class UpdateUnit(wiring.Component):
         Write ``host_data`` to the momentum (``host_momentum``) or the master of a weight. Only while
         not ``busy``, as is reading.
     host_read : Out(signed(32))
-        The word at the address, and of the memory, that the host gave one cycle ago.
+        The word at the address, and of the memory, that the host gave :data:`READ_CYCLES` ago.
     """
 
     def __init__(self, *, word_bits: int, depth: int, sum_bits: int, groups: bool):
@@ -78,7 +78,7 @@ class UpdateUnit(wiring.Component):
     @property
     def gradient_cycles(self) -> int:
         """Cycles from the input to the requantised gradient; master and momentum arrive with it."""
-        return self.sum_cycles + RoundShift.latency_cycles + 1
+        return self.sum_cycles + RoundShift.latency_cycles + 2
 
     @property
     def store_cycles(self) -> int:
@@ -88,7 +88,7 @@ class UpdateUnit(wiring.Component):
     @property
     def latency_cycles(self) -> int:
         """Cycles from ``valid`` to ``out_valid``."""
-        return self.store_cycles + 1
+        return self.store_cycles + 2
 
     @property
     def recurrence_cycles(self) -> int:
@@ -120,13 +120,13 @@ class UpdateUnit(wiring.Component):
 
     def _summed(self, m: Module, addresses: list[Value]) -> Value:
         """The total plus what earlier groups left in the memory of sums."""
-        m.submodules.sums = sums = Ram(self.total.shape(), self.depth)
+        m.submodules.sums = sums = BankedRam(self.total.shape(), self.depth)
         valids = delay_line(m, self.valid, self.sum_cycles, "sum_valid")
         totals = delay_line(m, self.total, READ_CYCLES, "total")
         firsts = delay_line(m, self.first, READ_CYCLES, "first")
         before, result = Signal(self.total.shape()), Signal(self.total.shape())
         m.d.comb += sums.read_address.eq(self.address)
-        m.d.sync += [before.eq(Mux(firsts[1], 0, sums.read_data)), result.eq(totals[-1] + before)]
+        m.d.sync += [before.eq(Mux(firsts[READ_CYCLES - 1], 0, sums.read_data)), result.eq(totals[-1] + before)]
         m.d.comb += [sums.write_address.eq(addresses[self.sum_cycles]), sums.write_data.eq(result),
                      sums.write_en.eq(valids[-1])]
         return result
@@ -135,21 +135,21 @@ class UpdateUnit(wiring.Component):
         m.submodules.round = rounding = RoundShift(word_bits=len(total), shift_bits=len(self.rule.gradient_shift))
         gradient = Signal(signed(GRADIENT_BITS))
         m.d.comb += [rounding.i.eq(total), rounding.shift.eq(self.rule.gradient_shift)]
-        m.d.sync += gradient.eq(saturate(rounding.o, Const((1 << GRADIENT_BITS - 1) - 1), GRADIENT_BITS))
+        m.d.sync += gradient.eq(saturate_later(m, rounding.o, Const((1 << GRADIENT_BITS - 1) - 1), GRADIENT_BITS,
+                                               "rounded"))
         return gradient
 
     def _memories(self, m: Module, arithmetic: UpdateArithmetic, updates: list[Value], addresses: list[Value]) -> None:
         """Masters and momenta; the host uses their ports while the pipeline does not."""
-        asked = Signal()
-        m.d.sync += asked.eq(self.host_momentum)
+        asked = delay_line(m, self.host_momentum, READ_CYCLES, "asked")[-1]
         masters = self._memory(m, "masters", updates, addresses, arithmetic.new_master, ~self.host_momentum)
         momenta = self._memory(m, "momenta", updates, addresses, arithmetic.new_momentum, self.host_momentum)
-        m.d.comb += self.host_read.eq(Mux(asked, momenta.read_data, masters.read_data))
+        m.d.comb += self.host_read.eq(Mux(asked, arithmetic.momentum, arithmetic.master))
         m.d.sync += [arithmetic.master.eq(masters.read_data), arithmetic.momentum.eq(momenta.read_data)]
 
     def _memory(self, m: Module, name: str, updates: list[Value], addresses: list[Value], word: Value,
-                selected: Value) -> Ram:
-        m.submodules[name] = ram = Ram(signed(self.word_bits + EXTRA_BITS), self.depth)
+                selected: Value) -> BankedRam:
+        m.submodules[name] = ram = BankedRam(signed(self.word_bits + EXTRA_BITS), self.depth)
         early, late = self.gradient_cycles - READ_CYCLES, self.store_cycles
         m.d.comb += [
             ram.read_address.eq(Mux(updates[early], addresses[early], self.host_address)),

@@ -4,47 +4,15 @@ from itertools import product
 
 import numpy as np
 import pytest
-from amaranth.hdl import Module
-from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out
 from bench.networks import Chain, compiled, random_live
 from bench.simulation import simulate
 
 from espalier.arch.machine import Machine
-from espalier.gateware.entries import EntryFetcher, Issuer, SpanFinder, step_layout
-from espalier.gateware.layouts import command_layout, entry_layout
-from espalier.gateware.tiles import SegmentCutter, SegmentTable, TileCounter
-from espalier.program.words import Opcode, bits_for
+from espalier.gateware.front import Front
+from espalier.gateware.layouts import command_layout
+from espalier.program.words import Opcode
 
-FILL_CYCLES = 12  #: at most, from the launch to the first step and from the last step to ``finished``
-
-
-class Front(wiring.Component):
-    """The chain of streams as the accelerator joins it, and the writing of its two memories."""
-
-    def __init__(self, machine):
-        self.machine = machine
-        self.table, self.entries = SegmentTable(machine), EntryFetcher(machine)
-        super().__init__({
-            "command": In(command_layout(machine)), "start": In(1), "step": Out(step_layout(machine)),
-            "finished": Out(1), "table_en": In(1), "entry_en": In(1), "address": In(16),
-            "pointer": In(bits_for(machine.index_depth + 1)), "entry": In(entry_layout(machine).size)})
-
-    def elaborate(self, platform):
-        m = Module()
-        parts = [TileCounter(self.machine), SegmentCutter(self.machine), self.table, self.entries,
-                 SpanFinder(self.machine), Issuer(self.machine)]
-        for part in parts:
-            m.submodules[type(part).__name__] = part
-            if "command" in part.signature.members:
-                m.d.comb += part.command.eq(self.command)
-        for before, after in zip(parts, parts[1:], strict=False):
-            wiring.connect(m, before.o, after.i)
-        m.d.comb += [parts[0].start.eq(self.start), self.step.eq(parts[-1].step), self.finished.eq(parts[-1].finished),
-                     self.table.write_en.eq(self.table_en), self.table.write_address.eq(self.address),
-                     self.table.write_data.eq(self.pointer), self.entries.write_en.eq(self.entry_en),
-                     self.entries.write_address.eq(self.address), self.entries.write_data.eq(self.entry)]
-        return m
+FILL_CYCLES = Front.fill_cycles  #: at most, from the launch to the first step, and to ``finished``
 
 
 def run(program, commands, max_cycles):
@@ -55,7 +23,7 @@ def run(program, commands, max_cycles):
     async def testbench(ctx):
         for enable, port, words in (
                 (front.table_en, front.pointer, program.table),
-                (front.entry_en, front.entry, [entry.encode(program.machine) for entry in program.entries])):
+                (front.index_en, front.entry, [entry.encode(program.machine) for entry in program.entries])):
             ctx.set(enable, 1)
             for address, word in enumerate(words):
                 ctx.set(front.address, address)

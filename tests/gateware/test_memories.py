@@ -26,7 +26,7 @@ def test_weights_are_read_by_column_and_by_row_in_one_cycle(rows):
     async def read(ctx, addresses, term):
         for bank in range(rows):
             ctx.set(banks.read_addresses[bank], int(addresses[bank]))
-        await ctx.tick()
+        await ctx.tick().repeat(2)
         return [ctx.get(banks.read_data[(k + term) % rows]) for k in range(rows)]
 
     async def testbench(ctx):
@@ -42,7 +42,7 @@ def test_weights_are_read_by_column_and_by_row_in_one_cycle(rows):
         for i in range(rows):
             assert await read(ctx, [block.column + (bank - i) % rows for bank in range(rows)], i) == mine[i].tolist()
 
-    simulate(banks, testbench, max_cycles=2 * rows * rows + 2 * rows + 2)
+    simulate(banks, testbench, max_cycles=2 * rows * rows + 4 * rows + 2)
 
 
 def test_gradient_banks_write_one_and_read_all():
@@ -61,7 +61,7 @@ def test_gradient_banks_write_one_and_read_all():
         ctx.set(banks.write_en, 0)
         for address in range(8):
             ctx.set(banks.read_address, address)
-            await ctx.tick()
+            await ctx.tick().repeat(2)
             assert [[ctx.get(banks.read_data[bank][lane].value) for lane in range(2)] for bank in range(4)] \
                 == words[address].tolist()
             assert [ctx.get(banks.read_data[bank][lane].code) for bank in range(4) for lane in range(2)] == [1, 2] * 4

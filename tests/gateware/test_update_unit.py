@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from espalier.gateware.round_shift import RoundShift
 from espalier.gateware.scale import Scale
-from espalier.gateware.update_unit import UpdateUnit
+from espalier.gateware.update_unit import READ_CYCLES, UpdateUnit
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.requantize import Requantize
 from espalier.numerics.update import EXTRA_BITS, GRADIENT_BITS, MAX_SHIFT, BufferedSgd, Factor, master_format
@@ -95,12 +95,12 @@ class Session:
         rows = self.rows + [self.static]
         reads = len(rows)
         rows += [self.static | {"host_momentum": k, "host_address": address}
-                 for k in range(2) for address in range(self.unit.depth)] + [self.static]
+                 for k in range(2) for address in range(self.unit.depth)] + [self.static] * READ_CYCLES
         seen = trace(self.unit, rows, ["out_valid", "out_address", "out_weight", "gradient_valid", "gradient_address",
                                        "gradient", "host_read", "busy"])
         assert {k: s[1:3] for k, s in enumerate(seen) if s[0]} == self.expected
         assert {k: s[4:6] for k, s in enumerate(seen) if s[3]} == self.gradients
-        back = np.array([s[6] for s in seen[reads + 1:]]).reshape(2, -1)
+        back = np.array([s[6] for s in seen[reads + READ_CYCLES:]]).reshape(2, -1)
         assert np.array_equal(back, [self.master, self.momentum])
         valid = [k for k, row in enumerate(rows) if row.get("valid")]
         assert all(seen[k][7] for k in valid)
@@ -117,18 +117,18 @@ def test_one_weight_by_hand():
     rows = [static, static | {"host_write": 1, "host_data": 65536}, static | {"host_write": 1, "host_momentum": 1,
                                                                              "host_data": 100},
             static | {"valid": 1, "total": 3 << 16}, *[static] * unit.latency_cycles, static,
-            static | {"host_momentum": 1}, static]
+            static | {"host_momentum": 1}, *[static] * READ_CYCLES]
     seen = trace(unit, rows, ["out_valid", "out_weight", "host_read"])
     assert seen[3 + unit.latency_cycles][:2] == (1, 0)
     assert [row[2] for row in seen[-2:]] == [-100, 65636]
 
 
-@pytest.mark.parametrize("groups, latency", [(True, 18), (False, 16)])
+@pytest.mark.parametrize("groups, latency", [(True, 23), (False, 20)])
 def test_latency(groups, latency):
     unit = UpdateUnit(word_bits=16, depth=2, sum_bits=40, groups=groups)
-    seen = trace(unit, [{}, {"valid": 1, "last": 1}, *[{}] * 20], ["out_valid"])
+    seen = trace(unit, [{}, {"valid": 1, "last": 1}, *[{}] * 24], ["out_valid"])
     assert [k for k, (valid,) in enumerate(seen) if valid] == [1 + latency] == [1 + unit.latency_cycles]
-    assert unit.recurrence_cycles == 13
+    assert unit.recurrence_cycles == 16
 
 
 @NO_SHRINK
