@@ -1,11 +1,11 @@
-"""Convolution in FP, BP and WU on torch tensors; exact on words carried in float64.
+"""Convolution in FP, BP and WU on torch tensors; exact on words.
 
 Every sum here is a sum of products in some order. As long as the sum of the products' magnitudes stays
 below 2**53 (``exact.py`` proves it) each partial sum is a whole number that float64 holds, so the order
 does not matter and the result is that of ``numerics/convolution.py``. What would break this is an
 algorithm that multiplies anything but the operands: Winograd's or Fourier's, as cuDNN may choose. So on a
-GPU only copies and matrix products are used. On a CPU words go through our own kernels (``lanes.py``); where
-those cannot be compiled, and for float values, through torch's own convolution.
+GPU only copies and matrix products are used. On a CPU words go through our own kernels on int16
+(``lanes.py``); where those cannot be compiled, and for float values, through torch's own convolution.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None, window: Window, groups: in
            rounding: Rounding | None = None, *, way: Way | None = None) -> Tensor:
     """FP: x (N, I, H, W), w (O, I/groups, KH, KW), bias (O,) at the scale of the sums → (N, O, OH, OW).
 
-    ``way`` forces one; by default device and element type decide.
+    Words need ``rounding``, float numbers have none. ``way`` forces one; by default device and element type decide.
     """
     match way or _way(x):
         case Way.LANES:
+            assert rounding is not None, "words are rounded"
             return lanes.conv2d(x, w, bias, window, groups, rounding)
         case Way.TORCH:
             padded, pad = _symmetric(x, window)
@@ -52,6 +53,7 @@ def conv2d_input_grad(g: Tensor, w: Tensor, window: Window, in_size: tuple[int, 
     """BP: g (N, O, OH, OW), w → (N, I, H, W)."""
     match way or _way(g):
         case Way.LANES:
+            assert rounding is not None, "words are rounded"
             return lanes.conv2d_input_grad(g, w, window, in_size, groups, rounding)
         case Way.TORCH:
             top, left, bottom, right = window.pad
@@ -84,14 +86,14 @@ def conv2d_weight_grad(x: Tensor, g: Tensor, window: Window, groups: int = 1, li
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None, rounding: Rounding | None = None) -> Tensor:
     """FP: x (N, I), w (O, I), bias (O,) at the scale of the sums → (N, O)."""
-    if lanes.suits(x):
+    if rounding is not None and lanes.suits(x):
         return _vector(lanes.conv2d(_pixel(x), _pixel(w), bias, _POINT, 1, rounding))
     return _finished(x @ w.T if bias is None else x @ w.T + bias, rounding)
 
 
 def linear_input_grad(g: Tensor, w: Tensor, rounding: Rounding | None = None) -> Tensor:
     """BP: g (N, O), w (O, I) → (N, I)."""
-    if lanes.suits(g):
+    if rounding is not None and lanes.suits(g):
         return _vector(lanes.conv2d_input_grad(_pixel(g), _pixel(w), _POINT, (1, 1), 1, rounding))
     return _finished(g @ w, rounding)
 

@@ -50,8 +50,9 @@ class DeviceData:
         down, right, mirrored = moves[:, :, None].unbind(1)
         rows = self.rows + down
         columns = right + torch.where(mirrored > 0, self.size[2] - 1 - self.columns, self.columns)
-        return self.images[index[:, None, None, None], self.channels, rows[:, None, :, None],
-                           columns[:, None, None, :]].to(self.dtype)
+        _, channels, height, width = self.images.shape
+        planes = (index[:, None, None, None] * channels + self.channels) * height
+        return self.images.take((planes + rows[:, None, :, None]) * width + columns[:, None, None, :]).to(self.dtype)
 
 
 def draw_moves(count: int, seed: int, epoch: int, batch: int) -> NDArray[np.int64]:

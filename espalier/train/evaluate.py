@@ -1,9 +1,9 @@
 """The fast, exact equivalent of ``ir/interpret.py`` on torch tensors, on a CPU or a GPU.
 
 Fixed-point words are carried in float64, which is exact here (``exact.py`` proves it for each
-operation); float values in float32; labels in int64. Nothing waits for the device (hence no
-``torch.where`` with plain numbers, which copies them there), so that a whole training step can be
-captured as one CUDA graph.
+operation), or, between the kernels of ``lanes.py``, in int16; float values in float32; labels in
+int64. Nothing waits for the device (hence no ``torch.where`` with plain numbers, which copies them
+there), so that a whole training step can be captured as one CUDA graph.
 """
 
 from __future__ import annotations
@@ -135,15 +135,16 @@ def evaluate(op: Op, *args: Tensor, live: Tensor | None = None) -> Tensor:
             return _moved(args[0].clamp(min=0), op.x, op.out)
         case MaxPool(window=window):
             by_lanes = lanes.suits(args[0]) and lanes.pools(window)
-            maxima = lanes.max_pool(args[0], window) if by_lanes else _max_pool(args[0], window)[0]
+            maxima = lanes.max_pool(args[0], window) if by_lanes else _max_pool(_wide(args[0]), window)[0]
             return _moved(maxima, op.x, op.out)
         case AveragePool(window=window):
-            seen = windows(_padded(args[0], window), window, window.out_size(*args[0].shape[2:]))
+            seen = windows(_padded(_wide(args[0]), window), window, window.out_size(*args[0].shape[2:]))
             return _mean(seen.sum(dim=(4, 5)), prod(window.kernel), op.x, op.out)
         case GlobalAveragePool():
-            return _mean(args[0].sum(dim=(2, 3), keepdim=True), args[0].shape[2] * args[0].shape[3], op.x, op.out)
+            total = _wide(args[0]).sum(dim=(2, 3), keepdim=True)
+            return _mean(total, args[0].shape[2] * args[0].shape[3], op.x, op.out)
         case Add():
-            return _sum(op, *args)
+            return _sum(op, *map(_wide, args))
         case Reshape():
             return _moved(args[0].reshape(-1, *op.out.shape), op.x, op.out)
         case SoftmaxCrossEntropy() | SquareHinge() | SoftmaxCrossEntropyGrad() | SquareHingeGrad():
@@ -163,19 +164,25 @@ def evaluate(op: Op, *args: Tensor, live: Tensor | None = None) -> Tensor:
             return _rounded(args[0].flatten(2).sum(dim=(0, 2)) if args[0].ndim > 2 else args[0].sum(dim=0),
                             frac_of(op.g), op.out)
         case ReluGrad():
-            return _moved(torch.ops.aten.threshold_backward(args[0], args[1], 0), op.g, op.out)
+            passed = torch.ops.aten.threshold_backward(args[0], args[1].to(args[0].dtype), 0)
+            return _moved(passed, op.g, op.out)
         case MaxPoolGrad(window=window):
-            acc = _max_pool_grad(args[0], args[1], window)
-            apart = all(step >= size for step, size in zip(window.stride, window.kernel, strict=True))
-            return acc if apart and op.g.format == op.out.format else _rounded(acc, frac_of(op.g), op.out)
+            if lanes.suits(args[0]) and lanes.pools(window):
+                return _moved(lanes.max_pool_grad(args[0], args[1], window), op.g, op.out)
+            return _rounded(_max_pool_grad(_wide(args[0]), _wide(args[1]), window), frac_of(op.g), op.out)
         case AveragePoolGrad(window=window):
             _, height, width = op.out.shape
-            return _mean(_sum_pool_grad(args[0], window, (height, width)), prod(window.kernel), op.g, op.out)
+            return _mean(_sum_pool_grad(_wide(args[0]), window, (height, width)), prod(window.kernel), op.g, op.out)
         case GlobalAveragePoolGrad():
-            spread = args[0].expand(-1, *op.out.shape)
+            spread = _wide(args[0]).expand(-1, *op.out.shape)
             return _mean(spread, op.out.shape[1] * op.out.shape[2], op.g, op.out)
         case _:
             assert_never(op)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Words in float64, in which they can be added and multiplied; float numbers as they are."""
+    return x.double() if x.dtype == torch.int16 else x
 
 
 def _rounding(frac: int | None, out: Value) -> Rounding | None:
@@ -183,8 +190,7 @@ def _rounding(frac: int | None, out: Value) -> Rounding | None:
     if not isinstance(out.format, Fixed) or frac is None:
         return None
     assert out.format.overflow is Overflow.AP_SAT, f"results saturate, but {out} does not"
-    shift = frac - out.format.frac  # |sum| <= 2**53, so that a shift by more gives zero
-    return Rounding(ldexp(1.0, -shift) if shift <= 53 else 0.0, out.format.low, out.format.high)
+    return Rounding(frac - out.format.frac, out.format.low, out.format.high)
 
 
 def _rounded(acc: Tensor, frac: int | None, out: Value) -> Tensor:
@@ -202,7 +208,7 @@ def _aligned_bias(op: Conv2d | Linear, bias: Tensor) -> Tensor:
     acc_frac = product_frac(op.x, op.w)
     if acc_frac is None or op.b is None or not isinstance(op.b.format, Fixed):
         return bias
-    return bias * ldexp(1.0, acc_frac - op.b.format.frac)
+    return _wide(bias) * ldexp(1.0, acc_frac - op.b.format.frac)
 
 
 def _mean(total: Tensor, count: int, x: Value, out: Value) -> Tensor:
@@ -232,8 +238,6 @@ def _max_pool(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
 
 
 def _max_pool_grad(g: Tensor, x: Tensor, window: Window) -> Tensor:
-    if lanes.suits(g) and lanes.pools(window):
-        return lanes.max_pool_grad(g, x, window)
     _, position = _max_pool(x, window)
     top, left, bottom, right = window.pad
     height, width = x.shape[2:]

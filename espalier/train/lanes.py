@@ -1,18 +1,20 @@
 """Exact convolution and pooling on a CPU by the engine's own dataflow, compiled for its vector unit (lanes.cpp).
 
-A tensor (N, C, H, W) lies in memory as (C, H, W, N): the images of a batch are the lanes, over which one
-weight is broadcast. Zero weights cost nothing in FP and BP, and WU computes only the gradients of live
-weights where a mask is given. torch's elementwise operations keep this order of memory, so that a
-training step stays in it. Where there is no C++ compiler :func:`kernels` is None and torch takes over.
+A tensor (N, C, H, W) of words of up to 16 bits lies in memory as int16 in the order (C, H, W, N): the images
+of a batch are the lanes, over which one weight is broadcast. Zero weights cost nothing in FP and BP, and WU
+computes only the gradients of live weights where a mask is given. torch's elementwise operations keep
+this order of memory, so that a training step stays in it. Where there is no C++ compiler :func:`kernels`
+is None and torch takes over.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from math import ldexp
 
 import torch
 from torch import Tensor
@@ -32,20 +34,21 @@ class _Plan(ctypes.Structure):
 
 
 class _Rounding(ctypes.Structure):
-    _fields_ = [("active", ctypes.c_int64), *((name, ctypes.c_double) for name in ("scale", "low", "high"))]
+    _fields_ = [(name, ctypes.c_int64) for name in ("shift", "low", "high")]
 
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """Multiply by ``scale``, a power of two, round half up, and clamp into ``low..high``."""
+    """Shift right by ``shift`` bits (left if it is negative), round half up, and clamp into ``low..high``."""
 
-    scale: float
-    low: float
-    high: float
+    shift: int
+    low: int
+    high: int
 
     def __call__(self, acc: Tensor) -> Tensor:
-        """The rounded words of ``acc``."""
-        return acc.mul(self.scale).add_(0.5).floor_().clamp_(self.low, self.high)
+        """The words of sums of magnitude up to 2**53, as float64."""
+        scale = ldexp(1.0, -self.shift) if self.shift <= 53 else 0.0
+        return acc.double().mul(scale).add_(0.5).floor_().clamp_(self.low, self.high)
 
 
 @cache
@@ -68,11 +71,11 @@ def kernels() -> ctypes.CDLL | None:
 
 
 def suits(x: Tensor) -> bool:
-    """Whether the kernels take ``x``: words on a CPU."""
-    return x.dtype == torch.float64 and not x.is_cuda and kernels() is not None
+    """Whether the kernels take ``x``: words (of up to 16 bits, as int16 or float64) on a CPU."""
+    return x.dtype in (torch.int16, torch.float64) and not x.is_cuda and kernels() is not None
 
 
-def conv2d(x: Tensor, w: Tensor, bias: Tensor | None, window: Window, groups: int, rounding: Rounding | None
+def conv2d(x: Tensor, w: Tensor, bias: Tensor | None, window: Window, groups: int, rounding: Rounding
            ) -> Tensor:
     """FP: x (N, I, H, W), w (O, I/groups, KH, KW), bias (O,) as sums → (N, O, OH, OW)."""
     top, left, bottom, right = window.pad
@@ -84,7 +87,7 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None, window: Window, groups: in
 
 
 def conv2d_input_grad(g: Tensor, w: Tensor, window: Window, in_size: tuple[int, int], groups: int,
-                      rounding: Rounding | None) -> Tensor:
+                      rounding: Rounding) -> Tensor:
     """BP: g (N, O, OH, OW), w → (N, I, H, W): a convolution of ``g``, spread by the stride, with the turned kernel."""
     turned = w.unflatten(0, (groups, -1)).flip(-2, -1).transpose(1, 2).flatten(0, 1)
     reach = [dilation * (kernel - 1) for dilation, kernel in zip(window.dilation, window.kernel, strict=True)]
@@ -110,24 +113,25 @@ def conv2d_weight_grad(x: Tensor, g: Tensor, window: Window, groups: int, live: 
 
 
 def pools(window: Window) -> bool:
-    """Whether the kernels know a pooling window: no padding, no dilation."""
-    return not any(window.pad) and window.dilation == (1, 1)
+    """Whether the kernels know a pooling window: no padding, no dilation, no overlap."""
+    apart = all(step >= size for step, size in zip(window.stride, window.kernel, strict=True))
+    return apart and not any(window.pad) and window.dilation == (1, 1)
 
 
 def max_pool(x: Tensor, window: Window) -> Tensor:
     """The maxima (N, C, OH, OW)."""
     source = _lanes(x)
     plan = _pool_plan(x, window)
-    out = torch.empty(plan.channels, plan.out_height, plan.out_width, plan.images, dtype=torch.float64)
+    out = torch.empty(plan.channels, plan.out_height, plan.out_width, plan.images, dtype=torch.int16)
     _library().lanes_max_pool(ctypes.byref(plan), source.data_ptr(), out.data_ptr())
     return out.permute(3, 0, 1, 2)
 
 
 def max_pool_grad(g: Tensor, x: Tensor, window: Window) -> Tensor:
-    """Each word of ``g`` at the first largest word of its window; sums where windows overlap."""
+    """Each word of ``g`` at the first largest word of its window, zero elsewhere."""
     source, gradient = _lanes(x), _lanes(g)
     plan = _pool_plan(x, window)
-    out = torch.empty(plan.channels, plan.height, plan.width, plan.images, dtype=torch.float64)
+    out = torch.empty(plan.channels, plan.height, plan.width, plan.images, dtype=torch.int16)
     _library().lanes_max_pool_gradient(ctypes.byref(plan), gradient.data_ptr(), source.data_ptr(), out.data_ptr())
     return out.permute(3, 0, 1, 2)
 
@@ -138,19 +142,19 @@ def _pool_plan(x: Tensor, window: Window) -> _Plan:
                  *window.stride, 1, 1, *window.out_size(height, width))
 
 
-def _convolved(plan: _Plan, source: Tensor, weights: Tensor, bias: Tensor | None, rounding: Rounding | None) -> Tensor:
-    source, weights = _lanes(source), weights.contiguous()
-    start = torch.zeros(plan.outputs, dtype=torch.float64) if bias is None else bias.contiguous()
-    told = _Rounding(0, 1, 0, 0) if rounding is None else _Rounding(1, *astuple(rounding))
-    out = torch.empty(plan.outputs, plan.out_height, plan.out_width, plan.images, dtype=torch.float64)
+def _convolved(plan: _Plan, source: Tensor, weights: Tensor, bias: Tensor | None, rounding: Rounding) -> Tensor:
+    source, weights = _lanes(source), weights.to(torch.int16).contiguous()
+    start = torch.zeros(plan.outputs, dtype=torch.int64) if bias is None else bias.to(torch.int64).contiguous()
+    told = _Rounding(max(-63, min(63, rounding.shift)), rounding.low, rounding.high)
+    out = torch.empty(plan.outputs, plan.out_height, plan.out_width, plan.images, dtype=torch.int16)
     _library().lanes_convolve(ctypes.byref(plan), source.data_ptr(), weights.data_ptr(), start.data_ptr(),
                               ctypes.byref(told), out.data_ptr(), torch.get_num_threads())
     return out.permute(3, 0, 1, 2)
 
 
 def _lanes(x: Tensor) -> Tensor:
-    """``x`` (N, C, H, W) as (C, H, W, N) in memory: copied only if it is not so already."""
-    return x.permute(1, 2, 3, 0).contiguous()
+    """``x`` (N, C, H, W) as int16 in the order (C, H, W, N) of memory: copied only if it is not so already."""
+    return x.permute(1, 2, 3, 0).to(torch.int16).contiguous()
 
 
 def _library() -> ctypes.CDLL:
