@@ -61,6 +61,10 @@ class Constraints:
         """Block RAMs that the memories of ``machine`` take."""
         return sum(count * self.block_rams_for(words, bits) for count, words, bits in memory_banks(machine))
 
+    def takes(self, machine: Machine) -> tuple[int, int]:
+        """Block RAMs and multipliers of ``machine``, by which machines are ordered."""
+        return self.block_rams_of(machine), multipliers_of(machine)
+
     def hold(self, machine: Machine) -> bool:
         """Whether ``machine`` is within the limits."""
         return ((self.multipliers is None or multipliers_of(machine) <= self.multipliers)
@@ -108,7 +112,12 @@ def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDA
     """
     found: list[tuple[float, int, Machine]] = []
     smallest: Machine | None = None
-    for rows, blocks in _legal_rows(layers, live, constraints.rows):
+    for rows in _legal_rows(layers, live, constraints.rows):
+        least = _least(layers, live, rows, constraints)
+        if not constraints.hold(least):  # without laying out a million blocks
+            smallest = min(smallest or least, least, key=constraints.takes)
+            continue
+        blocks = blocks_of(layers, live, rows)
         cycles = sum(estimated_cycles(item, first=k == 0) for k, item in enumerate(blocks))
         narrowest = _narrowest(layers, loss, blocks, rows, constraints)
         for lanes in _lane_counts(rows, constraints):
@@ -117,14 +126,13 @@ def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDA
             if constraints.hold(machine):
                 found.append((cycles / lanes, -rows, machine))
                 break
-            if smallest is None or machine.multipliers < smallest.multipliers:
-                smallest = machine
+            smallest = min(smallest or machine, machine, key=constraints.takes)
     if found:
         return min(found, key=lambda item: item[:2])[2]
     assert smallest is not None
     raise FitError(f"No machine for this network fits {constraints.name}: the smallest that was tried, {smallest.rows} "
-                   f"rows × {smallest.lanes} lanes, takes {constraints.needs(smallest)}; prune more, shrink the "
-                   f"network, or choose a larger part")
+                   f"rows × {smallest.lanes} lanes, takes at least {constraints.needs(smallest)}; prune more, "
+                   f"shrink the network, or choose a larger part")
 
 
 def blocks_of(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], rows: int) -> tuple[LayerBlocks, ...]:
@@ -136,15 +144,31 @@ def blocks_of(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], 
 
 
 def _legal_rows(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], given: int | None
-                ) -> Iterator[tuple[int, tuple[LayerBlocks, ...]]]:
+                ) -> Iterator[int]:
+    """Numbers of rows whose blocks the live set is made of; the given one as it is."""
     if given is not None:
         if given not in ROWS:
             raise FitError(f"Rows must be one of {', '.join(map(str, ROWS))}, not {given}")
-        yield given, blocks_of(layers, live, given)
+        yield given
         return
     for rows in ROWS:
         if all(_whole(live[layer.weight].reshape(layer.weight_shape), rows) for layer in layers):
-            yield rows, blocks_of(layers, live, rows)
+            yield rows
+
+
+def _least(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], rows: int, constraints: Constraints
+           ) -> Machine:
+    """A lower bound: one lane, and memory for the live weights alone."""
+    columns = sum(int(live[layer.weight].sum()) for layer in layers) // rows
+    word_bits = _word_bits(layers, constraints)
+    return Machine(rows=rows, lanes=1, word_bits=word_bits, acc_bits=2 * word_bits, weight_depth=max(2, columns),
+                   activation_depth=2, gradient_depth=2, index_depth=2, table_depth=2, program_depth=2)
+
+
+def _word_bits(layers: tuple[Layer, ...], constraints: Constraints) -> int:
+    widest = max(fmt.width for layer in layers for fmt in (layer.x_format, layer.weight_format, layer.out_format,
+                                                           layer.gradient_format))
+    return widest if constraints.word_bits is None else constraints.word_bits
 
 
 def _whole(live: NDArray[np.bool_], rows: int) -> bool:
@@ -177,9 +201,7 @@ def _lane_counts(rows: int, constraints: Constraints) -> Iterator[int]:
 def _narrowest(layers: tuple[Layer, ...], loss: Loss, blocks: tuple[LayerBlocks, ...], rows: int,
                constraints: Constraints) -> Machine:
     """The machine of one lane that holds the network."""
-    widest = max(fmt.width for layer in layers for fmt in (layer.x_format, layer.weight_format, layer.out_format,
-                                                           layer.gradient_format))
-    word_bits = widest if constraints.word_bits is None else constraints.word_bits
+    word_bits = _word_bits(layers, constraints)
     depths = {name: -(-needed // DEPTH_STEP) * DEPTH_STEP
               for name, needed in required_depths(layers, blocks, place(layers, rows), rows).items()}
     return Machine(rows=rows, lanes=1, word_bits=word_bits, max_classes=max(16, loss.classes), groups=False,

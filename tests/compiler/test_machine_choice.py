@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espalier.arch.machine import ROWS, Machine
+from espalier.compiler import machine_choice
 from espalier.compiler.legalise import legalise
 from espalier.compiler.machine_choice import (
     DEPTH_STEP,
@@ -96,13 +97,22 @@ def test_estimates_of_a_dense_convolution_are_its_useful_work():
     ({"batch": 0}, r"^A batch must hold at least one image, not 0$"),
     ({"multipliers": None}, r"^part-x sets no limit to multipliers, so the number of lanes must be given$"),
     ({"multipliers": 16}, r"^No machine for this network fits part-x: the smallest that was tried, 1 rows × 1 lanes, "
-                          r"takes 17 of 16 multipliers and \d+ of 208 block RAMs; "),
-    ({"block_rams": 3}, r"the smallest that was tried, 1 rows × 1 lanes, takes 17 of 156 multipliers and \d+ of 3 "),
-    ({"rows": 16, "lanes": 16}, r"16 rows × 16 lanes, takes 272 of 156 multipliers"),
+                          r"takes at least 17 of 16 multipliers and \d+ of 208 block RAMs; "),
+    ({"block_rams": 3}, r"the smallest that was tried, 1 rows × 1 lanes, takes at least 17 of 156 multipliers and \d+ "
+                        r"of 3 "),
+    ({"rows": 16, "lanes": 16}, r"16 rows × 16 lanes, takes at least 272 of 156 multipliers"),
 ])
 def test_constraints_wrong(limits, sentence):
     with pytest.raises(FitError, match=sentence):
         chosen(chain(), all_live(chain()), part(**limits))
+
+
+def test_weights_alone_that_fill_the_part_are_refused_before_their_blocks_are_laid_out(monkeypatch):
+    def never(*arguments):
+        raise AssertionError("a dense network of millions of weights takes minutes here")
+    monkeypatch.setattr(machine_choice, "blocks_of", never)
+    with pytest.raises(FitError, match=r"takes at least \d+ of 156 multipliers and \d+ of 9 block RAMs"):
+        chosen(chain(), all_live(chain()), part(block_rams=9))
 
 
 def test_rows_that_cut_blocks_wrong():
