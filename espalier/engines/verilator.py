@@ -17,7 +17,7 @@ from espalier.gateware.verilog import TOP
 from espalier.native import COMPILER_OPTIONS, cache_folder, content_key, find_compiler, run_command
 
 VERILATOR_OPTIONS = ("--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-assert", "-Wno-fatal",
-                     "-Wno-WIDTH", "--no-timing", "--top-module", TOP)
+                     "-Wno-WIDTH", "--no-timing", "--top-module", TOP, "-DESPALIER_SIMULATION")
 FAST, SLOW = ("-O2", "-march=native"), ("-O0",)  #: for what runs each cycle, and for what runs once
 RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
 WAIT_IDLE = 0xFFFFFFFF
