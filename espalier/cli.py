@@ -7,24 +7,40 @@ interrupt; what earlier commands wrote is intact in every case.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 from rich.console import Console
 
-from espalier import __version__, flow
+from espalier import __version__
 from espalier.errors import EspalierError
-from espalier.flow.recipe import TrainFlags, recipe
-from espalier.flow.steps import Steps
-from espalier.report.serial import encode
-from espalier.train.loop import TrainingInterrupted
 
 FAILED, INTERRUPTED = 1, 130
 Arguments = ParamSpec("Arguments")
+
+
+def _late(name: str) -> ModuleType:
+    """The module ``name``, which runs when an attribute of it is first read."""
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.loader is not None
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if TYPE_CHECKING:
+    from espalier import flow
+else:
+    flow = _late("espalier.flow")  # torch comes with it: seconds that --help and a mistyped flag need not wait
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Train convolutional networks in compressed fixed point, and compile them to FPGA accelerators "
@@ -52,15 +68,14 @@ def one_sentence(command: Callable[Arguments, None]) -> Callable[Arguments, None
     def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except TrainingInterrupted as stop:
-            raise _stop(str(stop), INTERRUPTED) from None
         except KeyboardInterrupt:
             raise _stop("Interrupted; what earlier commands wrote is intact", INTERRUPTED) from None
         except EspalierError as error:
-            raise _stop(str(error), FAILED) from None
+            stopped = isinstance(error, flow.TrainingInterrupted)
+            raise _stop(str(error), INTERRUPTED if stopped else FAILED) from None
         except OSError as error:
-            place = f"{error.filename} " if error.filename else "A file "
-            raise _stop(f"{place}cannot be read or written ({error.strerror or error}): what was there before is "
+            place = error.filename2 or error.filename or "A file"  # of a renaming, what it was to become
+            raise _stop(f"{place} cannot be read or written ({error.strerror or error}): what was there before is "
                         f"intact; make room, or check path and permissions", FAILED) from None
     return guarded
 
@@ -70,12 +85,12 @@ def _stop(sentence: str, status: int) -> typer.Exit:
     return typer.Exit(status)
 
 
-def _steps() -> Steps:
+def _steps() -> flow.Steps:
     """Progress goes to standard error, so that standard output holds results only."""
-    return Steps(Console(stderr=True))
+    return flow.Steps(Console(stderr=True))
 
 
-def _done(steps: Steps, as_json: bool, record: object, lines: list[str]) -> None:
+def _done(steps: flow.Steps, as_json: bool, record: object, lines: list[str]) -> None:
     """Say what came out and what was written, for people or for programs."""
     if as_json:
         written = [str(path) for path in steps.written]
@@ -131,7 +146,7 @@ def train(
 ) -> None:
     """Train a network: checkpoint and log."""
     steps = _steps()
-    told = recipe(config, TrainFlags(
+    told = flow.recipe(config, flow.TrainFlags(
         network=network, data=data, epochs=epochs, batch=batch, seed=seed, device=compute, loss=loss, augment=augment,
         rate=rate, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay, float32=float32,
         update=update, weight_bits=weight_bits, activation_bits=activation_bits, gradient_bits=gradient_bits,
@@ -229,7 +244,7 @@ def verify(
     """Compare every tensor of training steps: RTL against the definition."""
     progress = _steps()
     record = flow.verify(build, flow.VerifyRequest(data=data, data_root=data_root, steps=steps, seed=seed), progress)
-    _done(progress, as_json, encode(record),
+    _done(progress, as_json, record.to_json(),
           [f"0 of {record.words:,} words in {len(record.tensors)} tensors differ over {record.steps} steps"])
 
 
@@ -269,7 +284,3 @@ def report(
     page = output or folders[-1] / "report.html"
     found = flow.write_report(folders, page, title=title, baseline=baseline, steps=progress)
     _done(progress, as_json, found.to_json(), [])
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -70,9 +70,8 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
     """Like :func:`write_text_atomically`, for bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.umask(mask := os.umask(0))  # the only way to read it
     try:
-        os.chmod(temporary, 0o666 & ~mask)
+        os.chmod(temporary, 0o666 & ~umask())
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -81,6 +80,13 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def umask() -> int:
+    """The process's umask; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_json(path: Path, content: object) -> None:

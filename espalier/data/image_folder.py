@@ -20,6 +20,8 @@ from espalier.errors import DataError
 ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 IMAGE_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 GREY_MODES = frozenset({"1", "L"})
+#: Modes with 8 bits a channel or less, which become grey or RGB without loss of range.
+MODES = GREY_MODES | {"LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
 
 
 def recognises(path: Path) -> bool:
@@ -58,7 +60,8 @@ def _dataset(name: str, root: Path, classes: tuple[str, ...], size: tuple[int, i
             labels.append(label)
             if images[-1].shape != images[0].shape:
                 raise DataError(f"Without an image size all images must be equally large; {file} is (C, H, W) = "
-                                f"{images[-1].shape}, the first one {images[0].shape}: give an image size")
+                                f"{images[-1].shape}, the first one {images[0].shape}: scale them alike, or "
+                                "give load() an image size")
     return Dataset(name, np.stack(images), np.array(labels, np.int64), classes)
 
 
@@ -73,13 +76,17 @@ def _pixels(file: Path, size: tuple[int, int] | None, mode: str) -> NDArray[np.u
 
 
 def _opened(file: Path) -> Image.Image:
-    """The whole image, decoded."""
+    """The whole image, decoded. Raises DataError if it is damaged or its pixels do not fit bytes."""
     try:
-        with Image.open(file) as image:
-            image.load()
-            return image.copy()
+        with Image.open(file) as opened:
+            opened.load()
+            image = opened.copy()
     except IMAGE_ERRORS as error:
         raise DataError(f"{file} is no readable image ({error}): replace or remove it") from error
+    if image.mode not in MODES:
+        raise DataError(f"Images must have at most 8 bits a channel, and {file} has the pixel mode {image.mode!r}: "
+                        "save it with 8 bits")
+    return image
 
 
 def _mode(root: Path) -> str:

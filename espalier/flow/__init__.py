@@ -11,12 +11,14 @@ Nothing is ever left half written: a stage that fails leaves earlier results as 
 """
 
 from espalier.flow.compile import CompileRequest, compile_network
+from espalier.flow.recipe import TrainFlags, recipe
 from espalier.flow.report import write_report
 from espalier.flow.simulate import SimulateRequest, simulate
 from espalier.flow.steps import Steps
 from espalier.flow.synth import SynthRequest, synth
 from espalier.flow.train import train_network
 from espalier.flow.verify import VerifyRequest, verify
+from espalier.train.loop import TrainingInterrupted
 
-__all__ = ["CompileRequest", "SimulateRequest", "Steps", "SynthRequest", "VerifyRequest", "compile_network", "simulate",
-           "synth", "train_network", "verify", "write_report"]
+__all__ = ["CompileRequest", "SimulateRequest", "Steps", "SynthRequest", "TrainFlags", "TrainingInterrupted",
+           "VerifyRequest", "compile_network", "recipe", "simulate", "synth", "train_network", "verify", "write_report"]

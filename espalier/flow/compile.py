@@ -14,7 +14,7 @@ from espalier.compiler.legalise import legalise
 from espalier.compiler.machine_choice import Constraints, choose_machine, phase_estimates
 from espalier.compiler.pipeline import PIPELINE, Build
 from espalier.data import load
-from espalier.errors import UnsupportedError
+from espalier.errors import DataError, UnsupportedError
 from espalier.flow.design import (
     FORMAT,
     GRAPH,
@@ -26,7 +26,7 @@ from espalier.flow.design import (
     read_machine,
     sha256,
 )
-from espalier.flow.directory import whole_directory
+from espalier.flow.directory import require_replaceable, whole_directory
 from espalier.flow.images import program_images
 from espalier.flow.network import load_network
 from espalier.flow.stages import describe
@@ -84,6 +84,13 @@ class CompileRequest:
     data: str = "digits"
     data_root: Path | None = None
 
+    def __post_init__(self) -> None:
+        given = [name for name in ("rows", "lanes", "word_bits", "multipliers", "block_rams")
+                 if getattr(self, name) is not None]
+        if self.machine is not None and given:
+            raise DataError(f"A given machine has its {given[0].replace('_', ' ')} already: leave out that or the "
+                            f"machine")
+
     def sgd(self, recipe: TrainConfig, batch: int) -> Sgd:
         """The optimiser's settings on the machine, for steps of ``batch`` images."""
         given = {name: getattr(self, name) for name in ("learning_rate", "momentum", "weight_decay")}
@@ -128,6 +135,8 @@ def compile_network(source: Path, output: Path, request: CompileRequest, *, stop
     if stop_after is not None and stop_after not in PASSES:
         raise UnsupportedError(f"A pass is one of {', '.join(PASSES)}, not {stop_after!r}")
     steps = steps or Steps()
+    if stop_after is None:
+        require_replaceable(output, MANIFEST)
     with steps.step("read network"):
         checkpoint = read_source(source, request)
     with steps.step("choose machine"):

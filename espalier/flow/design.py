@@ -156,4 +156,3 @@ def read_machine(path: Path) -> Machine:
 def sha256(content: bytes) -> str:
     """The checksum that the manifest has of each file."""
     return hashlib.sha256(content).hexdigest()
-

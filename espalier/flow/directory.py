@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from espalier.errors import DataError
+from espalier.records import umask
 
 
 @contextmanager
@@ -19,25 +20,34 @@ def whole_directory(target: Path, marker: str) -> Iterator[Path]:
     A ``target`` that holds the file ``marker`` was made like this and is replaced as a whole.
     Raises DataError if ``target`` is anything else that is not empty, and OSError for a full disk.
     """
-    target = target.absolute()
-    if target.exists() and not (target / marker).exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError(f"The output directory {target.name!r} holds something that was not made here (there is no "
-                        f"{marker} in it): choose another, or empty it")
+    target = target.resolve()  # what a symbolic link points to is replaced, not the link
+    require_replaceable(target, marker)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.new."))
     try:
         yield work
-        work.chmod(0o777 & ~_umask())
+        work.chmod(0o777 & ~umask())
         _swap(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _umask() -> int:
-    """The process's umask; it can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def require_replaceable(target: Path, marker: str) -> None:
+    """Raise DataError unless ``target`` is free, empty, or a directory made here, which holds ``marker``."""
+    if target.exists() and not (target / marker).exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DataError(f"The output directory {target.name!r} holds something that was not made here (there is no "
+                        f"{marker} in it): choose another, or empty it")
+    require_writable(target)
+
+
+def require_writable(target: Path) -> None:
+    """Raise DataError unless ``target`` is a directory to write in, or one can be made there."""
+    place = next(path for path in (target.absolute(), *target.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise DataError(f"The output directory {target} cannot be made, as {place} is a file: choose another")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise DataError(f"The output directory {target} cannot be written to (no permission in {place}): choose "
+                        f"another")
 
 
 def _swap(work: Path, target: Path) -> None:

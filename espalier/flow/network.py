@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from espalier import zoo
 from espalier.data import Dataset, Split, batches, normalise
-from espalier.errors import DataError
+from espalier.errors import DataError, UnsupportedError
 from espalier.frontend.module_file import is_module_file, module_from_file
 from espalier.frontend.onnx_import import from_onnx
 from espalier.frontend.torch_export import from_torch
@@ -24,11 +24,22 @@ def load_network(network: str, split: Split, seed: int = 0) -> tuple[Graph, dict
     errors of the frontend; UnsupportedError for an unknown name.
     """
     if network.endswith(".onnx"):
-        return from_onnx(network)
+        graph, parameters = from_onnx(network)
+        _require_classifier(graph)
+        return graph, parameters
     if is_module_file(network):
         module = module_from_file(network, seed)
         return from_torch(module, split.train.image_shape, Path(network.rpartition(":")[0]).stem)
     return from_torch(zoo.build(network, split.train.class_count, seed), zoo.input_shape(network), network)
+
+
+def _require_classifier(graph: Graph) -> None:
+    """Raise UnsupportedError unless ``graph`` has one image, one result and a weight to train."""
+    found = len(graph.inputs), len(graph.outputs)
+    if found != (1, 1) or not graph.parameters:
+        raise UnsupportedError(f"Network {graph.name!r} must have one input, one output and at least one weight, not "
+                               f"{found[0]}, {found[1]} and {len(graph.parameters)}: export the path from image to "
+                               f"logits alone")
 
 
 def image_words(graph: Graph, dataset: Dataset, index: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -55,7 +66,7 @@ def training_order(dataset: Dataset, batch: int, seed: int, steps: int) -> NDArr
     """
     found: list[NDArray[np.int64]] = []
     epoch = 0
-    while len(found) < steps:
+    while not found or len(found) < steps:
         found += list(batches(dataset, batch, seed, epoch, drop_last=True))
         epoch += 1
     return np.stack(found[:steps])

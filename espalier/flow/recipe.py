@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.errors import DataError
-from espalier.train.config import TrainConfig
+from espalier.train.config import RateKind, TrainConfig
 
 PRUNE_START, PRUNE_END = 0.1, 0.7  #: of the epochs, where pruning is asked for without saying when
 
@@ -50,6 +50,9 @@ def recipe(file: Path | None, flags: TrainFlags) -> TrainConfig:
                                                  "augment")})
     _put(fields["sgd"], flags, {name: name for name in ("learning_rate", "momentum", "weight_decay")})
     _put(fields["rate"], flags, {"rate": "kind"})
+    if flags.rate == RateKind.STEP.value and not fields["rate"]["milestones"]:
+        raise DataError("The rate 'step' falls at milestones, and none are given: name them in a recipe "
+                        "(rate: {kind: step, milestones: [30, 60]}), or choose cosine")
     fields["quantise"] = _quantise(fields["quantise"], flags)
     fields["prune"] = _prune(fields["prune"], flags, fields["epochs"])
     return TrainConfig.from_json(fields, "The command line and configuration")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from espalier.errors import DataError
 from espalier.flow.cycles import layers_of
-from espalier.flow.design import MANIFEST, Design, load_design, load_manifest
+from espalier.flow.design import MACHINE, MANIFEST, Design, load_design, load_manifest
 from espalier.flow.simulate import SIMULATE
 from espalier.flow.steps import Steps
 from espalier.flow.synth import SYNTH
 from espalier.flow.verify import VERIFY
+from espalier.ir.differentiate import differentiate
+from espalier.ir.ops import BiasGrad, Conv2dWeightGrad, LinearWeightGrad
 from espalier.records import Figure, Provenance, write_json, write_text_atomically
 from espalier.report.collect import area_section, format_section, machine_section, memory_section, network_section
 from espalier.report.cycles import Cycles
@@ -38,6 +42,8 @@ from espalier.targets import find_device
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.loop import CHECKPOINT
 
+RESULTS = frozenset({MANIFEST, MACHINE, VERIFY, SIMULATE, SYNTH})  #: what other stages keep as JSON
+
 
 def write_report(folders: Sequence[Path], output: Path, *, title: str | None = None, baseline: Path | None = None,
                  steps: Steps | None = None) -> Report:
@@ -46,47 +52,66 @@ def write_report(folders: Sequence[Path], output: Path, *, title: str | None = N
     Parameters
     ----------
     folders : sequence of Path
-        Training and build directories, in any order; where two hold the same, the later one speaks.
+        Training and build directories, in any order; the last of each kind speaks.
     baseline : Path, optional
         A training directory whose accuracy is shown as that of the float32 dense network.
 
-    Raises DataError if none of the folders holds anything, or a file is damaged.
+    Raises DataError if none of the folders holds anything, they are of different networks, the baseline is
+    none, a file is damaged, or the JSON would replace something else.
     """
     steps = steps or Steps()
+    source = output.with_suffix(".json")
+    if source == output or source.name in RESULTS:
+        raise DataError(f"The report writes its JSON beside the page, to {source}, which is the place of something "
+                        f"else: choose another name for the page, such as report.html")
     with steps.step("collect"):
         report = collect_report(folders, title, baseline)
     with steps.step("render"):
         page = render(report)
     write_text_atomically(output, page)
-    write_json(output.with_suffix(".json"), report.to_json())
-    steps.wrote(output, output.with_suffix(".json"))
+    write_json(source, report.to_json())
+    steps.wrote(output, source)
     return report
 
 
 def collect_report(folders: Sequence[Path], title: str | None, baseline: Path | None) -> Report:
     """What the folders hold, as a report; what they do not hold is left out, and the page says so."""
-    report = Report(title=title or "Espalier")
-    found = False
-    for folder in folders:
-        if not folder.is_dir():
-            raise DataError(f"There is no directory {folder} to report on: give what train or compile wrote")
-        if (folder / CHECKPOINT).is_file():
-            report, found = _with_training(report, Checkpoint.load(folder / CHECKPOINT)), True
-        if (folder / MANIFEST).is_file():
-            report, found = _with_build(report, folder), True
-    if not found:
+    missing = next((folder for folder in folders if not folder.is_dir()), None)
+    if missing is not None:
+        raise DataError(f"There is no directory {missing} to report on: give what train or compile wrote")
+    trained = [folder for folder in folders if (folder / CHECKPOINT).is_file()]
+    built = [folder for folder in folders if (folder / MANIFEST).is_file()]
+    if not trained and not built:
         raise DataError(f"There is nothing to report on in {', '.join(map(str, folders)) or 'no directory'}: give "
                         f"directories that train or compile wrote")
-    if baseline is not None and report.training is not None:
-        log = Checkpoint.load(baseline / CHECKPOINT).log
-        accuracy = log[-1].test_accuracy if log else None
-        report = replace(report, training=replace(report.training, baseline_accuracy=accuracy))
+    report = Report(title=title or "Espalier")
+    if trained:
+        report = _with_training(report, Checkpoint.load(trained[-1] / CHECKPOINT))
+    if built:
+        report = _with_build(report, built[-1])
+    if baseline is not None:
+        report = _with_baseline(report, baseline)
     if title is None and report.network is not None:
         report = replace(report, title=f"Espalier: {report.network.name}")
     return report
 
 
+def _with_baseline(report: Report, folder: Path) -> Report:
+    checkpoint = Checkpoint.load(folder / CHECKPOINT)
+    config = checkpoint.config
+    if config.quantise is not None or config.prune is not None or not checkpoint.log:
+        raise DataError(f"The baseline is the accuracy in float32 without pruning after at least one epoch, and "
+                        f"{folder} does not hold that: train it with --float32 and without --density")
+    if report.training is None:
+        raise DataError("A baseline stands beside the accuracy of a training, and there is none: give a training "
+                        "directory, too")
+    return replace(report, training=replace(report.training, baseline_accuracy=checkpoint.log[-1].test_accuracy))
+
+
 def _with_training(report: Report, checkpoint: Checkpoint) -> Report:
+    if report.network is not None and report.network.name != checkpoint.graph.name:
+        raise DataError(f"The training is of network {report.network.name!r} and the build of "
+                        f"{checkpoint.graph.name!r}: report on each by itself")
     report = replace(report, network=network_section(checkpoint.graph, checkpoint.live),
                      formats=format_section(checkpoint.graph))
     config = checkpoint.config
@@ -108,18 +133,18 @@ def _with_training(report: Report, checkpoint: Checkpoint) -> Report:
     epochs = tuple(Epoch(epoch=entry.epoch, loss=entry.loss, train_accuracy=entry.train_accuracy,
                          test_accuracy=entry.test_accuracy, live_weights=sum(entry.live.values()))
                    for entry in checkpoint.log)
-    words = {value.name: _size(value.shape) * config.batch for value in checkpoint.graph.values()}
-    saturation = tuple(SaturationCount(tensor=name, saturated=count, words=max(count, words.get(name, count)))
-                       for name, count in checkpoint.log[-1].saturated.items())
     return replace(report, training=Training(dataset=config.data, recipe=tuple(recipe), epochs=epochs),
-                   saturation=saturation)
+                   saturation=_saturation(checkpoint))
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for axis in shape:
-        size *= axis
-    return size
+def _saturation(checkpoint: Checkpoint) -> tuple[SaturationCount, ...]:
+    """The words at an end of their range in the batch after the last epoch, of all that a step computes."""
+    step = differentiate(checkpoint.graph, checkpoint.config.loss, checkpoint.gradient_formats)
+    summed = Conv2dWeightGrad | LinearWeightGrad | BiasGrad  # over the batch
+    words = {op.out.name: prod(op.out.shape) * (1 if isinstance(op, summed) else checkpoint.config.batch)
+             for op in step.ops}
+    return tuple(SaturationCount(tensor=name, saturated=count, words=words[name])
+                 for name, count in checkpoint.log[-1].saturated.items())
 
 
 def _with_build(report: Report, folder: Path) -> Report:
@@ -144,9 +169,10 @@ def _with_checks(report: Report, folder: Path, manifest: dict[str, Any], design:
     checks = [] if verified is None else [decode(Verification, verified, VERIFY)]
     if simulated is None:
         return replace(report, verifications=tuple(checks))
-    checks += [decode(Verification, check, SIMULATE) for check in simulated["verifications"]]
-    cycles = decode(Cycles, simulated["cycles"], SIMULATE)
-    figures = tuple(map(Figure.from_json, simulated["figures"]))
+    with _as_written(folder / SIMULATE):
+        checks += [decode(Verification, check, SIMULATE) for check in simulated["verifications"]]
+        cycles = decode(Cycles, simulated["cycles"], SIMULATE)
+        figures = tuple(map(Figure.from_json, simulated["figures"]))
     return replace(report, verifications=tuple(checks), cycles=cycles, figures=(*report.figures, *figures),
                    estimates=(*report.estimates, *_cycle_estimates(cycles, manifest, design)))
 
@@ -166,12 +192,23 @@ def _with_area(report: Report, folder: Path, design: Design) -> Report:
     found = _read(folder / SYNTH)
     if found is None:
         return report
-    synthesis = Synthesis.from_json(found["synthesis"])
-    routing = None if found["routing"] is None else Routing.from_json(found["routing"])
+    with _as_written(folder / SYNTH):
+        synthesis = Synthesis.from_json(found["synthesis"])
+        routing = None if found["routing"] is None else Routing.from_json(found["routing"])
+        skipped = [] if routing is not None else [Skipped(Section.AREA, f"Not routed: {found['not_routed']}.")]
     area = area_section(find_device(found["device"]), synthesis, routing, design.machine.multipliers)
     tools = [ToolVersion(*tool.rsplit(" ", 1)) for tool in (synthesis.tool, routing.tool if routing else "") if tool]
-    skipped = [] if routing is not None else [Skipped(Section.AREA, f"Not routed: {found['not_routed']}.")]
     return replace(report, area=area, tools=(*report.tools, *tools), skipped=(*report.skipped, *skipped))
+
+
+@contextmanager
+def _as_written(path: Path) -> Iterator[None]:
+    """Turn what taking a record apart raises into a DataError about ``path``."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} is not as this version writes it ({type(error).__name__}: {error}): run the command "
+                        f"that wrote it again") from error
 
 
 def _read(path: Path) -> Any:

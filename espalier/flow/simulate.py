@@ -90,11 +90,11 @@ def simulate(folder: Path, request: SimulateRequest, steps: Steps | None = None)
     with steps.step("count cycles"):
         cycles = run.cycles()
     content = run.record(checks, cycles)
+    write_json(folder / SIMULATE, content)
+    steps.wrote(folder / SIMULATE)
     if request.save is not None:
         replace(design.checkpoint, state={**design.checkpoint.state, **run.final}).save(request.save)
         steps.wrote(request.save)
-    write_json(folder / SIMULATE, content)
-    steps.wrote(folder / SIMULATE)
     rtl.close()
     return content
 
@@ -194,9 +194,10 @@ class _Run:
     def record(self, checks: list[Verification], cycles: Cycles) -> dict:
         """The content of ``simulate.json``."""
         images = (len(self.order) - self.traced) * self.design.batch
-        figures = [Figure("Simulated cycles per second", round(self.speed), "cycles/s", Provenance.MEASURED)]
+        figures: list[Figure] = []
         if images:
-            figures += [Figure("Mean loss of simulated training", self.totals.loss * 2.0 ** -LOSS_FRAC / images, "",
+            figures += [Figure("Simulated cycles per second", round(self.speed), "cycles/s", Provenance.MEASURED),
+                        Figure("Mean loss of simulated training", self.totals.loss * 2.0 ** -LOSS_FRAC / images, "",
                                Provenance.SIMULATED),
                         Figure("Accuracy during simulated training", self.totals.correct / images, "",
                                Provenance.SIMULATED)]
@@ -205,7 +206,7 @@ class _Run:
                     for name, found in zip(names, self.tests, strict=False)]
         return {"data": self.split.train.name, "seed": self.request.seed, "steps": len(self.order),
                 "batch": self.design.batch, "traced_steps": self.traced, "test_images": self.test_images,
-                "verifications": [encode(check) for check in checks], "cycles": encode(cycles),
+                "verifications": [check.to_json() for check in checks], "cycles": encode(cycles),
                 "figures": [figure.to_json() for figure in figures]}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ SYNTH, FOLDER, SCRIPT = "synth.json", "synth", "build.tcl"
 ARCHITECTURES = {Family.ECP5: Architecture.ECP5, Family.SERIES7: Architecture.SERIES7,
                  Family.CYCLONE5: Architecture.CYCLONE5, Family.GENERIC: Architecture.ECP5}
 MEGAHERTZ_NANOSECONDS = 1000.0
+SEED_LIMIT = 2 ** 31  #: nextpnr reads a C int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +48,11 @@ class SynthRequest:
     timeout_seconds: float = 7200
 
     def __post_init__(self) -> None:
-        if self.clock_period_ns <= 0 or self.timeout_seconds <= 0:
-            raise DataError(f"Clock period and time-out must be above 0, not {self.clock_period_ns:g} ns and "
-                            f"{self.timeout_seconds:g} s")
+        if not (0 < self.clock_period_ns < math.inf and 0 < self.timeout_seconds < math.inf):
+            raise DataError(f"Clock period and time-out must be finite and above 0, not {self.clock_period_ns:g} ns "
+                            f"and {self.timeout_seconds:g} s")
+        if not 0 <= self.seed < SEED_LIMIT:
+            raise DataError(f"The placer's seed must be in 0..{SEED_LIMIT - 1}, not {self.seed}")
 
 
 def synth(folder: Path, request: SynthRequest, steps: Steps | None = None) -> dict:

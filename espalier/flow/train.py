@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 
 from espalier.data import Split, load
+from espalier.flow.directory import require_writable
 from espalier.flow.network import load_network
 from espalier.flow.steps import Steps
 from espalier.ir.graph import Graph
@@ -28,6 +29,7 @@ def train_network(config: TrainConfig, output: Path, *, data_root: Path | None =
         Load data and network and check that they suit each other; train and write nothing.
     """
     steps = steps or Steps()
+    require_writable(output)
     with steps.step("load data"):
         split = load(config.data, data_root)
     with steps.step("import network"):

@@ -21,7 +21,6 @@ from espalier.flow.steps import Steps
 from espalier.records import write_json
 from espalier.report.model import TensorCheck
 from espalier.report.model import Verification as VerificationRecord
-from espalier.report.serial import encode
 
 VERIFY, BUNDLE = "verify.json", "mismatch"
 ENGINES = ("RTL simulation", "interpreter")
@@ -62,7 +61,7 @@ def verify(folder: Path, request: VerifyRequest, steps: Steps | None = None) -> 
     with steps.step("compare"):
         record, failure = compare_steps(network, reference, candidate, batches, folder / BUNDLE)
     candidate.close()
-    write_json(folder / VERIFY, encode(record))
+    write_json(folder / VERIFY, record.to_json())
     steps.wrote(folder / VERIFY)
     if failure is not None:
         steps.wrote(folder / BUNDLE)

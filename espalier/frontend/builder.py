@@ -214,10 +214,12 @@ class GraphBuilder:
 def per_channel(array: NDArray, shape: tuple[int, ...]) -> NDArray | None:
     """``array`` as one number for each channel of a batch of images of ``shape``; None where it is not that."""
     full = (1, *shape)
+    if array.ndim > len(full):  # the sum would have more axes than the layer's result
+        return None
     if array.size == 1:
         return np.full(shape[0], array.item())
     aligned = (1,) * (len(full) - array.ndim) + array.shape
-    if len(aligned) != len(full) or aligned != (1, shape[0], *(1,) * (len(shape) - 1)):
+    if aligned != (1, shape[0], *(1,) * (len(shape) - 1)):
         return None
     return array.reshape(-1)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,7 +27,7 @@ def module_from_file(network: str, seed: int) -> nn.Module:
     Raises
     ------
     DataError
-        The file is missing or is not Python, or has no such function.
+        The file is missing or is not Python, or has no such function without arguments.
     UnsupportedError
         What the function returns is no torch module.
     """
@@ -44,9 +46,18 @@ def module_from_file(network: str, seed: int) -> nn.Module:
     make = getattr(source, factory, None)
     if not callable(make):
         raise DataError(f"{name!r} has no function {factory!r}: name a function that returns a torch module")
+    _require_no_arguments(make, name, factory)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = make()
     if not isinstance(module, nn.Module):
         raise UnsupportedError(f"{factory!r} of {name!r} must return a torch module, not a {type(module).__name__}")
     return module
+
+
+def _require_no_arguments(make: Callable[..., object], name: str, factory: str) -> None:
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        raise DataError(f"{factory!r} of {name!r} must make the network without arguments ({error}): give them "
+                        f"defaults, or name a function that fills them in") from None

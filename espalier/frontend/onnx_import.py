@@ -231,11 +231,14 @@ class _Importer:
 
     def _reshape(self, node: Node) -> Value:
         x = self._value(node, 0, supported.RESHAPE)
-        _, target = self._constant(node, 1, supported.RESHAPE, supported.CONSTANT_SHAPE)
-        shape = image_shape(tuple(int(n) for n in target), x.shape, self.batch, bool(node.integer("allowzero", 0)))
+        name, sizes = self._constant(node, 1, supported.RESHAPE, supported.CONSTANT_SHAPE)
+        if sizes.ndim != 1:
+            raise GraphError(f"{node.site.label}: the shape {name!r} must be a list of numbers, not {sizes.tolist()}")
+        target = tuple(int(size) for size in sizes)
+        shape = image_shape(target, x.shape, self.batch, bool(node.integer("allowzero", 0)))
         if shape is None:
             raise supported.RESHAPE.refuse(supported.BATCH_AXIS, node.site.label,
-                                           f"images of shape {x.shape} to {tuple(int(n) for n in target)}")
+                                           f"images of shape {x.shape} to {target}")
         return self.builder.reshape(node.site, x, shape)
 
     def _dropout(self, node: Node) -> Value:

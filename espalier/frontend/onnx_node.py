@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -75,18 +76,21 @@ def node_window(node: Node, x: Value, kernel: tuple[int, ...]) -> Window:
     pads = node.integers("pads", (0, 0, 0, 0))
     if (len(kernel), len(strides), len(dilations), len(pads)) != (2, 2, 2, 4):
         raise GraphError(f"{node.site.label}: kernel {kernel}, strides {strides}, dilations {dilations} and pads "
-                         f"{pads} "
-                         f"must be 2, 2, 2 and 4 numbers")
+                         f"{pads} must be 2, 2, 2 and 4 numbers")
+    try:
+        given = Window((kernel[0], kernel[1]), (strides[0], strides[1]), (pads[0], pads[1], pads[2], pads[3]),
+                       (dilations[0], dilations[1]))
+    except GraphError as error:
+        raise GraphError(f"{node.site.label}: {error}") from error
     automatic = node.text("auto_pad", "NOTSET")
     if automatic in ("SAME_UPPER", "SAME_LOWER"):
         along = [_same_padding(x.shape[1 + i], kernel[i], strides[i], dilations[i], automatic) for i in (0, 1)]
-        pads = (along[0][0], along[1][0], along[0][1], along[1][1])
-    elif automatic == "VALID":
-        pads = (0, 0, 0, 0)
-    elif automatic != "NOTSET":
+        return replace(given, pad=(along[0][0], along[1][0], along[0][1], along[1][1]))
+    if automatic == "VALID":
+        return replace(given, pad=(0, 0, 0, 0))
+    if automatic != "NOTSET":
         raise GraphError(f"{node.site.label}: auto_pad {automatic!r} is none of NOTSET, SAME_UPPER, SAME_LOWER, VALID")
-    return Window((kernel[0], kernel[1]), (strides[0], strides[1]), (pads[0], pads[1], pads[2], pads[3]),
-                  (dilations[0], dilations[1]))
+    return given
 
 
 def _same_padding(size: int, kernel: int, stride: int, dilation: int, automatic: str) -> tuple[int, int]:

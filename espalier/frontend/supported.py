@@ -218,6 +218,7 @@ NEAREST = (
     ("batch_norm", "fold it into the convolution before it (torch.nn.utils.fusion.fuse_conv_bn_eval)"),
     ("batchnorm", "fold it into the convolution before it (torch.nn.utils.fusion.fuse_conv_bn_eval)"),
     ("norm", "leave it out, or train with batch normalisation and fold it into the convolution"),
+    ("dropout", "use torch.nn.Dropout, or give the function training=self.training"),
     ("softmax", "let the network end in its logits: the loss holds the softmax, and the largest logit is the class"),
     ("argmax", "let the network end in its logits"),
     *((name, "use ReLU") for name in ("hardtanh", "clip", "relu", "elu", "silu", "swish", "mish", "tanh", "sigmoid",

@@ -47,6 +47,9 @@ def from_torch(module: torch.nn.Module, input_shape: tuple[int, int, int], name:
     """
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise GraphError(f"Images have a shape (channels, height, width) of positive sizes, not {input_shape}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnsupportedError(f"Network {name!r} is a TorchScript module, which torch.export does not take; give the "
+                               f"torch module that it was made from")
     inference = copy.deepcopy(module).to(device="cpu", dtype=torch.float64).eval()  # exact for every narrower weight
     images = torch.zeros(BATCH, *input_shape, dtype=torch.float64)
     _try(inference, images, name)
@@ -63,7 +66,7 @@ def _try(module: torch.nn.Module, images: torch.Tensor, name: str) -> None:
     try:
         with torch.no_grad():
             module(images)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
         path, kind = entered[-1] if entered else ("", type(module).__name__)
         where = f"Layer {path!r} ({kind})" if path else f"Network {name!r} ({kind})"
         raise GraphError(f"{where} does not accept what images of shape {tuple(images.shape[1:])} give it: "

@@ -40,7 +40,7 @@ def step_layout(machine: Machine) -> data.StructLayout:
 
     ``channel``: source vector at map position (0, 0); ``y, x``: position in the source map; ``tile.y,
     tile.x``: position in the output map. ``term``: which channel of the block (the skew of the
-    banks). ``zero``: multiply nothing. ``last``: the tile's sums are complete.
+    banks). Not ``valid``: multiply nothing. ``last``: the tile's sums are complete.
     """
     return data.StructLayout({
         "valid": unsigned(1), "channel": unsigned(address_bits(machine)), "y": OFFSET, "x": OFFSET,

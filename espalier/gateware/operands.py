@@ -43,7 +43,7 @@ class Operands(wiring.Component):
     done : Out
         The step whose operands these are.
     probed_vector, probed_weight : Out
-        What ``probe`` found, 5 cycles later.
+        What ``probe`` found, from 5 cycles after it came; it has to be held so long.
     """
 
     latency_cycles = 7

@@ -93,9 +93,11 @@ class Sequencer(wiring.Component):
                 m.d.sync += wait.eq(wait - 1)
                 with m.If(wait == 0):
                     m.d.sync += self.position.eq(self.position + 1)
-                    m.next = "STOP"
+                    m.next = "HOLD"
                     with m.If(~single):
                         m.next = "FETCH"
+            with m.State("HOLD"):  # in place of a fetch: the last word is written now
+                m.next = "STOP"
             with m.State("STOP"):
                 m.d.sync += [self.busy.eq(0), self.command.opcode.eq(Opcode.END)]
                 m.next = "IDLE"

@@ -147,6 +147,9 @@ class Verification:
         """Whether something was compared and nothing differed."""
         return self.words > 0 and self.steps > 0 and self.differing == 0 and not self.mismatch
 
+    def to_json(self) -> dict[str, object]:
+        return encode(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:

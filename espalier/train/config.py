@@ -22,6 +22,9 @@ from espalier.train.calibrate import Headroom, Widths
 from espalier.train.optimise import Sgd, Update
 
 
+SEED_LIMIT = 1 << 32  #: NumPy's generators take no larger seed
+
+
 class RateKind(Enum):
     """How the learning rate falls."""
 
@@ -49,6 +52,11 @@ class RateSchedule:
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.gamma <= 1 and 0 <= self.floor <= 1):
+            raise DataError(f"What multiplies a learning rate is above 0 and at most 1, and its floor in 0..1, not "
+                            f"{self.gamma} and {self.floor}")
 
     def factor(self, epoch: int, epochs: int) -> float:
         """The factor of ``epoch`` (from 0) out of ``epochs``."""
@@ -130,9 +138,10 @@ class TrainConfig:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch < 1 or self.seed < 0:
-            raise DataError(f"Epochs and batch are at least 1 and the seed at least 0, not {self.epochs}, {self.batch} "
-                            f"and {self.seed}")
+        if self.epochs < 1 or self.batch < 1:
+            raise DataError(f"Epochs and batch are at least 1, not {self.epochs} and {self.batch}")
+        if not 0 <= self.seed < SEED_LIMIT:
+            raise DataError(f"The seed is in 0..{SEED_LIMIT - 1}, not {self.seed}")
         if self.loss not in LOSSES:
             raise DataError(f"The loss is one of {', '.join(LOSSES)}, not {self.loss!r}")
         if self.device not in ("cpu", "cuda"):

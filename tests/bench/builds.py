@@ -45,6 +45,10 @@ def huge():
 
 def number():
     return 3
+
+
+def sized(width):
+    return make()
 '''
 
 

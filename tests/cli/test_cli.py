@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -38,6 +40,19 @@ def fails(capsys, sentence: str, *arguments, status: int = 1) -> None:
 
 def test_version(capsys):
     assert run(capsys, "--version") == (0, "espalier 0.1.0\n", "")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
+def test_help_does_not_wait_for_large_libraries(arguments):
+    program = ("import sys; from espalier.cli import main; main(sys.argv[1:]); "
+               "print(*{'amaranth', 'numpy', 'onnx', 'sklearn', 'torch'} & sys.modules.keys(), file=sys.stderr)")
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout and done.stderr.strip() == ""
+
+
+def test_the_package_runs_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "espalier", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == "espalier 0.1.0\n"
 
 
 @pytest.mark.parametrize("command", ["train", "compile", "simulate", "verify", "synth", "report"])
@@ -97,6 +112,7 @@ def test_a_dry_run_of_compile_writes_nothing(capsys, made, tmp_path):
     (["--float32", "--weight-bits", "8"], r"^Training in float32 has neither word widths nor "),
     (["--weight-bits", "40"], r"The width of a word must be in 2\.\.16 bits, not 40"),
     (["--learning-rate", "-1"], r"The learning rate must be a number above 0"),
+    (["--rate", "step"], r"^The rate 'step' falls at milestones, and none are given: name them in a recipe "),
     (["--config", "nowhere.yaml"], r"^Configuration nowhere\.yaml cannot be read"),
 ])
 def test_train_wrong(capsys, tmp_path, monkeypatch, flags, sentence):
@@ -111,6 +127,7 @@ def test_train_wrong(capsys, tmp_path, monkeypatch, flags, sentence):
     ("not_a_number", r"'fc\.weight'"),
     ("huge", r"^Words of 16 bits with at least 0 fraction bits must hold every value, and '\w+' lies in "),
     ("number", r"^'number' of '.*net\.py' must return a torch module, not a int$"),
+    ("sized", r"^'sized' of '.*net\.py' must make the network without arguments \(missing .*'width'\): give them "),
     ("nobody", r"has no function 'nobody': name a function that returns a torch module$"),
 ])
 def test_a_network_of_ones_own_wrong(capsys, tmp_path, factory, sentence):
@@ -247,3 +264,16 @@ def test_a_mismatch_wrong(capsys, build, monkeypatch):
     fails(capsys, r"^1 of \d+ words differ; in order of execution the first is loss is .* \(rerun it with: ", "verify",
           build)
     assert (build / "mismatch" / "machine.json").is_file()
+
+
+def test_an_output_that_is_a_file_is_refused_before_training_wrong(capsys, tmp_path):
+    (tmp_path / "out").write_text("")
+    fails(capsys, r"^The output directory .*out cannot be made, as .*out is a file: choose another$", "train",
+          "--data", "nowhere", "--output-dir", tmp_path / "out")
+
+
+def test_a_page_that_is_a_directory_wrong(capsys, made, tmp_path):
+    (tmp_path / "page").mkdir()
+    fails(capsys, rf"^{tmp_path}/page cannot be read or written \(Is a directory\): ", "report", made / "train",
+          "--output", tmp_path / "page")
+    assert list(tmp_path.iterdir()) == [tmp_path / "page"]

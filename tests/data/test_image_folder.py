@@ -63,7 +63,8 @@ def test_image_folder_sizes_wrong(pictures):
     with pytest.raises(DataError) as error:
         read_split(pictures, "pets")
     assert str(error.value) == (f"Without an image size all images must be equally large; {pictures}/train/dog/2.png "
-                                "is (C, H, W) = (3, 9, 7), the first one (3, 32, 32): give an image size")
+                                "is (C, H, W) = (3, 9, 7), the first one (3, 32, 32): scale them alike, or give "
+                                "load() an image size")
 
 
 def test_image_folder_classes_wrong(pictures):
@@ -91,3 +92,12 @@ def test_image_folder_damaged_wrong(kept, pictures):
         read_split(pictures, "pets")
     assert str(error.value).startswith(f"{file} is no readable image (")
     assert str(error.value).endswith("): replace or remove it")
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")])
+def test_image_folder_of_wide_pixels_wrong(kind, mode, pictures):
+    draw(pictures / "test/dog/2.tif", np.full((32, 32), 1000).astype(kind))
+    with pytest.raises(DataError) as error:
+        read_split(pictures, "pets")
+    assert str(error.value) == (f"Images must have at most 8 bits a channel, and {pictures}/test/dog/2.tif has the "
+                                f"pixel mode {mode!r}: save it with 8 bits")

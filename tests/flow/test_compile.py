@@ -7,6 +7,7 @@ from dataclasses import replace
 from io import StringIO
 
 import numpy as np
+import onnx
 import pytest
 from rich.console import Console
 
@@ -179,3 +180,46 @@ def test_an_onnx_network_gets_formats_from_data(made, tmp_path):
     design = compile_network(tmp_path / "net.onnx", tmp_path / "build", replace(SMALL, data=data), dry_run=True)
     assert [value.shape for value in design.graph.parameters] == [value.shape for value in found.graph.parameters]
     assert all(mask.all() for mask in design.live.values())
+
+
+def test_a_build_behind_a_symbolic_link_is_replaced_in_place(made, build, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(build, target_is_directory=True)
+    compile_network(made / "train", link, SMALL)
+    assert link.is_symlink() and load_design(build).machine.lanes == 2
+
+
+@pytest.mark.parametrize("flag", ["rows", "lanes", "word_bits", "multipliers", "block_rams"])
+def test_a_machine_given_twice_wrong(build, flag):
+    with pytest.raises(DataError, match=rf"^A given machine has its {flag.replace('_', ' ')} already: leave out that "):
+        CompileRequest(machine=build / "machine.json", **{flag: 4})
+
+
+def test_a_place_is_refused_before_anything_is_read_wrong(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"^The output directory .* cannot be made, as .*file is a file: "):
+        compile_network(tmp_path / "nowhere", tmp_path / "file" / "build", SMALL)
+    with pytest.raises(DataError, match=r"^The output directory .* holds something that was not made here "):
+        compile_network(tmp_path / "nowhere", tmp_path, SMALL)
+
+
+@pytest.mark.parametrize(("changes", "found"), [
+    ({"inputs": 2}, "2, 1 and 1"), ({"outputs": 2}, "1, 2 and 1"), ({"weights": False}, "1, 1 and 0")])
+def test_an_onnx_network_that_is_no_classifier_wrong(tmp_path, changes, found):
+    write_onnx(tmp_path / "net.onnx", **changes)
+    with pytest.raises(UnsupportedError, match=rf"^Network 'net' must have one input, .* not {found}: export the "):
+        load_network(str(tmp_path / "net.onnx"), load("digits"))
+
+
+def write_onnx(path, inputs=1, outputs=1, weights=True):
+    """A sum of ``inputs`` vectors of ten, and a fully connected layer where there are ``weights``."""
+    names = ["x", "z"][:inputs]
+    nodes = [onnx.helper.make_node("Add", [names[0], names[-1]], ["sum"])]
+    if weights:
+        nodes.append(onnx.helper.make_node("MatMul", ["sum", "fc.weight"], ["logits"]))
+    results = ["logits" if weights else "sum", "sum"][:outputs]
+    tensor = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(nodes, "net", [tensor(name, onnx.TensorProto.FLOAT, ["n", 10]) for name in names],
+                                   [tensor(name, onnx.TensorProto.FLOAT, ["n", 10]) for name in results],
+                                   [onnx.numpy_helper.from_array(np.eye(10, dtype=np.float32), "fc.weight")] * weights)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)

@@ -1,13 +1,17 @@
 """Simulation, verification and report of one build, and what they say when the engines do not agree."""
 
 import json
+import shutil
+from dataclasses import replace
+from math import prod
 
 import numpy as np
 import pytest
+from bench.builds import config, write_data
 
 from espalier.engines.rtl import RtlEngine
 from espalier.errors import DataError, MismatchError
-from espalier.flow import SimulateRequest, VerifyRequest, simulate, verify, write_report
+from espalier.flow import SimulateRequest, VerifyRequest, simulate, train_network, verify, write_report
 from espalier.flow.cycles import dense_machine, layers_of
 from espalier.flow.design import load_design
 from espalier.flow.verify import BUNDLE
@@ -97,15 +101,24 @@ def test_requests_wrong(make, sentence):
         make()
 
 
-def test_a_report_of_everything(made, build, tmp_path):
+@pytest.fixture(scope="module")
+def float32(made, tmp_path_factory):
+    """A training in float32 without pruning."""
+    folder = tmp_path_factory.mktemp("float32")
+    train_network(config(made, quantise=None, prune=None, epochs=1), folder)
+    return folder
+
+
+def test_a_report_of_everything(made, build, float32, tmp_path):
     verify(build, VerifyRequest())
     simulate(build, SimulateRequest(steps=1, test_images=8))
-    report = write_report([made / "train", build], tmp_path / "r.html", baseline=made / "train")
+    report = write_report([made / "train", build], tmp_path / "r.html", baseline=float32)
     page = (tmp_path / "r.html").read_text()
-    assert report.training.test_accuracy == report.training.baseline_accuracy
+    accuracy = Checkpoint.load(float32 / "checkpoint.safetensors").log[-1].test_accuracy
+    assert report.training.baseline_accuracy == accuracy
     assert "Not synthesised" in page and "Not simulated" not in page and "Not verified" not in page
     assert len(report.estimates) == 5 and all(abs(estimate.error) < 1 for estimate in report.estimates)
-    again = write_report([made / "train", build], tmp_path / "r2.html", baseline=made / "train")
+    again = write_report([made / "train", build], tmp_path / "r2.html", baseline=float32)
     assert again == report and (tmp_path / "r2.html").read_text() == page
 
 
@@ -127,3 +140,68 @@ def test_nothing_to_report_wrong(tmp_path):
         write_report([tmp_path], tmp_path / "r.html")
     with pytest.raises(DataError, match=r"^There is no directory .*nowhere to report on"):
         write_report([tmp_path / "nowhere"], tmp_path / "r.html")
+
+
+def test_of_several_builds_the_last_one_speaks(made, build, tmp_path):
+    other = shutil.copytree(build, tmp_path / "other")
+    simulate(other, SimulateRequest(steps=1, dense=False, test_images=0))
+    both = write_report([made / "train", other, build], tmp_path / "r.html")
+    assert both == write_report([made / "train", build], tmp_path / "r2.html")
+    assert both.cycles is None and both.estimates == ()
+
+
+@pytest.mark.parametrize("trained", ["fixed", "unfinished"])
+def test_a_baseline_wrong(made, float32, tmp_path, trained):
+    folder = made / "train"
+    if trained == "unfinished":
+        folder = tmp_path
+        replace(Checkpoint.load(float32 / "checkpoint.safetensors"), log=()).save(folder / "checkpoint.safetensors")
+    with pytest.raises(DataError, match=r"^The baseline is the accuracy in float32 without pruning after at least "):
+        write_report([made / "train"], tmp_path / "r.html", baseline=folder)
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_training_and_build_of_different_networks_wrong(made, build, tmp_path):
+    found = Checkpoint.load(made / "train" / "checkpoint.safetensors")
+    replace(found, graph=replace(found.graph, name="other")).save(tmp_path / "train" / "checkpoint.safetensors")
+    with pytest.raises(DataError, match=r"^The training is of network 'other' and the build of 'net': report on each "):
+        write_report([tmp_path / "train", build], tmp_path / "r.html")
+
+
+def test_saturated_words_are_counted_among_all_words_of_their_tensor(made, tmp_path):
+    found = Checkpoint.load(made / "train" / "checkpoint.safetensors")
+    counts = {"conv": 3, "conv.grad": 2, "fc.weight.grad": 1, "loss": 1}
+    log = (*found.log[:-1], replace(found.log[-1], saturated=counts))
+    replace(found, log=log).save(tmp_path / "checkpoint.safetensors")
+    report = write_report([tmp_path], tmp_path / "r.html")
+    shapes = {value.name: value.shape for value in found.graph.values()}
+    assert {count.tensor: count.words for count in report.saturation} == {
+        "conv": 16 * prod(shapes["conv"]), "conv.grad": 16 * prod(shapes["conv"]),
+        "fc.weight.grad": prod(shapes["fc.weight"]), "loss": 16}
+
+
+@pytest.mark.parametrize("name", ["manifest.html", "simulate.html", "report.json"])
+def test_a_page_whose_json_would_replace_something_wrong(build, name):
+    before = {path.name: path.read_bytes() for path in build.iterdir()}
+    with pytest.raises(DataError, match=r"^The report writes its JSON beside the page, to .*: choose another name "):
+        write_report([build], build / name)
+    assert {path.name: path.read_bytes() for path in build.iterdir()} == before
+
+
+def test_epochs_of_too_few_images_wrong(build, tmp_path):
+    images, labels = np.zeros((3, 8, 8), np.uint8), np.array([0, 1, 9])
+    data = write_data(tmp_path, x_train=images, y_train=labels)
+    with pytest.raises(DataError, match=r"^Batch size must be in 1\.\.3 \(the images of 'small-train'\), not 4$"):
+        simulate(build, SimulateRequest(data=str(data), steps=0, epochs=1))
+
+
+def test_no_speed_is_told_where_every_step_is_traced(build):
+    content = simulate(build, SimulateRequest(steps=1, traced=1, dense=False, test_images=0))
+    assert content["figures"] == []
+
+
+def test_what_was_simulated_is_kept_where_the_state_cannot_be_saved_wrong(build, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"^Checkpoint .* cannot be written"):
+        simulate(build, SimulateRequest(steps=1, dense=False, test_images=0, save=tmp_path / "file" / "a.safetensors"))
+    assert json.loads((build / "simulate.json").read_text())["steps"] == 1

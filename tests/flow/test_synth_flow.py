@@ -46,7 +46,7 @@ def test_area_and_clock(build, tools, tmp_path):
 def test_without_routing_no_clock_is_claimed(build, tools, tmp_path):
     content = synth(build, SynthRequest(route=False))
     assert content["routing"] is None and content["not_routed"] == "place and route was not asked for (--route)"
-    assert "Place and route was not run, so no clock is known." in _page(build, tmp_path)
+    assert "Not routed: place and route was not asked for (--route). So no clock is known." in _page(build, tmp_path)
 
 
 def _page(build, tmp_path):
@@ -71,5 +71,20 @@ def test_area_is_kept_where_routing_fails_wrong(build, monkeypatch):
 
 
 def test_a_clock_period_wrong():
-    with pytest.raises(DataError, match=r"^Clock period and time-out must be above 0, not 0 ns and 7200 s$"):
+    with pytest.raises(DataError, match=r"^Clock period and time-out must be finite and above 0, not 0 ns and 7200 s$"):
         SynthRequest(clock_period_ns=0)
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(DataError, match=rf"not {number} ns and 7200 s$"):
+            SynthRequest(clock_period_ns=number)
+
+
+@pytest.mark.parametrize("seed", [-1, 2 ** 31])
+def test_a_seed_wrong(seed):
+    with pytest.raises(DataError, match=rf"^The placer's seed must be in 0\.\.2147483647, not {seed}$"):
+        SynthRequest(seed=seed)
+
+
+def test_a_result_of_another_version_wrong(build, tmp_path):
+    (build / "synth.json").write_text('{"device": "ecp5-85f"}')
+    with pytest.raises(DataError, match=r"synth\.json is not as this version writes it \(KeyError: 'synthesis'\): "):
+        write_report([build], tmp_path / "r.html")

@@ -253,3 +253,27 @@ def test_invalid_model_wrong() -> None:
     model = model_of([helper.make_node("Relu", ["nowhere"], ["y"])], ["n", 4])
     with pytest.raises(DataError, match="^net is not a valid ONNX network: .*; export it again$"):
         from_onnx(model)
+
+
+@pytest.mark.parametrize(("attributes", "found"), [
+    ({"pads": [-1, 0, 0, 0]}, r"pad=\(-1, 0, 0, 0\)"),
+    ({"strides": [0, 1]}, r"stride=\(0, 1\)"),
+    ({"strides": [0, 1], "auto_pad": "SAME_UPPER"}, r"stride=\(0, 1\)"),
+])
+def test_window_wrong(attributes: dict[str, object], found: str) -> None:
+    model = model_of([node("Conv", "x w", **attributes)], ["n", 1, 4, 4], CONV)
+    with pytest.raises(GraphError, match=rf"^Node 'conv' \(Conv\): Kernel, stride and dilation must be .*{found}"):
+        from_onnx(model)
+
+
+def test_constant_of_more_axes_than_the_layer_is_no_bias_wrong() -> None:
+    first = helper.make_node("MatMul", ["x", "fc.weight"], ["m"], name="fc")
+    model = model_of([first, node("Add", "m c")], ["n", 6], {"fc.weight": weights(6, 3), "c": weights(1, 1, 1, 1)})
+    with pytest.raises(UnsupportedError, match=r"Add is not taken .* \(the constant 'c' of shape \(1, 1, 1, 1\)\); "):
+        from_onnx(model)
+
+
+def test_shape_that_is_a_matrix_wrong() -> None:
+    model = model_of([node("Reshape", "x s")], ["n", 1, 4, 4], {"s": np.array([[0, -1]])})
+    with pytest.raises(GraphError, match=r"^Node 'reshape' .*: the shape 's' must be a list of numbers, not \[\[0"):
+        from_onnx(model)

@@ -225,3 +225,24 @@ def test_weights_wrong() -> None:
 def test_window_of_same_padding() -> None:
     graph, _ = from_torch(nn.Sequential(nn.Conv2d(1, 1, 4, padding="same", dilation=3)), (1, 9, 9), "net")
     assert graph.ops[0].window == Window((4, 4), (1, 1), (4, 4, 5, 5), (3, 3))
+
+
+def test_an_assertion_in_forward_wrong() -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == 3, "three channels"
+        return x
+
+    with pytest.raises(GraphError, match=r"^Network 'net' \(Expression\) does not accept .*: three channels; give "):
+        from_torch(Expression(forward), (1, 2, 2), "net")
+
+
+def test_dropping_in_inference_wrong() -> None:
+    module = Expression(lambda self, x: functional.dropout(x.flatten(1)))
+    with pytest.raises(UnsupportedError, match=r"native_dropout.*; use torch\.nn\.Dropout, or give the function "):
+        from_torch(module, (1, 2, 2), "net")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_torchscript_module_wrong() -> None:
+    with pytest.raises(UnsupportedError, match=r"^Network 'net' is a TorchScript module, .*; give the torch module "):
+        from_torch(torch.jit.script(nn.ReLU()), (1, 2, 2), "net")
