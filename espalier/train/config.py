@@ -21,7 +21,6 @@ from espalier.records import write_text_atomically
 from espalier.train.calibrate import Headroom, Widths
 from espalier.train.optimise import Sgd, Update
 
-
 SEED_LIMIT = 1 << 32  #: NumPy's generators take no larger seed
 
 
