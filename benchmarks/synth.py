@@ -19,7 +19,7 @@ from harness import RESULTS, fitted_machine, prepare, write_results
 from espalier.errors import ToolError
 from espalier.gateware.verilog import TOP, verilog
 from espalier.records import Bar, Figure, write_json
-from espalier.synth.nextpnr import RouteOptions, Router, place_and_route
+from espalier.synth.nextpnr import RouteOptions, place_and_route
 from espalier.synth.yosys import synthesise
 from espalier.targets import find_device
 
@@ -64,7 +64,7 @@ def build(name: str, output: Path, route: bool, timeout: int) -> dict:
     if not route:
         return {**found, "limit": "place and route was not run"}
     try:
-        routing = place_and_route(output / "netlist.json", output, RouteOptions(device=device, router=Router.ROUTER2),
+        routing = place_and_route(output / "netlist.json", output, RouteOptions(device=device),
                                   timeout_seconds=timeout)
     except ToolError as error:
         return {**found, "limit": f"place and route gave no result: {error}"}
