@@ -12,12 +12,14 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <malloc.h>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <thread>
 #include <vector>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -626,8 +628,10 @@ extern "C" {
 
 // Keep freed memory, however large the pieces: maps come and go each step, and fresh pages cost as much as the sums.
 void lanes_keep_memory() {
+#if defined(__GLIBC__)
     mallopt(M_MMAP_THRESHOLD, 1 << 30);
     mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
 }
 
 // FP and BP: out [output][y][x][image] from source [channel][y][x][image] and weights [output][channel][ky][kx].
