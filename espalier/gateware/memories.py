@@ -28,8 +28,7 @@ class GradientBanks(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         for bank in range(self.machine.rows):
-            m.submodules[f"bank_{bank}"] = ram = BankedRam(vector_layout(self.machine),
-                                                              self.machine.gradient_depth)
+            m.submodules[f"bank_{bank}"] = ram = BankedRam(vector_layout(self.machine), self.machine.gradient_depth)
             m.d.comb += [ram.read_address.eq(self.read_address), self.read_data[bank].eq(ram.read_data),
                          ram.write_data.eq(self.write_data),
                          ram.write_en.eq(self.write_en & (self.write_bank == bank)),
@@ -56,8 +55,7 @@ class WeightBanks(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         for bank in range(self.machine.rows):
-            m.submodules[f"bank_{bank}"] = ram = BankedRam(signed(self.machine.word_bits),
-                                                              self.machine.weight_depth)
+            m.submodules[f"bank_{bank}"] = ram = BankedRam(signed(self.machine.word_bits), self.machine.weight_depth)
             m.d.comb += [ram.read_address.eq(self.read_addresses[bank]), self.read_data[bank].eq(ram.read_data),
                          ram.write_data.eq(self.write_data),
                          ram.write_en.eq(self.write_en & (self.write_bank == bank)),

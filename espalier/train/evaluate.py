@@ -69,8 +69,8 @@ _ALL_LIVE: Mapping[str, Tensor] = MappingProxyType({})
 def run(graph: Graph, tensors: Mapping[str, Tensor], live: Mapping[str, Tensor] = _ALL_LIVE) -> dict[str, Tensor]:
     """Run ``graph`` on ``tensors`` (inputs with a batch axis first, and parameters, by name).
 
-    Returns every value by name: inputs, parameters and all results, words as float64. Weight gradients
-    whose names are in ``live`` count only where that is 1, and may be zero elsewhere.
+    Returns every value by name: inputs, parameters and all results, words as float64 or int16. Weight
+    gradients whose names are in ``live`` count only where that is 1, and may be zero elsewhere.
 
     Raises
     ------

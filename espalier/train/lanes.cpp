@@ -350,8 +350,9 @@ Words rounded_by_double(const Rounding& r, int64_t bias, const Sums* coarse, con
     for (int h = 0; h < 2; h++) {
         __m256i part[2];
         for (int q = 0; q < 2; q++) {
-            const __m256i c = q ? _mm512_extracti64x4_epi64((__m512i)coarse[h], 1) : _mm512_castsi512_si256((__m512i)coarse[h]);
-            const __m256i f = q ? _mm512_extracti64x4_epi64((__m512i)fine[h], 1) : _mm512_castsi512_si256((__m512i)fine[h]);
+            const __m512i both[2] = {(__m512i)coarse[h], (__m512i)fine[h]};
+            const __m256i c = q ? _mm512_extracti64x4_epi64(both[0], 1) : _mm512_castsi512_si256(both[0]);
+            const __m256i f = q ? _mm512_extracti64x4_epi64(both[1], 1) : _mm512_castsi512_si256(both[1]);
             __m512d sum = _mm512_fmadd_pd(_mm512_cvtepi32_pd(c), factor, _mm512_add_pd(_mm512_cvtepi32_pd(f), start));
             sum = _mm512_floor_pd(_mm512_fmadd_pd(sum, (__m512d)scale, (__m512d)half));
             part[q] = _mm512_cvtpd_epi32(_mm512_min_pd(_mm512_max_pd(sum, low), high));
@@ -590,7 +591,8 @@ void weight_chunk(const Plan& p, const Gradients& wanted, const int16_t* source,
         }
         pixels = LIMIT / (2 * most * 128);
     }
-    const int64_t columns = std::min(p.out_width, pixels), most_rows = std::max<int64_t>(1, std::min<int64_t>(pixels, 128) / columns);
+    const int64_t columns = std::min(p.out_width, pixels);
+    const int64_t most_rows = std::max<int64_t>(1, std::min<int64_t>(pixels, 128) / columns);
     const int64_t source_row = p.stride_y * p.buffer_width * LANES, step = p.stride_x * LANES;
     for (int64_t y = 0; y < p.out_height; y += most_rows)
         for (int64_t x = 0; x < p.out_width; x += columns) {
