@@ -10,7 +10,7 @@ from espalier.arch.machine import COORDINATE_BITS, KERNEL_BITS, Machine
 from espalier.gateware.arithmetic import delay_line
 from espalier.gateware.counted_loop import CountedLoop
 from espalier.gateware.layouts import command_layout, tile_layout
-from espalier.gateware.ram import Ram
+from espalier.gateware.ram import BankedRam
 from espalier.program.words import Opcode, bits_for
 
 TAP = unsigned(KERNEL_BITS + 1)
@@ -221,9 +221,8 @@ class SegmentTable(wiring.Component):
         m = Module()
         found = {}
         for name in ("low", "high"):
-            m.submodules[name] = copy = Ram(self.write_data.shape(), self.machine.table_depth)
-            found[name] = Signal(self.write_data.shape(), name=f"found_{name}")
-            m.d.sync += found[name].eq(copy.read_data)
+            m.submodules[name] = copy = BankedRam(self.write_data.shape(), self.machine.table_depth)
+            found[name] = copy.read_data
             m.d.comb += [copy.read_address.eq(self.i.p[name]), copy.write_en.eq(self.write_en),
                          copy.write_address.eq(self.write_address), copy.write_data.eq(self.write_data)]
         m.d.comb += [
