@@ -38,8 +38,8 @@ def content_key(*parts: str) -> str:
     return hashlib.sha256("\0".join((*parts, *COMPILER_OPTIONS, _processor())).encode()).hexdigest()[:24]
 
 
-def build_library(source: str, options: tuple[str, ...]) -> Path:
-    """The shared library of one C++ source; made once and kept in :func:`cache_folder`.
+def build_library(source: Path, options: tuple[str, ...]) -> Path:
+    """The shared library of one C++ source and the headers beside it; made once and kept in :func:`cache_folder`.
 
     Raises ToolError where there is no C++ compiler, it fails, or the folder cannot be written.
     """
@@ -47,14 +47,14 @@ def build_library(source: str, options: tuple[str, ...]) -> Path:
     if compiler is None:
         raise ToolError("Native code needs a C++ compiler: install g++")
     try:
-        library = cache_folder() / f"{content_key(source, *options)}.so"
+        texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+        library = cache_folder() / f"{content_key(*texts, *options)}.so"
         if library.exists():
             return library
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            text, made = Path(folder) / "source.cpp", Path(folder) / "library.so"
-            text.write_text(source)
-            run_command([compiler, *COMPILER_OPTIONS, *options, "-shared", str(text), "-o", str(made), "-pthread"],
+            made = Path(folder) / "library.so"
+            run_command([compiler, *COMPILER_OPTIONS, *options, "-shared", str(source), "-o", str(made), "-pthread"],
                         "The C++ compiler")
             os.replace(made, library)
     except OSError as error:

@@ -1,31 +1,41 @@
-"""Convolution in FP, BP and WU on torch tensors; exact on words.
+"""Convolution in FP, BP and WU on torch tensors, by torch's own operations; exact on words.
 
 Every sum here is a sum of products in some order. As long as the sum of the products' magnitudes stays
 below 2**53 (``exact.py`` proves it) each partial sum is a whole number that float64 holds, so the order
 does not matter and the result is that of ``numerics/convolution.py``. What would break this is an
 algorithm that multiplies anything but the operands: Winograd's or Fourier's, as cuDNN may choose. So on a
-GPU only copies and matrix products are used. On a CPU words go through our own kernels on int16
-(``lanes.py``); where those cannot be compiled, and for float values, through torch's own convolution.
+GPU only copies and matrix products are used; on a CPU torch's own convolution.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
+from math import ldexp
 
 from torch import Tensor
 from torch.nn import functional, grad
 
 from espalier.numerics.window import Window
-from espalier.train import lanes
-from espalier.train.lanes import Rounding
 
-_POINT = Window((1, 1))
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """Shift right by ``shift`` bits (left if it is negative), round half up, and clamp into ``low..high``."""
+
+    shift: int
+    low: int
+    high: int
+
+    def __call__(self, acc: Tensor) -> Tensor:
+        """The words of sums of magnitude up to 2**53, as float64."""
+        scale = ldexp(1.0, -self.shift) if self.shift <= 53 else 0.0
+        return acc.double().mul(scale).add_(0.5).floor_().clamp_(self.low, self.high)
 
 
 class Way(Enum):
     """How a convolution is computed; all ways give the same words."""
 
-    LANES = "lanes"    #: our kernels
     TORCH = "torch"    #: torch's convolution, on a CPU
     MATMUL = "matmul"  #: copies and matrix products
 
@@ -37,9 +47,6 @@ def conv2d(x: Tensor, w: Tensor, bias: Tensor | None, window: Window, groups: in
     Words need ``rounding``, float numbers have none. ``way`` forces one; by default device and element type decide.
     """
     match way or _way(x):
-        case Way.LANES:
-            assert rounding is not None, "words are rounded"
-            return lanes.conv2d(x, w, bias, window, groups, rounding)
         case Way.TORCH:
             padded, pad = _symmetric(x, window)
             acc = functional.conv2d(padded, w, None, window.stride, pad, window.dilation, groups)
@@ -52,9 +59,6 @@ def conv2d_input_grad(g: Tensor, w: Tensor, window: Window, in_size: tuple[int, 
                       rounding: Rounding | None = None, *, way: Way | None = None) -> Tensor:
     """BP: g (N, O, OH, OW), w → (N, I, H, W)."""
     match way or _way(g):
-        case Way.LANES:
-            assert rounding is not None, "words are rounded"
-            return lanes.conv2d_input_grad(g, w, window, in_size, groups, rounding)
         case Way.TORCH:
             top, left, bottom, right = window.pad
             shape = (len(g), w.shape[1] * groups, in_size[0] + top + bottom, in_size[1] + left + right)
@@ -65,16 +69,10 @@ def conv2d_input_grad(g: Tensor, w: Tensor, window: Window, in_size: tuple[int, 
     return _finished(acc, rounding)
 
 
-def conv2d_weight_grad(x: Tensor, g: Tensor, window: Window, groups: int = 1, live: Tensor | None = None, *,
-                       way: Way | None = None) -> Tensor:
-    """WU: x (N, I, H, W), g (N, O, OH, OW) → (O, I/groups, KH, KW), summed over the batch.
-
-    Where ``live`` (the result's shape) is 0 the result need not be computed and may be zero.
-    """
+def conv2d_weight_grad(x: Tensor, g: Tensor, window: Window, groups: int = 1, *, way: Way | None = None) -> Tensor:
+    """WU: x (N, I, H, W), g (N, O, OH, OW) → (O, I/groups, KH, KW), summed over the batch."""
     shape = (g.shape[1], x.shape[1] // groups, *window.kernel)
     match way or _way(x):
-        case Way.LANES:
-            return lanes.conv2d_weight_grad(x, g, window, groups, live)
         case Way.TORCH:
             padded, pad = _symmetric(x, window)
             return grad.conv2d_weight(padded, shape, g.contiguous(), window.stride, pad, window.dilation, groups)
@@ -86,22 +84,16 @@ def conv2d_weight_grad(x: Tensor, g: Tensor, window: Window, groups: int = 1, li
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None, rounding: Rounding | None = None) -> Tensor:
     """FP: x (N, I), w (O, I), bias (O,) at the scale of the sums → (N, O)."""
-    if rounding is not None and lanes.suits(x):
-        return _vector(lanes.conv2d(_pixel(x), _pixel(w), bias, _POINT, 1, rounding))
     return _finished(x @ w.T if bias is None else x @ w.T + bias, rounding)
 
 
 def linear_input_grad(g: Tensor, w: Tensor, rounding: Rounding | None = None) -> Tensor:
     """BP: g (N, O), w (O, I) → (N, I)."""
-    if rounding is not None and lanes.suits(g):
-        return _vector(lanes.conv2d_input_grad(_pixel(g), _pixel(w), _POINT, (1, 1), 1, rounding))
     return _finished(g @ w, rounding)
 
 
-def linear_weight_grad(x: Tensor, g: Tensor, live: Tensor | None = None) -> Tensor:
-    """WU: x (N, I), g (N, O) → (O, I), summed over the batch; ``live`` as in :func:`conv2d_weight_grad`."""
-    if lanes.suits(x):
-        return _vector(lanes.conv2d_weight_grad(_pixel(x), _pixel(g), _POINT, 1, live))
+def linear_weight_grad(x: Tensor, g: Tensor) -> Tensor:
+    """WU: x (N, I), g (N, O) → (O, I), summed over the batch."""
     return g.T @ x
 
 
@@ -114,18 +106,7 @@ def windows(padded: Tensor, window: Window, out_size: tuple[int, int]) -> Tensor
 
 
 def _way(x: Tensor) -> Way:
-    if x.is_cuda:
-        return Way.MATMUL
-    return Way.LANES if lanes.suits(x) else Way.TORCH
-
-
-def _pixel(x: Tensor) -> Tensor:
-    """A vector as a map of one pixel."""
-    return x[:, :, None, None]
-
-
-def _vector(x: Tensor) -> Tensor:
-    return x[:, :, 0, 0]
+    return Way.MATMUL if x.is_cuda else Way.TORCH
 
 
 def _finished(acc: Tensor, rounding: Rounding | None) -> Tensor:

@@ -12,6 +12,7 @@ from espalier.data import Dataset, normalise
 from espalier.ir.types import Format
 from espalier.numerics.fixed import Fixed
 from espalier.train.evaluate import element_type
+from espalier.train.native_step import crop
 
 PAD = 4  #: pixels that augmentation moves an image by, at most
 
@@ -40,6 +41,10 @@ class DeviceData:
         self.channels = torch.arange(self.size[0], device=device)[:, None, None]
         if augmented:
             self.images = functional.pad(self.images, (PAD, PAD, PAD, PAD))
+
+    def words(self, index: Tensor, moves: Tensor | None) -> Tensor:
+        """The int16 words of the images at ``index``, moved if asked; on a CPU, where native code was compiled."""
+        return self.images[index] if moves is None else crop(self.images, index, moves, PAD)
 
     def plain(self, index: Tensor) -> Tensor:
         """The images (N, C, H, W) at ``index`` (N,)."""

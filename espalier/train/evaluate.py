@@ -1,16 +1,15 @@
-"""The fast, exact equivalent of ``ir/interpret.py`` on torch tensors, on a CPU or a GPU.
+"""The exact equivalent of ``ir/interpret.py`` on torch tensors, on a CPU or a GPU.
 
 Fixed-point words are carried in float64, which is exact here (``exact.py`` proves it for each
-operation), or, between the kernels of ``lanes.py``, in int16; float values in float32; labels in
-int64. Nothing waits for the device (hence no ``torch.where`` with plain numbers, which copies them
-there), so that a whole training step can be captured as one CUDA graph.
+operation); float values in float32; labels in int64. Nothing waits for the device (hence no
+``torch.where`` with plain numbers, which copies them there), so that a whole training step can be
+captured as one CUDA graph. On a CPU ``native_step.py`` does a step in fixed point much faster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from math import ldexp, prod
-from types import MappingProxyType
 from typing import assert_never
 
 import numpy as np
@@ -50,8 +49,9 @@ from espalier.ir.types import Float, Format, Index, Value
 from espalier.numerics.activation import AVERAGE_FRAC, average_reciprocal
 from espalier.numerics.fixed import Fixed, Overflow
 from espalier.numerics.window import Window
-from espalier.train import lanes, loss_unit
+from espalier.train import loss_unit
 from espalier.train.convolve import (
+    Rounding,
     conv2d,
     conv2d_input_grad,
     conv2d_weight_grad,
@@ -61,16 +61,12 @@ from espalier.train.convolve import (
     windows,
 )
 from espalier.train.exact import check_exact
-from espalier.train.lanes import Rounding
-
-_ALL_LIVE: Mapping[str, Tensor] = MappingProxyType({})
 
 
-def run(graph: Graph, tensors: Mapping[str, Tensor], live: Mapping[str, Tensor] = _ALL_LIVE) -> dict[str, Tensor]:
+def run(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Run ``graph`` on ``tensors`` (inputs with a batch axis first, and parameters, by name).
 
-    Returns every value by name: inputs, parameters and all results, words as float64 or int16. Weight
-    gradients whose names are in ``live`` count only where that is 1, and may be zero elsewhere.
+    Returns every value by name: inputs, parameters and all results.
 
     Raises
     ------
@@ -89,7 +85,7 @@ def run(graph: Graph, tensors: Mapping[str, Tensor], live: Mapping[str, Tensor] 
             raise GraphError(f"The tensor for {value} has shape {shape}")
         known[value.name] = tensor
     for op in graph.ops:
-        known[op.out.name] = evaluate(op, *(known[value.name] for value in op.inputs), live=live.get(op.out.name))
+        known[op.out.name] = evaluate(op, *(known[value.name] for value in op.inputs))
     return known
 
 
@@ -117,11 +113,10 @@ def to_array(tensor: Tensor, format_: Format) -> NDArray:
     return array.astype(np.int64) if isinstance(format_, Fixed | Index) else array
 
 
-def evaluate(op: Op, *args: Tensor, live: Tensor | None = None) -> Tensor:
+def evaluate(op: Op, *args: Tensor) -> Tensor:
     """The result of one operation on the tensors of its inputs, batch axis first.
 
-    The result may be a view of an argument: neither may be changed in place. A weight gradient may be
-    zero where ``live`` (its shape) is 0.
+    The result may be a view of an argument: neither may be changed in place.
     """
     check_exact(op, len(args[0]))
     match op:
@@ -134,17 +129,15 @@ def evaluate(op: Op, *args: Tensor, live: Tensor | None = None) -> Tensor:
         case Relu():
             return _moved(args[0].clamp(min=0), op.x, op.out)
         case MaxPool(window=window):
-            by_lanes = lanes.suits(args[0]) and lanes.pools(window)
-            maxima = lanes.max_pool(args[0], window) if by_lanes else _max_pool(_wide(args[0]), window)[0]
-            return _moved(maxima, op.x, op.out)
+            return _moved(_max_pool(args[0], window)[0], op.x, op.out)
         case AveragePool(window=window):
-            seen = windows(_padded(_wide(args[0]), window), window, window.out_size(*args[0].shape[2:]))
+            seen = windows(_padded(args[0], window), window, window.out_size(*args[0].shape[2:]))
             return _mean(seen.sum(dim=(4, 5)), prod(window.kernel), op.x, op.out)
         case GlobalAveragePool():
-            total = _wide(args[0]).sum(dim=(2, 3), keepdim=True)
+            total = args[0].sum(dim=(2, 3), keepdim=True)
             return _mean(total, args[0].shape[2] * args[0].shape[3], op.x, op.out)
         case Add():
-            return _sum(op, *map(_wide, args))
+            return _sum(op, *args)
         case Reshape():
             return _moved(args[0].reshape(-1, *op.out.shape), op.x, op.out)
         case SoftmaxCrossEntropy() | SquareHinge() | SoftmaxCrossEntropyGrad() | SquareHingeGrad():
@@ -154,12 +147,12 @@ def evaluate(op: Op, *args: Tensor, live: Tensor | None = None) -> Tensor:
             return conv2d_input_grad(args[0], args[1], window, (height, width), groups,
                                      _rounding(product_frac(op.g, op.w), op.out))
         case Conv2dWeightGrad(window=window, groups=groups):
-            return _rounded(conv2d_weight_grad(args[0], args[1], window, groups, live), product_frac(op.x, op.g),
+            return _rounded(conv2d_weight_grad(args[0], args[1], window, groups), product_frac(op.x, op.g),
                             op.out)
         case LinearInputGrad():
             return linear_input_grad(args[0], args[1], _rounding(product_frac(op.g, op.w), op.out))
         case LinearWeightGrad():
-            return _rounded(linear_weight_grad(args[0], args[1], live), product_frac(op.x, op.g), op.out)
+            return _rounded(linear_weight_grad(args[0], args[1]), product_frac(op.x, op.g), op.out)
         case BiasGrad():
             return _rounded(args[0].flatten(2).sum(dim=(0, 2)) if args[0].ndim > 2 else args[0].sum(dim=0),
                             frac_of(op.g), op.out)
@@ -167,22 +160,15 @@ def evaluate(op: Op, *args: Tensor, live: Tensor | None = None) -> Tensor:
             passed = torch.ops.aten.threshold_backward(args[0], args[1].to(args[0].dtype), 0)
             return _moved(passed, op.g, op.out)
         case MaxPoolGrad(window=window):
-            if lanes.suits(args[0]) and lanes.pools(window):
-                return _moved(lanes.max_pool_grad(args[0], args[1], window), op.g, op.out)
-            return _rounded(_max_pool_grad(_wide(args[0]), _wide(args[1]), window), frac_of(op.g), op.out)
+            return _rounded(_max_pool_grad(args[0], args[1], window), frac_of(op.g), op.out)
         case AveragePoolGrad(window=window):
             _, height, width = op.out.shape
-            return _mean(_sum_pool_grad(_wide(args[0]), window, (height, width)), prod(window.kernel), op.g, op.out)
+            return _mean(_sum_pool_grad(args[0], window, (height, width)), prod(window.kernel), op.g, op.out)
         case GlobalAveragePoolGrad():
-            spread = _wide(args[0]).expand(-1, *op.out.shape)
+            spread = args[0].expand(-1, *op.out.shape)
             return _mean(spread, op.out.shape[1] * op.out.shape[2], op.g, op.out)
         case _:
             assert_never(op)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Words in float64, in which they can be added and multiplied; float numbers as they are."""
-    return x.double() if x.dtype == torch.int16 else x
 
 
 def _rounding(frac: int | None, out: Value) -> Rounding | None:
@@ -208,7 +194,7 @@ def _aligned_bias(op: Conv2d | Linear, bias: Tensor) -> Tensor:
     acc_frac = product_frac(op.x, op.w)
     if acc_frac is None or op.b is None or not isinstance(op.b.format, Fixed):
         return bias
-    return _wide(bias) * ldexp(1.0, acc_frac - op.b.format.frac)
+    return bias * ldexp(1.0, acc_frac - op.b.format.frac)
 
 
 def _mean(total: Tensor, count: int, x: Value, out: Value) -> Tensor:

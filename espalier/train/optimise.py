@@ -8,7 +8,7 @@ on the device however many layers there are. Words are carried in float64: the l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from math import prod
@@ -23,7 +23,9 @@ from espalier.ir.differentiate import gradient_name
 from espalier.ir.types import Format, Value
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.update import EXTRA_BITS, BufferedSgd, NarrowSgd, master_format
+from espalier.train.convolve import Rounding
 from espalier.train.evaluate import element_type, to_array
+from espalier.train.native_step import UpdateRule, library
 from espalier.train.unbuffered import UnbufferedSgd
 
 
@@ -113,8 +115,6 @@ class Optimiser:
     -------
     weights : dict of Tensor
         The narrow weights by name: what the forward and backward pass read.
-    masks : dict of Tensor
-        By the gradient's name, where a parameter lives (1) or not (0); only of parameters with dead weights.
     """
 
     def __init__(self, parameters: tuple[Value, ...], formats: Mapping[str, Format], update: Update, batch: int,
@@ -128,14 +128,9 @@ class Optimiser:
         self.live = torch.ones(size, dtype=dtype, device=device)
         self.mu, self.decay, self.scale = (torch.zeros((), dtype=dtype, device=device) for _ in range(3))
         self.weights = self._views(self.weight)
-        self.masks: dict[str, Tensor] = {}
         if update is not Update.FLOAT:
-            formats_of = [self._weight_format(value) for value in parameters]
-            wide = [master_format(format_) for format_ in formats_of]
-            self.low, self.high = (self._spread(end) for end in zip(*((f.low, f.high) for f in formats_of),
-                                                                    strict=True))
-            self.wide_low, self.wide_high = (self._spread(end) for end in zip(*((f.low, f.high) for f in wide),
-                                                                              strict=True))
+            self.low, self.high, self.wide_low, self.wide_high = map(
+                self._spread, zip(*map(self._ends, parameters), strict=True))
 
     @property
     def state_tensors(self) -> tuple[Tensor, ...]:
@@ -149,6 +144,7 @@ class Optimiser:
             decay = sgd.learning_rate * sgd.weight_decay
         else:
             rates, mu, decay = self._factors(sgd)
+        self.rates = rates
         self.rate.copy_(self._spread(rates))
         self.mu.fill_(mu)
         self.decay.fill_(decay)
@@ -167,13 +163,27 @@ class Optimiser:
                 self.momentum.mul_(self.mu).add_(flat * self.rate).add_(self.weight * self.decay)
                 self.weight.sub_(self.momentum)
 
+    def step_sums(self, sums: Tensor, roundings: Sequence[Rounding]) -> None:
+        """As :meth:`step`, from sums not yet rounded, of all parameters one behind the other, on a CPU."""
+        native = library()
+        if native is None or self.update is not Update.BUFFERED:
+            parts = self._views(sums).values()
+            self.step({gradient_name(value.name): rounding(part)
+                       for value, rounding, part in zip(self.parameters, roundings, parts, strict=True)})
+            return
+        rules = [UpdateRule(len(part.reshape(-1)), math.ldexp(1.0, -rounding.shift), rounding.low, rounding.high, rate,
+                            self.mu.item(), self.decay.item(), *self._ends(value))
+                 for value, rounding, rate, part in zip(self.parameters, roundings, self.rates,
+                                                        self._views(sums).values(), strict=True)]
+        native.lanes_update((UpdateRule * len(rules))(*rules), len(rules), *(tensor.data_ptr() for tensor in (
+            sums, self.live, self.weight, self.master, self.momentum)))
+
     def load(self, state: Mapping[str, NDArray]) -> None:
         """Take over a state as :meth:`state` gives it."""
         for role, flat in self._roles().items():
             arrays = [np.asarray(state[state_names(value.name, self.update)[role]], dtype=np.float64).reshape(-1)
                       for value in self.parameters]
             flat.copy_(torch.from_numpy(np.concatenate(arrays)))
-        self._find_masks()
 
     def state(self) -> dict[str, NDArray]:
         """Every tensor of the state by name on the host: words int64, float32 numbers, live masks bool."""
@@ -204,10 +214,6 @@ class Optimiser:
             views[name].copy_(torch.from_numpy(np.ascontiguousarray(mask)))
         for tensor in self.state_tensors:
             tensor.mul_(self.live)
-        self._find_masks()
-
-    def _find_masks(self) -> None:
-        self.masks = {gradient_name(name): view for name, view in self._views(self.live).items() if not view.all()}
 
     def _roles(self) -> dict[str, Tensor]:
         roles = {"weight": self.weight, "momentum": self.momentum, "live": self.live}
@@ -222,6 +228,12 @@ class Optimiser:
         parts = [np.full(prod(value.shape), number, dtype=np.float64)
                  for value, number in zip(self.parameters, numbers, strict=True)]
         return torch.from_numpy(np.concatenate(parts)).to(self.weight)
+
+    def _ends(self, value: Value) -> tuple[int, int, int, int]:
+        """Lowest and highest word of a weight and of its master."""
+        narrow = self._weight_format(value)
+        wide = master_format(narrow)
+        return narrow.low, narrow.high, wide.low, wide.high
 
     def _weight_format(self, value: Value) -> Fixed:
         assert isinstance(value.format, Fixed), f"{value} is not in fixed point"

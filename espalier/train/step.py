@@ -1,4 +1,7 @@
-"""One training step on a device: a batch, forward, backward, update; on a GPU replayed as one CUDA graph."""
+"""One training step on a device: a batch, forward, backward, update.
+
+On a GPU it is replayed as one CUDA graph; on a CPU, in fixed point, it is native code where that can be compiled.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from espalier.ir.graph import Graph
 from espalier.numerics.fixed import Fixed
 from espalier.train.device_data import DeviceData
 from espalier.train.evaluate import run
+from espalier.train.native_step import compiled
 from espalier.train.optimise import Optimiser
 
 WARM_UP_STEPS = 2
@@ -39,6 +43,7 @@ class TrainingStep:
         self.moves = torch.zeros(optimiser.batch, 3, dtype=torch.int64, device=device)
         self.tally = torch.zeros(2, dtype=torch.float64, device=device)
         self.replay: torch.cuda.CUDAGraph | None = None
+        self.native = None if self.index.is_cuda else compiled(graph, optimiser.batch)
 
     def __call__(self, index: Tensor, moves: Tensor | None = None) -> None:
         """Train on the images at ``index`` (batch,)."""
@@ -53,14 +58,11 @@ class TrainingStep:
         self.replay.replay()
 
     def values(self) -> dict[str, Tensor]:
-        """Every value of the training graph on the present batch and weights; changes nothing.
-
-        Gradients of dead weights may be zero.
-        """
+        """Every value of the training graph on the present batch and weights; changes nothing."""
         images = self.data.moved(self.index, self.moves) if self.augmented else self.data.plain(self.index)
         image, labels = self.graph.inputs
         return run(self.graph, {**self.optimiser.weights, image.name: images,
-                                labels.name: self.data.labels[self.index]}, self.optimiser.masks)
+                                labels.name: self.data.labels[self.index]})
 
     def saturated(self) -> dict[str, int]:
         """How many words of each result lie at an end of their range, on the present batch and weights."""
@@ -74,10 +76,16 @@ class TrainingStep:
         return {name: count for name, count in found if count}
 
     def _run(self) -> None:
-        values = self.values()
-        self.optimiser.step(values)
-        loss, logits = (values[output.name] for output in self.graph.outputs[:2])
-        right = (logits.argmax(dim=1) == values[self.graph.inputs[1].name]).sum()
+        labels = self.data.labels[self.index]
+        if self.native is None:
+            values = self.values()
+            loss, logits = (values[output.name] for output in self.graph.outputs[:2])
+            self.optimiser.step(values)
+        else:
+            images = self.data.words(self.index, self.moves if self.augmented else None)
+            loss, logits, sums = self.native.train(images, labels, self.optimiser.weight, self.optimiser.live)
+            self.optimiser.step_sums(sums, self.native.roundings)
+        right = (logits.argmax(dim=1) == labels).sum()
         self.tally.add_(torch.stack((loss.double().sum(), right.double())))
 
     def _captured(self) -> torch.cuda.CUDAGraph:
@@ -100,9 +108,14 @@ class TrainingStep:
 
 def accuracy(graph: Graph, weights: dict[str, Tensor], data: DeviceData, chunk: int = 500) -> float:
     """The fraction of ``data`` whose largest logit (the first of equal ones) is that of its label."""
+    native = None if data.labels.is_cuda else compiled(graph, chunk)
+    flat = torch.cat([weights[parameter.name].reshape(-1) for parameter in graph.parameters])
     right = torch.zeros((), dtype=torch.int64, device=data.labels.device)
     everything = torch.arange(len(data.labels), device=data.labels.device)
     for index in everything.split(chunk):
-        logits = run(graph, {**weights, graph.inputs[0].name: data.plain(index)})[graph.outputs[0].name]
+        if native is None:
+            logits = run(graph, {**weights, graph.inputs[0].name: data.plain(index)})[graph.outputs[0].name]
+        else:
+            logits = native.forward(data.words(index, None), flat)
         right += (logits.argmax(dim=1) == data.labels[index]).sum()
     return right.item() / len(data.labels)

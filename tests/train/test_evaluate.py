@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from bench.draws import Draw, draws, rounded, words
 
 from espalier.errors import FormatError, GraphError
 from espalier.ir import interpret, ops
@@ -18,79 +13,9 @@ from espalier.ir.differentiate import LOSS_FORMAT, differentiate
 from espalier.ir.graph import Graph
 from espalier.ir.types import FLOAT, INDEX, Fixed, Format, TensorType, Value
 from espalier.numerics import convolution
-from espalier.numerics.requantize import Requantize
 from espalier.numerics.window import Window
-from espalier.train import convolve, lanes
+from espalier.train import convolve
 from espalier.train.evaluate import evaluate, run, to_array, to_tensor
-
-CASES = settings(deadline=None, max_examples=40, derandomize=True)
-
-
-def words(random: np.random.RandomState, format_: Format, shape: tuple[int, ...], extreme: bool) -> np.ndarray:
-    """Random words of a format; ``extreme`` ones lie at the ends of the range."""
-    assert isinstance(format_, Fixed)
-    if extreme:
-        return np.where(random.randint(0, 2, shape) == 1, format_.high, format_.low).astype(np.int64)
-    return random.randint(format_.low, format_.high + 1, shape).astype(np.int64)
-
-
-def rounded(acc: np.ndarray, bits: int, shift: int) -> np.ndarray:
-    """By the definition; a negative shift multiplies."""
-    return Requantize(acc_bits=63, out_bits=bits, shift=max(shift, 0))(acc << max(-shift, 0))
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Random values and their words."""
-
-    data: st.DataObject
-    random: np.random.RandomState
-    extreme: bool
-    batch: int
-
-    def integer(self, low: int, high: int) -> int:
-        return self.data.draw(st.integers(low, high))
-
-    def format(self, low_frac: int = 0, high_frac: int = 18) -> Fixed:
-        return Fixed.of(self.integer(2, 16), self.integer(low_frac, high_frac))
-
-    def value(self, name: str, *shape: int, format_: Format | None = None) -> Value:
-        return Value(name, TensorType(shape, format_ or self.format()))
-
-    def window(self, pools: bool = False) -> Window:
-        pad = self.integer(0, 1) if pools else self.integer(0, 2)
-        kernel = (self.integer(1 + pad, 3), self.integer(1 + pad, 3)) if pools else (self.integer(1, 3),
-                                                                                   self.integer(1, 3))
-        return Window(kernel, (self.integer(1, 3), self.integer(1, 3)),
-                      (pad, self.integer(0, pad), self.integer(0, pad), pad), (self.integer(1, 2), self.integer(1, 2)))
-
-    def arrays(self, op: ops.Op, labels: int | None = None) -> list[np.ndarray]:
-        parameters = {getattr(op, name, None) for name in ("w", "b")} if not isinstance(op, ops.Add) else set()
-        found = []
-        for value in op.inputs:
-            shape = value.shape if value in parameters else (self.batch, *value.shape)
-            if value.format == INDEX:
-                assert labels is not None
-                found.append(self.random.randint(0, labels, shape).astype(np.int64))
-            else:
-                found.append(words(self.random, value.format, shape, self.extreme))
-        return found
-
-    def check(self, op: ops.Op, labels: int | None = None) -> None:
-        arrays = self.arrays(op, labels)
-        expected = interpret.evaluate(op, *arrays)
-        tensors = [to_tensor(array, value.format) for array, value in zip(arrays, op.inputs, strict=True)]
-        got = to_array(evaluate(op, *tensors), op.out.format)
-        assert got.dtype == np.int64 and np.array_equal(got, expected), op
-
-
-def draws(function: Callable[[Draw], None]) -> Callable[[], None]:
-    """Run a test on random draws."""
-    @CASES
-    @given(st.data(), st.integers(0, 2**32 - 1), st.booleans(), st.integers(1, 3))
-    def test(data: st.DataObject, seed: int, extreme: bool, batch: int) -> None:
-        function(Draw(data, np.random.RandomState(seed), extreme, batch))
-    return test
 
 
 def convolution_values(draw: Draw) -> tuple[Value, Value, Window, int, tuple[int, ...]]:
@@ -187,13 +112,11 @@ def test_every_way_convolves_alike(way: convolve.Way) -> None:
         batch = draw.integer(1, 40)
         images, weights, gradients = (words(draw.random, Fixed.of(draw.integer(2, 16), 0), size, draw.extreme)
                                       for size in ((batch, *x.shape), w.shape, (batch, *shape)))
-        live = draw.random.rand(*w.shape) < draw.integer(0, 4) / 4
-        weights = weights * live
-        a, b, c, mask = (torch.tensor(array, dtype=torch.float64) for array in (images, weights, gradients, live))
+        a, b, c = (torch.tensor(array, dtype=torch.float64) for array in (images, weights, gradients))
         size, out = (x.shape[1], x.shape[2]), Fixed.of(draw.integer(2, 16), 0)
         shift = draw.integer(-3, 32)
         bias = draw.random.randint(-2**30, 2**30, w.shape[0]) >> draw.integer(0, 30)
-        rounding = lanes.Rounding(shift, out.low, out.high)
+        rounding = convolve.Rounding(shift, out.low, out.high)
         found = convolve.conv2d(a, b, torch.tensor(bias, dtype=torch.float64), window, groups, rounding, way=way)
         expected = convolution.conv2d(images, weights, window, groups) + bias[:, None, None]
         assert np.array_equal(found.numpy(), rounded(expected, out.width, shift))
@@ -202,72 +125,7 @@ def test_every_way_convolves_alike(way: convolve.Way) -> None:
         assert np.array_equal(found.numpy(), rounded(expected, out.width, shift))
         expected = convolution.conv2d_weight_grad(images, gradients, window, groups)
         assert np.array_equal(convolve.conv2d_weight_grad(a, c, window, groups, way=way).numpy(), expected)
-        found = convolve.conv2d_weight_grad(a, c, window, groups, mask, way=way)
-        assert np.array_equal(found.numpy() * live, expected * live)
     check()
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("batch", [1, 9, 17, 33, 70])
-def test_lanes_of_any_batch_on_any_number_of_threads(batch: int, threads: int) -> None:
-    random = np.random.RandomState(batch)
-    x, w = random.randint(-99, 99, (batch, 5, 7, 9)), random.randint(-99, 99, (8, 5, 3, 2))
-    w[random.rand(*w.shape) < 0.5] = 0
-    window = Window((3, 2), (2, 1), (1, 0, 0, 1))
-    g = random.randint(-99, 99, (batch, 8, *window.out_size(7, 9)))
-    a, b, c = (torch.tensor(array, dtype=torch.int16) for array in (x, w, g))
-    before, every = torch.get_num_threads(), lanes.Rounding(6, -2**15, 2**15 - 1)
-    torch.set_num_threads(threads)
-    try:
-        assert np.array_equal(convolve.conv2d(a, b, None, window, 1, every),
-                              rounded(convolution.conv2d(x, w, window), 16, 6))
-        assert np.array_equal(convolve.conv2d_input_grad(c, b, window, (7, 9), 1, every),
-                              rounded(convolution.conv2d_input_grad(g, w, window, (7, 9)), 16, 6))
-        assert np.array_equal(convolve.conv2d_weight_grad(a, c, window), convolution.conv2d_weight_grad(x, g, window))
-    finally:
-        torch.set_num_threads(before)
-
-
-INSTRUCTIONS = [("-march=native",), *([("-march=x86-64-v3",), ("-march=x86-64",), ("-march=x86-64", "-U__SSE2__")]
-                                      if platform.machine() == "x86_64" else [])]
-
-
-@pytest.mark.parametrize("options", INSTRUCTIONS, ids=" ".join)
-@pytest.mark.parametrize("largest", [90, 3000, 2**15])
-def test_lanes_on_any_processor_with_sums_of_any_size(monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...],
-                                                      largest: int) -> None:
-    """Small words are summed in 32 bits, larger ones split, and 1,100 of the largest need 64 bits."""
-    if options == ("-march=x86-64-v3",) and not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
-        options = ("-march=x86-64",)
-    monkeypatch.setattr(lanes, "OPTIONS", ("-O1", *options))
-    lanes.kernels.cache_clear()
-    try:
-        assert lanes.kernels() is not None
-        random = np.random.RandomState(largest)
-        x, w, g = (random.choice([-largest, largest - 1], shape) for shape in ((35, 11, 12, 12), (4, 11, 10, 10),
-                                                                              (35, 4, 3, 3)))
-        w[:, :, 0] = 0
-        x[:, 0], w[:, 0] = largest - 1, -largest  # sums that do not cancel
-        window, every = Window((10, 10)), lanes.Rounding(9, -2**15, 2**15 - 1)
-        a, b, c = (torch.tensor(array, dtype=torch.int16) for array in (x, w, g))
-        assert np.array_equal(convolve.conv2d(a, b, None, window, 1, every),
-                              rounded(convolution.conv2d(x, w, window), 16, 9))
-        assert np.array_equal(convolve.conv2d_input_grad(c, b, window, (12, 12), 1, every),
-                              rounded(convolution.conv2d_input_grad(g, w, window, (12, 12)), 16, 9))
-        assert np.array_equal(convolve.conv2d_weight_grad(a, c, window), convolution.conv2d_weight_grad(x, g, window))
-    finally:
-        lanes.kernels.cache_clear()
-
-
-def test_without_a_compiler_torch_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    lanes.kernels.cache_clear()
-    try:
-        assert lanes.kernels() is None
-        x, w = torch.full((1, 1, 1, 1), 3.0, dtype=torch.float64), torch.full((1, 1, 1, 1), 5.0, dtype=torch.float64)
-        assert convolve.conv2d(x, w, None, Window((1, 1)), 1, lanes.Rounding(0, -99, 99)).item() == 15
-    finally:
-        lanes.kernels.cache_clear()
 
 
 def layered(x: Format, w: Format, y: Format) -> Graph:

@@ -24,7 +24,7 @@ from espalier.ir.graph import Graph
 from espalier.ir.interpret import interpret
 from espalier.ir.types import FLOAT, Fixed, TensorType, Value
 from espalier.numerics.window import Window
-from espalier.train import convolve, lanes, loop
+from espalier.train import convolve, loop, step
 from espalier.train.calibrate import Headroom, Widths
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import Prune, Quantise, RateKind, RateSchedule, TrainConfig
@@ -164,7 +164,7 @@ def test_result_does_not_depend_on_the_device(monkeypatch: pytest.MonkeyPatch, d
     reference = train(SHORT, few(), *tiny())
     with monkeypatch.context() as patch:
         patch.setattr(convolve, "_way", lambda x: convolve.Way.MATMUL)
-        patch.setattr(lanes, "kernels", lambda: None)
+        patch.setattr(step, "compiled", lambda graph, batch: None)
         start = replace(prepare(SHORT, few(), *tiny()), config=replace(SHORT, device=device))
         patch.setattr(loop, "prepare", lambda *arguments: start)
         found = train(start.config, few(), *tiny())

@@ -1,0 +1,326 @@
+// A convolution of the maps of a chunk of images, by the dataflow of the engine: a weight is broadcast over the lanes,
+// zero weights cost nothing, and WU computes only the gradients asked for.
+//
+// A map lies in memory as [channel][y][x][LANES], with a border of zeros. Products are added in 32 bits, by the
+// processor's pairwise multiply-add. That is exact because each sum is bounded first, from the weights and the largest
+// word there is: where 32 bits might not hold it, one factor is split into a coarse and a fine byte, with a sum for
+// each; where even those might overflow, sums are taken in 64 bits.
+#pragma once
+#include <cmath>
+#include <cstdlib>
+#include <vector>
+
+#include "vector.h"
+
+// A map, or what a window sees of it: where its first word lies, and the steps to the next channel and row.
+struct View {
+    int16_t* words;
+    int64_t plane, row;
+
+    int16_t* at(int64_t channel, int64_t y, int64_t x) const { return words + channel * plane + y * row + x * LANES; }
+};
+
+// How a window walks over a map.
+struct Window {
+    int64_t channels, outputs, groups, kernel_y, kernel_x;
+    int64_t stride_y, stride_x, dilation_y, dilation_x;
+    int64_t out_height, out_width;
+
+    int64_t fan_in() const { return channels / groups * kernel_y * kernel_x; }
+    int64_t weights() const { return outputs * fan_in(); }
+};
+
+// Round half up to the right by ``shift`` (to the left if negative; by 63: to zero), then clamp into words.
+struct Rounding {
+    int64_t shift, low, high;
+
+    int16_t operator()(int64_t sum) const {
+        if (shift >= 63) return std::clamp<int64_t>(0, low, high);
+        if (shift > 0) return std::clamp((sum + (int64_t(1) << (shift - 1))) >> shift, low, high);
+        if (sum == 0 || -shift > 62) return std::clamp<int64_t>(sum == 0 ? 0 : sum > 0 ? high : low, low, high);
+        const int64_t most = INT64_MAX >> -shift;  // beyond, the word is clamped anyway
+        return std::clamp(std::clamp(sum, -most, most) << -shift, low, high);
+    }
+};
+
+// Where, in words from the window's origin, each of an output channel's taps lies.
+inline std::vector<int32_t> offsets(const Window& w, const View& source, int64_t group) {
+    std::vector<int32_t> found;
+    const int64_t channels = w.channels / w.groups;
+    for (int64_t c = group * channels; c < (group + 1) * channels; c++)
+        for (int64_t ky = 0; ky < w.kernel_y; ky++)
+            for (int64_t kx = 0; kx < w.kernel_x; kx++)
+                found.push_back(source.at(c, ky * w.dilation_y, kx * w.dilation_x) - source.words);
+    return found;
+}
+
+inline int32_t pair_of(int64_t first, int64_t second) {
+    return static_cast<int32_t>(static_cast<uint32_t>(second) << 16 | (static_cast<uint32_t>(first) & 0xffff));
+}
+
+inline int64_t fine_byte(int64_t w) { return static_cast<int8_t>(w); }
+inline int64_t coarse_byte(int64_t w) { return (w - fine_byte(w)) / 256; }
+
+// Two taps of R output channels: weights in pairs, whole and split.
+template <int R>
+struct Pair {
+    int32_t first, second;
+    int32_t whole[R], coarse[R], fine[R];
+};
+
+// Lists of the taps that are not zero, by block of R output channels.
+template <int R>
+struct Lists {
+    std::vector<Pair<R>> pairs;
+    std::vector<size_t> start;
+
+    Lists(const Window& window, const View& source, const int16_t* weights) {
+        const int64_t fan = window.fan_in(), outputs = window.outputs / window.groups;
+        std::vector<int32_t> where;
+        for (int64_t o = 0; o < window.outputs; o += R) {
+            start.push_back(pairs.size());
+            if (o % outputs == 0) where = offsets(window, source, o / outputs);
+            const int16_t* w = weights + o * fan;
+            int64_t waiting = -1;
+            for (int64_t k = 0; k < fan; k++) {
+                bool live = false;
+                for (int r = 0; r < R; r++) live |= w[r * fan + k] != 0;
+                if (!live) continue;
+                if (waiting >= 0) put(w, fan, where, waiting, k), waiting = -1;
+                else waiting = k;
+            }
+            if (waiting >= 0) put(w, fan, where, waiting, -1);
+        }
+        start.push_back(pairs.size());
+    }
+
+private:
+    void put(const int16_t* w, int64_t fan, const std::vector<int32_t>& where, int64_t first, int64_t second) {
+        Pair<R> pair{where[first], where[second < 0 ? first : second], {}, {}, {}};
+        for (int r = 0; r < R; r++) {
+            const int64_t a = w[r * fan + first], b = second < 0 ? 0 : w[r * fan + second];
+            pair.whole[r] = pair_of(a, b);
+            pair.coarse[r] = pair_of(coarse_byte(a), coarse_byte(b));
+            pair.fine[r] = pair_of(fine_byte(a), fine_byte(b));
+        }
+        pairs.push_back(pair);
+    }
+};
+
+// The largest sums of magnitudes of an output channel's weights, and of their bytes.
+struct Bounds {
+    int64_t whole = 0, coarse = 0, fine = 0, live = 0;
+
+    Bounds(const Window& w, const int16_t* weights) {
+        const int64_t fan = w.fan_in();
+        for (int64_t o = 0; o < w.outputs; o++) {
+            int64_t a = 0, b = 0, c = 0;
+            for (int64_t k = o * fan; k < (o + 1) * fan; k++) {
+                a += std::abs(int64_t(weights[k]));
+                b += std::abs(coarse_byte(weights[k]));
+                c += std::abs(fine_byte(weights[k]));
+                live += weights[k] != 0;
+            }
+            whole = std::max(whole, a), coarse = std::max(coarse, b), fine = std::max(fine, c);
+        }
+    }
+};
+
+// Everything that the tiles of a chunk share: ``source`` at the window's first place, and what becomes of the sums.
+struct Job {
+    const Window& window;
+    View source, target, mask;  // words pass where the mask is positive, everywhere where it has no words
+    const int64_t* bias;
+    Rounding rounding;
+    Words* most;  // raised to the magnitudes of the words written
+};
+
+inline void put(const Job& job, int64_t o, int64_t y, int64_t x, Words words) {
+    if (job.mask.words) words &= load(job.mask.at(o, y, x)) > 0;
+    *job.most = larger(*job.most, words);
+    store(job.target.at(o, y, x), words);
+}
+
+// What put will read, so that it is near by then.
+inline void expect(const Job& job, int64_t o, int64_t y, int64_t x) {
+    if (job.mask.words) __builtin_prefetch(job.mask.at(o, y, x));
+}
+
+inline Words broadcast(int32_t pair) { return (Words)(Sums{} + pair); }
+
+// Words of sums of 32 bits; the shift is 0..30 and what is added for rounding is within the bound.
+inline Words rounded(const Rounding& r, Sums low, Sums high) {
+    const Sums half = Sums{} + static_cast<int32_t>((int64_t(1) << r.shift) >> 1);
+    const int shift = static_cast<int>(r.shift);
+    return limit(pack((low + half) >> shift, (high + half) >> shift), r.low, r.high);
+}
+
+// Words of coarse * 256 + fine + bias.
+inline Words rounded(const Rounding& r, int64_t bias, const Sums* coarse, const Sums* fine) {
+    Sums words[2];
+    for (int h = 0; h < 2; h++)
+        for (int k = 0; k < LANES / 2; k++) words[h][k] = r(int64_t(coarse[h][k]) * 256 + fine[h][k] + bias);
+    return pack(words[0], words[1]);
+}
+
+#if defined(__AVX512F__)
+// The same in double, where all is exact: a sum has at most 41 bits, the shift is -10..50, and 0.5 is near enough.
+inline Words rounded_by_double(const Rounding& r, int64_t bias, const Sums* coarse, const Sums* fine) {
+    typedef double Reals __attribute__((vector_size(64)));
+    const Reals scale = Reals{} + std::ldexp(1.0, -static_cast<int>(r.shift)), half = Reals{} + 0.5;
+    const __m512d start = _mm512_set1_pd(static_cast<double>(bias)), factor = _mm512_set1_pd(256.0);
+    const __m512d low = _mm512_set1_pd(static_cast<double>(r.low)), high = _mm512_set1_pd(static_cast<double>(r.high));
+    __m512i words[2];
+    for (int h = 0; h < 2; h++) {
+        __m256i part[2];
+        for (int q = 0; q < 2; q++) {
+            const __m512i both[2] = {(__m512i)coarse[h], (__m512i)fine[h]};
+            const __m256i c = q ? _mm512_extracti64x4_epi64(both[0], 1) : _mm512_castsi512_si256(both[0]);
+            const __m256i f = q ? _mm512_extracti64x4_epi64(both[1], 1) : _mm512_castsi512_si256(both[1]);
+            __m512d sum = _mm512_fmadd_pd(_mm512_cvtepi32_pd(c), factor, _mm512_add_pd(_mm512_cvtepi32_pd(f), start));
+            sum = _mm512_floor_pd(_mm512_fmadd_pd(sum, (__m512d)scale, (__m512d)half));
+            part[q] = _mm512_cvtpd_epi32(_mm512_min_pd(_mm512_max_pd(sum, low), high));
+        }
+        words[h] = _mm512_inserti64x4(_mm512_castsi256_si512(part[0]), part[1], 1);
+    }
+    return pack((Sums)words[0], (Sums)words[1]);
+}
+#endif
+
+// R output channels from o on at P neighbouring pixels from (y, x) on; sums in one 32-bit place each.
+template <int R, int P>
+void whole_tile(const Job& job, const Pair<R>* pair, const Pair<R>* end, const int16_t* origin, int64_t o, int64_t y,
+                int64_t x) {
+    const int64_t step = job.window.stride_x * LANES;
+    for (int q = 0; q < P; q++)
+        for (int r = 0; r < R; r++) expect(job, o + r, y, x + q);
+    Sums sums[P][R][2];
+    for (auto& at : sums)
+        for (int r = 0; r < R; r++) at[r][0] = at[r][1] = Sums{} + static_cast<int32_t>(job.bias[o + r]);
+    for (; pair < end; pair++) {
+        Words weights[R];
+        for (int r = 0; r < R; r++) weights[r] = broadcast(pair->whole[r]);
+        for (int q = 0; q < P; q++) {
+            const Words a = load(origin + pair->first + q * step), b = load(origin + pair->second + q * step);
+            const Words low = interleave<false>(a, b), high = interleave<true>(a, b);
+            for (int r = 0; r < R; r++) {
+                sums[q][r][0] = dot(sums[q][r][0], low, weights[r]);
+                sums[q][r][1] = dot(sums[q][r][1], high, weights[r]);
+            }
+        }
+    }
+    for (int q = 0; q < P; q++)
+        for (int r = 0; r < R; r++) put(job, o + r, y, x + q, rounded(job.rounding, sums[q][r][0], sums[q][r][1]));
+}
+
+// The same with a sum for the coarse and one for the fine bytes of the weights.
+template <int R, int P>
+void split_tile(const Job& job, const Pair<R>* pair, const Pair<R>* end, const int16_t* origin, int64_t o, int64_t y,
+                int64_t x) {
+    const int64_t step = job.window.stride_x * LANES;
+    Sums coarse[P][R][2] = {}, fine[P][R][2] = {};
+    for (; pair < end; pair++)
+        for (int q = 0; q < P; q++) {
+            const Words a = load(origin + pair->first + q * step), b = load(origin + pair->second + q * step);
+            const Words low = interleave<false>(a, b), high = interleave<true>(a, b);
+            for (int r = 0; r < R; r++) {
+                const Words c = broadcast(pair->coarse[r]), f = broadcast(pair->fine[r]);
+                coarse[q][r][0] = dot(coarse[q][r][0], low, c);
+                coarse[q][r][1] = dot(coarse[q][r][1], high, c);
+                fine[q][r][0] = dot(fine[q][r][0], low, f);
+                fine[q][r][1] = dot(fine[q][r][1], high, f);
+            }
+        }
+    for (int q = 0; q < P; q++)
+        for (int r = 0; r < R; r++) {
+#if defined(__AVX512F__)
+            if (job.rounding.shift >= -10 && job.rounding.shift <= 50 && std::abs(job.bias[o + r]) < int64_t(1) << 40) {
+                put(job, o + r, y, x + q, rounded_by_double(job.rounding, job.bias[o + r], coarse[q][r], fine[q][r]));
+                continue;
+            }
+#endif
+            put(job, o + r, y, x + q, rounded(job.rounding, job.bias[o + r], coarse[q][r], fine[q][r]));
+        }
+}
+
+// One pixel, for sums that may need 64 bits.
+template <int R>
+void wide_tile(const Job& job, const Pair<R>* pair, const Pair<R>* end, const int16_t* origin, int64_t o, int64_t y,
+               int64_t x) {
+    for (int r = 0; r < R; r++) {
+        int64_t sums[LANES];
+        for (auto& sum : sums) sum = job.bias[o + r];
+        for (const Pair<R>* k = pair; k < end; k++) {
+            const int64_t a = static_cast<int16_t>(k->whole[r] & 0xffff), b = k->whole[r] >> 16;
+            for (int l = 0; l < LANES; l++) sums[l] += a * origin[k->first + l] + b * origin[k->second + l];
+        }
+        Words words;
+        for (int l = 0; l < LANES; l++) words[l] = job.rounding(sums[l]);
+        put(job, o + r, y, x, words);
+    }
+}
+
+enum class Way { WHOLE, SPLIT, WIDE };
+
+template <int R, int P>
+void tile(const Job& job, Way way, const Pair<R>* pair, const Pair<R>* end, const int16_t* origin, int64_t o, int64_t y,
+          int64_t x) {
+    switch (way) {
+        case Way::WHOLE: return whole_tile<R, P>(job, pair, end, origin, o, y, x);
+        case Way::SPLIT:
+            for (int q = 0; q < P; q += (P > 1 ? 2 : 1))
+                split_tile<R, (P > 1 ? 2 : 1)>(job, pair, end, origin + q * job.window.stride_x * LANES, o, y, x + q);
+            return;
+        case Way::WIDE:
+            for (int q = 0; q < P; q++)
+                wide_tile<R>(job, pair, end, origin + q * job.window.stride_x * LANES, o, y, x + q);
+    }
+}
+
+template <int R>
+void convolve(const Job& job, Way way, const Lists<R>& lists) {
+    constexpr int P = R == 1 ? 4 : 2;  // as many sums as registers hold
+    const Window& w = job.window;
+    for (int64_t y = 0; y < w.out_height; y++)
+        for (int64_t x = 0; x < w.out_width;) {
+            const bool several = w.out_width - x >= P;
+            const int16_t* origin = job.source.at(0, y * w.stride_y, x * w.stride_x);
+            for (size_t k = 0; k + 1 < lists.start.size(); k++) {
+                const Pair<R>*pair = lists.pairs.data() + lists.start[k], *end = lists.pairs.data() + lists.start[k + 1];
+                if (several) tile<R, P>(job, way, pair, end, origin, R * k, y, x);
+                else tile<R, 1>(job, way, pair, end, origin, R * k, y, x);
+            }
+            x += several ? P : 1;
+        }
+}
+
+// A convolution's weights, made ready for every chunk.
+class Convolution {
+    Bounds bounds;
+    int64_t most_bias = 0;
+    std::vector<int64_t> bias;
+    std::unique_ptr<Lists<4>> dense;
+    std::unique_ptr<Lists<1>> sparse;
+
+public:
+    Convolution(const Window& w, const View& source, const int16_t* weights, std::vector<int64_t> bias)
+        : bounds(w, weights), bias(std::move(bias)) {
+        for (int64_t b : this->bias) most_bias = std::max(most_bias, std::abs(b));
+        if (w.outputs / w.groups % 4 == 0 && 3 * bounds.live > w.weights())
+            dense = std::make_unique<Lists<4>>(w, source, weights);
+        else sparse = std::make_unique<Lists<1>>(w, source, weights);
+    }
+
+    // ``most``: a bound on the magnitudes of the source's words. ``job.bias`` is filled in.
+    void operator()(Job job, int64_t most) const {
+        job.bias = bias.data();
+        const Rounding& r = job.rounding;
+        const bool shifts = r.shift >= 0 && r.shift <= 30;
+        const int64_t half = shifts ? (int64_t(1) << r.shift) >> 1 : 0;
+        const Way way = shifts && most_bias < LIMIT && most * bounds.whole + most_bias + half <= LIMIT ? Way::WHOLE
+                        : most * std::max(bounds.coarse, bounds.fine) <= LIMIT && std::abs(r.shift) < 63
+                                && most_bias < int64_t(1) << 53 ? Way::SPLIT : Way::WIDE;
+        if (dense) convolve<4>(job, way, *dense);
+        else convolve<1>(job, way, *sparse);
+    }
+};

@@ -1,0 +1,128 @@
+// Gradients of the weights of a convolution, only those of live weights, summed over the pixels and images of chunks.
+#pragma once
+#include "convolve.h"
+
+// The gradients asked for: by block of R output channels and tap.
+struct Gradients {
+    struct Item {
+        int64_t offset, place;  // in the source, from the window's origin; in the weights
+    };
+    int64_t rows;  // output channels worked on together
+    std::vector<Item> items;
+    std::vector<size_t> start;
+
+    // ``live`` is 0 where no gradient is wanted.
+    Gradients(const Window& w, const View& source, const double* live) {
+        const int64_t fan = w.fan_in(), outputs = w.outputs / w.groups;
+        const bool all = std::all_of(live, live + w.weights(), [](double l) { return l != 0; });
+        rows = all && outputs % 4 == 0 ? 4 : 1;
+        std::vector<int32_t> where;
+        for (int64_t o = 0; o < w.outputs; o += rows) {
+            start.push_back(items.size());
+            if (o % outputs == 0) where = offsets(w, source, o / outputs);
+            for (int64_t k = 0; k < fan; k++)
+                if (all || live[o * fan + k] != 0) items.push_back({where[k], o * fan + k});
+        }
+        start.push_back(items.size());
+    }
+
+    size_t sums() const { return items.size() * rows; }
+};
+
+// What a thread adds up: a sum for each item and row, and for the coarse bytes of the factors another.
+struct GradientSums {
+    std::vector<int64_t> fine, coarse;
+};
+
+// A rectangle of the output map, and steps in words from row to row and from pixel to pixel.
+struct Patch {
+    int64_t rows, columns;
+    int64_t source_row, source_step, gradient_row;
+};
+
+// Adds to the sums of E items, for each of R planes of output gradients, those over a patch.
+template <int R, int E>
+void weight_items(const Patch& patch, const Gradients::Item* item, const int16_t* origin, const int16_t* const* planes,
+                  int64_t* const* targets, int64_t step) {
+    Sums sums[R][E] = {};
+    for (int64_t y = 0; y < patch.rows; y++) {
+        const int16_t* x = origin + y * patch.source_row;
+        for (int64_t k = 0; k < patch.columns; k++, x += patch.source_step) {
+            Words here[E];
+            for (int e = 0; e < E; e++) here[e] = load(x + item[e].offset);
+            for (int r = 0; r < R; r++) {
+                const Words g = load(planes[r] + y * patch.gradient_row + k * LANES);
+                for (int e = 0; e < E; e++) sums[r][e] = dot(sums[r][e], here[e], g);
+            }
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int e = 0; e < E; e++) targets[r][e * step] += total(sums[r][e]);
+}
+
+template <int R>
+void weight_list(const Patch& patch, const Gradients::Item* item, const Gradients::Item* end, const int16_t* origin,
+                 const int16_t* const* planes, int64_t* const* targets, int64_t step) {
+    constexpr int E = R == 4 ? 4 : 8;
+    int64_t* to[R];
+    std::copy(targets, targets + R, to);
+    auto work = [&]<int COUNT>() {
+        weight_items<R, COUNT>(patch, item, origin, planes, to, step);
+        item += COUNT;
+        for (auto& target : to) target += COUNT * step;
+    };
+    while (item + E <= end) work.template operator()<E>();
+    while (item < end) work.template operator()<1>();
+}
+
+// Adds a chunk's part. ``source`` is at the window's first place, ``gradient`` at the map's; ``most`` bound magnitudes.
+inline void add_weight_gradients(const Window& w, const Gradients& wanted, View source, View gradient, int64_t most,
+                                 int64_t most_gradient, std::vector<int16_t>& scratch, GradientSums& sums) {
+    if (wanted.items.empty() || most == 0 || most_gradient == 0) return;
+    int64_t pixels = LIMIT / (2 * most * most_gradient);  // that can be added up in 32 bits
+    const bool split = pixels < std::min<int64_t>(w.out_height * w.out_width, 32);
+    View fine = gradient, coarse = gradient;
+    if (split) {
+        const int64_t size = w.outputs * gradient.plane;
+        scratch.resize(2 * size);
+        for (int64_t o = 0; o < w.outputs; o++)
+            for (int64_t y = 0; y < w.out_height; y++)
+                for (int64_t k = 0; k < w.out_width * LANES; k++) {
+                    const int16_t word = gradient.at(o, y, 0)[k];
+                    const int64_t at = o * gradient.plane + y * gradient.row + k;
+                    scratch[at] = static_cast<int8_t>(word);
+                    scratch[size + at] = (word - static_cast<int8_t>(word)) / 256;
+                }
+        fine.words = scratch.data(), coarse.words = scratch.data() + size;
+        pixels = LIMIT / (2 * most * 128);
+    }
+    const int64_t columns = std::min(w.out_width, pixels);
+    const int64_t most_rows = std::max<int64_t>(1, std::min<int64_t>(pixels, 128) / columns);
+    for (int64_t y = 0; y < w.out_height; y += most_rows)
+        for (int64_t x = 0; x < w.out_width; x += columns) {
+            const Patch patch{std::min(most_rows, w.out_height - y), std::min(columns, w.out_width - x),
+                              w.stride_y * source.row, w.stride_x * LANES, gradient.row};
+            const int16_t* origin = source.at(0, y * w.stride_y, x * w.stride_x);
+            for (size_t k = 0; k + 1 < wanted.start.size(); k++) {
+                const Gradients::Item *item = wanted.items.data() + wanted.start[k],
+                                      *end = wanted.items.data() + wanted.start[k + 1];
+                const int16_t *planes[4], *coarse_planes[4];
+                int64_t *targets[4], *coarse_targets[4];
+                for (int64_t r = 0; r < wanted.rows; r++) {
+                    const int64_t o = wanted.rows * k + r, first = wanted.start[k] * wanted.rows + r;
+                    planes[r] = fine.at(o, y, x), coarse_planes[r] = coarse.at(o, y, x);
+                    targets[r] = sums.fine.data() + first, coarse_targets[r] = sums.coarse.data() + first;
+                }
+                if (wanted.rows == 4) {
+                    weight_list<4>(patch, item, end, origin, planes, targets, 4);
+                    if (split) weight_list<4>(patch, item, end, origin, coarse_planes, coarse_targets, 4);
+                } else if (split) {
+                    const int16_t* both[2] = {planes[0], coarse_planes[0]};
+                    int64_t* two[2] = {targets[0], coarse_targets[0]};
+                    weight_list<2>(patch, item, end, origin, both, two, 1);
+                } else {
+                    weight_list<1>(patch, item, end, origin, planes, targets, 1);
+                }
+            }
+        }
+}
