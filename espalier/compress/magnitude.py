@@ -15,10 +15,18 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from espalier.compress.ranking import (
+    Masks,
+    all_live,
+    check_density,
+    check_rows,
+    keep_layer,
+    keep_network,
+    mean_saliency,
+    rank,
+)
 from espalier.errors import UnsupportedError
-from espalier.numerics.live import block_sums, expand_blocks
-
-Masks = dict[str, NDArray[np.bool_]]
+from espalier.numerics.live import expand_blocks, live_blocks
 
 
 class Norm(Enum):
@@ -60,10 +68,8 @@ class Magnitude:
 
     def __post_init__(self) -> None:
         for name, density in {"the network": self.density, **self.exceptions}.items():
-            if not 0 < density <= 1:
-                raise UnsupportedError(f"A density is above 0 and at most 1, and that of {name} is {density}")
-        if self.rows < 1:
-            raise UnsupportedError(f"The edge of a block is at least 1, not {self.rows}")
+            check_density(density, name)
+        check_rows(self.rows)
 
     def __call__(self, weights: Mapping[str, NDArray], live: Mapping[str, NDArray[np.bool_]] | None = None,
                  progress: float = 1.0) -> Masks:
@@ -80,16 +86,16 @@ class Magnitude:
 
         Raises UnsupportedError where the exceptions name no layer, or hold more than the network may.
         """
-        live = live or {name: np.ones(w.shape, dtype=np.bool_) for name, w in weights.items()}
+        live = live or all_live(weights)
         sizes = {name: w.size for name, w in weights.items()}
         kept = self.layer_densities(sizes, progress)
-        own = {name: _ranked(w, live[name], self.rows, self.norm) for name, w in weights.items()}
+        own = {name: rank(_saliency(w, self.rows, self.norm), live[name], self.rows) for name, w in weights.items()}
         if self.scope is Scope.LAYER:
-            return {name: _keep(own[name], kept[name] * sizes[name]) for name in weights}
+            return {name: keep_layer(own[name], kept[name] * sizes[name]) for name in weights}
         others = [name for name in weights if name not in self.exceptions]
         budget = sum(kept[name] * sizes[name] for name in others)
-        masks = {name: _keep(own[name], kept[name] * sizes[name]) for name in weights if name in self.exceptions}
-        return {**masks, **_keep_network({name: own[name] for name in others}, budget)}
+        masks = {name: keep_layer(own[name], kept[name] * sizes[name]) for name in weights if name in self.exceptions}
+        return {**masks, **keep_network({name: own[name] for name in others}, budget)}
 
     def layer_densities(self, sizes: Mapping[str, int], progress: float = 1.0) -> dict[str, float]:
         """The density of each layer: its own where it has one, else the one that makes up the network's."""
@@ -110,60 +116,9 @@ class Magnitude:
 
 def block_density(live: NDArray[np.bool_], rows: int) -> float:
     """The fraction of the weights (O, I, KH, KW) that lie in blocks with any live weight."""
-    return float(expand_blocks(block_sums(live.astype(np.int64), rows) > 0, rows, live.shape).mean())
+    return float(expand_blocks(live_blocks(live, rows), rows, live.shape).mean())
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Ranked:
-    """The blocks of one layer: saliency (below zero: dead) and number of real weights of each, flat."""
-
-    shape: tuple[int, ...]
-    grid: tuple[int, ...]
-    rows: int
-    saliency: NDArray[np.float64]
-    count: NDArray[np.int64]
-
-    def mask(self, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        return expand_blocks(chosen.reshape(self.grid), self.rows, self.shape)
-
-
-def _ranked(weights: NDArray, live: NDArray[np.bool_], rows: int, norm: Norm) -> _Ranked:
+def _saliency(weights: NDArray, rows: int, norm: Norm) -> NDArray[np.float64]:
     magnitude = np.abs(weights.astype(np.float64))
-    total = block_sums(magnitude if norm is Norm.L1 else magnitude ** 2, rows)
-    count = block_sums(np.ones(weights.shape, dtype=np.int64), rows)
-    alive = block_sums(live.astype(np.int64), rows) > 0
-    saliency = np.where(alive, total / count, -1.0)
-    return _Ranked(weights.shape, total.shape, rows, saliency.reshape(-1), count.reshape(-1))
-
-
-def _best(saliency: NDArray[np.float64], count: NDArray[np.int64], budget: float) -> NDArray[np.bool_]:
-    """The most salient living blocks whose weights fit the budget (to half a weight)."""
-    order = np.argsort(-saliency, kind="stable")
-    fits = (np.cumsum(count[order]) <= budget + 0.5) & (saliency[order] >= 0)
-    chosen = np.zeros(len(order), dtype=np.bool_)
-    chosen[order[fits]] = True
-    return chosen
-
-
-def _first(ranked: _Ranked) -> int:
-    """The most salient block: a layer never dies as a whole, or nothing after it would learn."""
-    return int(np.argmax(ranked.saliency))
-
-
-def _keep(ranked: _Ranked, budget: float) -> NDArray[np.bool_]:
-    chosen = _best(ranked.saliency, ranked.count, budget)
-    chosen[_first(ranked)] = True
-    return ranked.mask(chosen)
-
-
-def _keep_network(layers: Mapping[str, _Ranked], budget: float) -> Masks:
-    if not layers:
-        return {}
-    saliency = np.concatenate([ranked.saliency for ranked in layers.values()])
-    starts = np.cumsum([0, *(len(ranked.saliency) for ranked in layers.values())])
-    firsts = [start + _first(ranked) for start, ranked in zip(starts, layers.values(), strict=False)]
-    saliency[firsts] = np.inf
-    chosen = _best(saliency, np.concatenate([ranked.count for ranked in layers.values()]), budget)
-    chosen[firsts] = True
-    parts = np.split(chosen, starts[1:-1])
-    return {name: ranked.mask(part) for (name, ranked), part in zip(layers.items(), parts, strict=True)}
+    return mean_saliency(magnitude if norm is Norm.L1 else magnitude ** 2, rows)

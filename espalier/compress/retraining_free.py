@@ -16,7 +16,8 @@ from typing import assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.compress.magnitude import Magnitude, Masks, Scope
+from espalier.compress.magnitude import Magnitude, Scope
+from espalier.compress.ranking import Masks, all_live
 from espalier.errors import UnsupportedError
 
 FIRST_THRESHOLD = 0.1  #: of the triangular rule: the first layer's threshold over the last one's
@@ -87,7 +88,7 @@ def sparsest(weights: Mapping[str, NDArray], accuracy: Callable[[Masks], float],
     UnsupportedError
         The network does not reach the floor even with all its weights.
     """
-    everything: Masks = {name: np.ones(w.shape, dtype=np.bool_) for name, w in weights.items()}
+    everything = all_live(weights)
     whole = accuracy(everything)
     if whole < floor:
         raise UnsupportedError(f"The network reaches an accuracy of {whole:.2%} with all its weights, and at least "
