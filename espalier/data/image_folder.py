@@ -10,18 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from espalier.data.dataset import Dataset, Split
+from espalier.data.picture import ENDINGS, GREY_MODES, check_size, header_mode, read_pixels
+from espalier.data.source import read_bytes
 from espalier.data.stratified import stratified
 from espalier.errors import DataError
-
-ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-IMAGE_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
-GREY_MODES = frozenset({"1", "L"})
-#: Modes with 8 bits a channel or less, which become grey or RGB without loss of range.
-MODES = GREY_MODES | {"LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
 
 
 def recognises(path: Path) -> bool:
@@ -35,8 +29,7 @@ def read_split(path: Path, name: str, size: tuple[int, int] | None = None) -> Sp
     One channel if every image is grey, three otherwise. Raises DataError for missing, damaged or
     differently sized images and for classes that differ between ``train`` and ``test``.
     """
-    if size is not None and min(size) < 1:
-        raise DataError(f"An image size (height, width) must be at least (1, 1), not {size}")
+    check_size(size)
     roots = (path / "train", path / "test")
     if not roots[0].is_dir():
         classes = _classes(path)
@@ -56,7 +49,7 @@ def _dataset(name: str, root: Path, classes: tuple[str, ...], size: tuple[int, i
         if not files:
             raise DataError(f"Every class folder must hold an image ({', '.join(sorted(ENDINGS))}); {folder} has none")
         for file in files:
-            images.append(_pixels(file, size, mode))
+            images.append(read_pixels(str(file), read_bytes(file), size, mode))
             labels.append(label)
             if images[-1].shape != images[0].shape:
                 raise DataError(f"Without an image size all images must be equally large; {file} is (C, H, W) = "
@@ -65,43 +58,10 @@ def _dataset(name: str, root: Path, classes: tuple[str, ...], size: tuple[int, i
     return Dataset(name, np.stack(images), np.array(labels, np.int64), classes)
 
 
-def _pixels(file: Path, size: tuple[int, int] | None, mode: str) -> NDArray[np.uint8]:
-    """(C, H, W)."""
-    image = _opened(file).convert(mode)
-    if size is not None:
-        height, width = size
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image, np.uint8)
-    return pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-
-def _opened(file: Path) -> Image.Image:
-    """The whole image, decoded. Raises DataError if it is damaged or its pixels do not fit bytes."""
-    try:
-        with Image.open(file) as opened:
-            opened.load()
-            image = opened.copy()
-    except IMAGE_ERRORS as error:
-        raise DataError(f"{file} is no readable image ({error}): replace or remove it") from error
-    if image.mode not in MODES:
-        raise DataError(f"Images must have at most 8 bits a channel, and {file} has the pixel mode {image.mode!r}: "
-                        "save it with 8 bits")
-    return image
-
-
 def _mode(root: Path) -> str:
     """``L`` if every image under ``root`` is grey, else ``RGB``."""
     files = (file for folder in _folders(root) for file in _image_files(folder))
-    return "L" if all(_header_mode(file) in GREY_MODES for file in files) else "RGB"
-
-
-def _header_mode(file: Path) -> str:
-    """The pixel mode, from the header alone."""
-    try:
-        with Image.open(file) as image:
-            return image.mode
-    except IMAGE_ERRORS as error:
-        raise DataError(f"{file} is no readable image ({error}): replace or remove it") from error
+    return "L" if all(header_mode(file) in GREY_MODES for file in files) else "RGB"
 
 
 def _classes(root: Path) -> tuple[str, ...]:

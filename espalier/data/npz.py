@@ -2,7 +2,8 @@
 
 Images are uint8, or floats in [-1, 1]; (N, H, W), (N, C, H, W) or (N, H, W, C). Four axes are taken as
 N C H W unless only the last axis is 1 or 3 long. A single set is split by ``stratified``. Class names may
-stand under ``classes``. Pickled arrays are refused.
+stand under ``classes``; without them every label from 0 to the largest must occur. Pickled arrays are
+refused.
 """
 
 from __future__ import annotations
@@ -64,10 +65,20 @@ def _arrays(path: Path) -> dict[str, NDArray[np.generic]]:
 
 
 def _classes(path: Path, arrays: dict[str, NDArray[np.generic]], keys: tuple[str, ...]) -> int | tuple[str, ...]:
-    """The names under ``classes``, or one class more than the largest label."""
+    """The names under ``classes``, or as many classes as there are labels.
+
+    Raises DataError where a label below the largest never occurs: labels from 1, or wild ones, would
+    become classes without images.
+    """
     if "classes" in arrays:
         return tuple(map(str, arrays["classes"].reshape(-1)))
-    return max(int(_labels(path, key, arrays[key]).max(initial=0)) for key in keys) + 1
+    found = np.unique(np.concatenate([_labels(path, key, arrays[key]) for key in keys]))
+    found = found[found >= 0]
+    skipped = np.flatnonzero(found != np.arange(len(found)))
+    if skipped.size:
+        raise DataError(f"Every label from 0 to the largest must occur, and {path} has the label {found[-1]} and none "
+                        f"that is {skipped[0]}: number the classes anew, or store all their names under 'classes'")
+    return max(1, len(found))
 
 
 def _dataset(path: Path, arrays: dict[str, NDArray[np.generic]], keys: tuple[str, ...], name: str,

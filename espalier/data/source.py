@@ -71,14 +71,7 @@ class Archive:
     @classmethod
     def open(cls, path: Path) -> Archive:
         """Read a ``.tar``, ``.tar.gz``, ``.tgz`` or ``.tar.xz``. Raises DataError if it is missing or corrupt."""
-        content = decompress(str(path), read_bytes(path))
-        try:
-            with tarfile.open(fileobj=BytesIO(content), mode="r:") as archive:
-                members = {PurePosixPath(member.name).name: _extracted(archive, member)
-                           for member in archive if member.isfile()}
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            raise DataError(f"The archive {path} is corrupt or truncated ({error}): get it again") from error
-        return cls(path, members)
+        return cls(path, {member.name: content for member, content in tar_members(path).items()})
 
     def names(self) -> frozenset[str]:
         return frozenset(self.members)
@@ -88,6 +81,19 @@ class Archive:
 
     def place(self, name: str) -> str:
         return f"{self.path}:{name}"
+
+
+def tar_members(path: Path) -> dict[PurePosixPath, bytes]:
+    """The regular files of a ``.tar``, ``.tar.gz``, ``.tgz`` or ``.tar.xz`` by their path in it.
+
+    Raises DataError if it is missing or corrupt.
+    """
+    content = decompress(str(path), read_bytes(path))
+    try:
+        with tarfile.open(fileobj=BytesIO(content), mode="r:") as archive:
+            return {PurePosixPath(member.name): _extracted(archive, member) for member in archive if member.isfile()}
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise DataError(f"The archive {path} is corrupt or truncated ({error}): get it again") from error
 
 
 def _extracted(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -46,6 +46,22 @@ class Site:
     label: str
 
 
+@dataclass(frozen=True, slots=True)
+class BatchNorm:
+    """A batch norm in inference: ``(y - mean) / sqrt(variance + epsilon) * scale + shift``, all (C,)."""
+
+    mean: NDArray[np.float64]
+    variance: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    shift: NDArray[np.float64]
+    epsilon: float
+
+    @property
+    def factor(self) -> NDArray[np.float64]:
+        """What it multiplies each channel by."""
+        return self.scale / np.sqrt(self.variance + self.epsilon)
+
+
 class GraphBuilder:
     """A float :class:`Graph` and its parameters (float64, by name) in the making.
 
@@ -84,6 +100,8 @@ class GraphBuilder:
         return op.out
 
     def _parameter(self, layer: Layer, site: Site, name: str, array: ArrayLike) -> Value:
+        if np.iscomplexobj(array):
+            raise layer.refuse(supported.ELEMENTS, site.label, f"{name!r} is complex")
         words = np.asarray(array, dtype=np.float64)
         if name in self.state:
             raise layer.refuse(supported.WEIGHT, site.label, f"{name!r} is also the weight of another layer")
@@ -134,20 +152,52 @@ class GraphBuilder:
         It can where that layer has no bias yet, nothing else has read ``y``, and ``array`` is one number
         a channel, or one number.
         """
-        index = next((i for i, op in enumerate(self.ops) if op.out == y), None)
-        if index is None or any(y in op.inputs for op in self.ops):
-            return None
-        op = self.ops[index]
-        if not isinstance(op, Conv2d | Linear) or op.b is not None:
-            return None
+        op = self._unread_layer(y)
         bias = per_channel(array, y.shape)
-        if bias is None:
+        if op is None or op.b is not None or bias is None:
             return None
+        self._give_bias(op, site, name, bias)
+        return y
+
+    def batch_norm(self, site: Site, y: Value, norm: BatchNorm, bias_name: str, *, sole_reader: bool) -> Value:
+        """Fold a batch norm into the layer that computed ``y``, which becomes the normalised value.
+
+        ``sole_reader``: nothing later reads ``y`` as it was. A layer without bias gets one, named as its
+        weight (``"conv1.weight"`` → ``"conv1.bias"``), else ``bias_name``. As
+        ``torch.nn.utils.fusion.fuse_conv_bn_eval`` (Jacob et al., CVPR 2018, section 3.2), in float64.
+        """
+        layer = supported.BATCH_NORM
+        op = self._unread_layer(y) if sole_reader else None
+        if op is None:
+            raise layer.refuse(supported.NOT_AFTER_LAYER, site.label, f"it reads {y.name!r}")
+        if any(numbers.shape != y.shape[:1] for numbers in (norm.mean, norm.variance, norm.scale, norm.shift)):
+            raise GraphError(f"{site.label}: a batch norm of {norm.mean.size} channels does not fit the {y.shape[0]} "
+                             f"channels of {y.name!r}")
+        if not (norm.variance + norm.epsilon > 0).all():
+            raise DataError(f"{site.label}: variance and epsilon must be positive together, and their least sum is "
+                            f"{np.min(norm.variance + norm.epsilon)}; train again or repair the file")
+        weight = self.state[op.w.name]
+        self.state[op.w.name] = weight * norm.factor.reshape(-1, *(1,) * (weight.ndim - 1))
+        if op.b is None:
+            own = op.w.name.removesuffix(".weight")
+            name = bias_name if own == op.w.name else f"{own}.bias"
+            self._give_bias(op, site, name, norm.shift - norm.mean * norm.factor)
+        else:
+            self.state[op.b.name] = (self.state[op.b.name] - norm.mean) * norm.factor + norm.shift
+        return y
+
+    def _unread_layer(self, y: Value) -> Conv2d | Linear | None:
+        """The layer with weights that computed ``y``, if that is one and no operation has read ``y``."""
+        if any(y in op.inputs for op in self.ops):
+            return None
+        op = next((op for op in self.ops if op.out == y), None)
+        return op if isinstance(op, Conv2d | Linear) else None
+
+    def _give_bias(self, op: Conv2d | Linear, site: Site, name: str, bias: NDArray) -> None:
         layer = supported.CONV2D if isinstance(op, Conv2d) else supported.LINEAR
         b = self._parameter(layer, site, name, bias)
         self.parameters.insert(self.parameters.index(op.w) + 1, b)
-        self.ops[index] = replace(op, b=b)
-        return y
+        self.ops[self.ops.index(op)] = replace(op, b=b)
 
     def relu(self, site: Site, x: Value) -> Value:
         return self._emit(Relu(self._value(site, x.shape), x))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from espalier.errors import DataError, GraphError, UnsupportedError
 from espalier.frontend import supported
-from espalier.frontend.builder import GraphBuilder, per_channel
+from espalier.frontend.builder import BatchNorm, GraphBuilder, per_channel
 from espalier.frontend.onnx_file import FLOAT_TYPES, constants_of, image_inputs, read_model
 from espalier.frontend.onnx_node import Node, image_shape, node_window
 from espalier.frontend.supported import Layer
@@ -102,6 +102,8 @@ class _Importer:
                 return self._gemm(node)
             case "MatMul":
                 return self._matmul(node)
+            case "BatchNormalization":
+                return self._batch_norm(node)
             case "Relu":
                 return build.relu(node.site, self._value(node, 0, supported.RELU))
             case "MaxPool":
@@ -152,7 +154,7 @@ class _Importer:
         if name not in self.constants:
             raise layer.refuse(limit, node.site.label, f"{name!r} is computed or an input")
         array = self.constants[name]
-        if limit is supported.WEIGHT and array.dtype.kind in "iub":
+        if limit is supported.WEIGHT and array.dtype.kind in "iubc":
             raise layer.refuse(supported.ELEMENTS, node.site.label, f"{name!r} is {array.dtype}")
         return name, array
 
@@ -216,11 +218,27 @@ class _Importer:
             return self.builder.add(node.site, self._value(node, 0, layer), self._value(node, 1, layer))
         name, array = self._constant(node, fixed[0], layer, supported.ADD_SHAPES)
         y = self._value(node, 1 - fixed[0], layer)
-        sole_reader = self.readers[node.input(1 - fixed[0])] == 1
-        folded = self.builder.fold_bias(node.site, y, name, array) if sole_reader else None
+        folded = self.builder.fold_bias(node.site, y, name, array) if self._read_once(y) else None
         if folded is None:
             raise layer.refuse(supported.ADD_SHAPES, node.site.label, f"the constant {name!r} of shape {array.shape}")
         return folded
+
+    def _read_once(self, y: Value) -> bool:
+        """Whether one node alone reads ``y``, under whatever names: each name but the first is one reading of it."""
+        names = [name for name, value in self.values.items() if value == y]
+        return sum(self.readers[name] for name in names) == len(names)
+
+    def _batch_norm(self, node: Node) -> Value:
+        layer = supported.BATCH_NORM
+        y = self._value(node, 0, layer)
+        if node.integer("training_mode", 0) or any(node.result_used(i, self.readers) for i in range(1, 5)):
+            raise layer.refuse(supported.BATCH_STATISTICS, node.site.label)
+        if not node.integer("spatial", 1):
+            raise layer.refuse(supported.PIXEL_STATISTICS, node.site.label)
+        scale, shift, mean, variance = (self._constant(node, position, layer, supported.WEIGHT)[1].astype(np.float64)
+                                        for position in (1, 2, 3, 4))
+        norm = BatchNorm(mean, variance, scale, shift, node.real("epsilon", 1e-5))
+        return self.builder.batch_norm(node.site, y, norm, node.input(2), sole_reader=self._read_once(y))
 
     def _flatten(self, node: Node) -> Value:
         x = self._value(node, 0, supported.RESHAPE)

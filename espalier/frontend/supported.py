@@ -131,6 +131,11 @@ BATCH_AXIS = Limit("a shape that does not keep the batch axis first", "flatten f
 CONSTANT_SHAPE = Limit("a shape that is computed", "export with a constant shape, or use Flatten")
 ELEMENTS = Limit("elements that are not floating-point numbers", "export the network in float32")
 TENSORS = Limit("a value that is not a tensor", "use plain tensors")
+NOT_AFTER_LAYER = Limit("an input other than the result of a Conv2d or Linear that nothing else reads",
+                        "put it directly after that layer, or make it a 1×1 Conv2d of one group a channel")
+BATCH_STATISTICS = Limit("the statistics of the batch (training mode, or none tracked)",
+                         "use track_running_stats=True, and export in inference mode")
+PIXEL_STATISTICS = Limit("statistics of each pixel (spatial=0)", "use one mean and variance a channel")
 TRAINING_MODE = Limit("random dropping (training mode)", "export in inference mode")
 MASK = Limit("its mask as a result", "use only the first result")
 CONSTANT_RESULT = Limit("a constant as the network's result", "let the result depend on the image")
@@ -161,6 +166,10 @@ LINEAR = Layer(
     Ranges(notes=("bias optional; alpha, beta and transB folded into the weights",)),
     Ranges(notes=("bias optional",)),
     (VECTORS, MATRIX, TRANSPOSED_INPUT, BIAS_SHAPE, WEIGHT, ELEMENTS))
+BATCH_NORM = Layer(
+    "BatchNorm", ("_native_batch_norm_legit_no_training.default",), ("BatchNormalization",),
+    Ranges(notes=("as in inference, directly after Conv2d or Linear: folded into its weight and bias",)),
+    Ranges(notes=("folded, as everywhere",)), (NOT_AFTER_LAYER, BATCH_STATISTICS, PIXEL_STATISTICS, WEIGHT, ELEMENTS))
 RELU = Layer("ReLU", ("relu.default",), ("Relu",), Ranges(), Ranges(notes=("after Conv2d or Linear",)), (ELEMENTS,))
 MAX_POOL = Layer(
     "MaxPool", ("max_pool2d.default",), ("MaxPool",),
@@ -205,8 +214,8 @@ MOMENTUM = Layer(
     Ranges(notes=("mode standard; beta 1, or the first step",)), Ranges(notes=("named in the recipe",)),
     (NESTEROV, DAMPENING))
 
-LAYERS = (IMAGE, CONV2D, LINEAR, RELU, MAX_POOL, AVERAGE_POOL, GLOBAL_AVERAGE_POOL, ADD, RESHAPE, DROPOUT, IDENTITY,
-          CONSTANT, SOFTMAX_CROSS_ENTROPY, SQUARE_HINGE, MOMENTUM)
+LAYERS = (IMAGE, CONV2D, LINEAR, BATCH_NORM, RELU, MAX_POOL, AVERAGE_POOL, GLOBAL_AVERAGE_POOL, ADD, RESHAPE,
+          DROPOUT, IDENTITY, CONSTANT, SOFTMAX_CROSS_ENTROPY, SQUARE_HINGE, MOMENTUM)
 
 OPSETS = Span(7, 28)       #: versions of ONNX's default operator set; before 7, Add and Gemm broadcast otherwise
 IR_VERSIONS = Span(3, 14)  #: versions of the ONNX file format
@@ -215,9 +224,7 @@ ONNX_OPERATORS = tuple(operator for layer in LAYERS for operator in layer.onnx)
 
 #: The form to use instead of a layer that is in no row, by a part of its operator's name in lower case.
 NEAREST = (
-    ("batch_norm", "fold it into the convolution before it (torch.nn.utils.fusion.fuse_conv_bn_eval)"),
-    ("batchnorm", "fold it into the convolution before it (torch.nn.utils.fusion.fuse_conv_bn_eval)"),
-    ("norm", "leave it out, or train with batch normalisation and fold it into the convolution"),
+    ("norm", "use BatchNorm2d directly after the convolution: it is folded into it"),
     ("dropout", "use torch.nn.Dropout, or give the function training=self.training"),
     ("softmax", "let the network end in its logits: the loss holds the softmax, and the largest logit is the class"),
     ("argmax", "let the network end in its logits"),
@@ -232,6 +239,7 @@ NEAREST = (
     ("pad", "set the padding of the layer that follows"),
     ("mul", "fold a constant factor into the weights before it"),
     ("sub", "use Add, with the sign in the weights before it"),
+    ("slice", "take every second pixel by the stride of a convolution, with a fixed 1×1 weight if need be"),
     ("cat", "use Add of branches of one shape"),
     ("concat", "use Add of branches of one shape"),
     ("reducemean", "use GlobalAveragePool"),

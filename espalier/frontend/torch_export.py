@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch.fx import Node
 
 from espalier.errors import GraphError, UnsupportedError
 from espalier.frontend import supported
-from espalier.frontend.builder import GraphBuilder, Site
+from espalier.frontend.builder import BatchNorm, GraphBuilder, Site
 from espalier.frontend.supported import Layer
 from espalier.ir.graph import Graph
 from espalier.ir.types import Value
@@ -33,13 +34,15 @@ def from_torch(module: torch.nn.Module, input_shape: tuple[int, int, int], name:
     """Import ``module`` as it is in inference, for images of ``input_shape`` (C, H, W).
 
     Parameters are named as in ``state_dict``; a value has the name of its module (``"conv1"``), or,
-    for a function called in ``forward``, the module's and the function's (``"block.relu"``). The
-    module stays untouched, whatever its mode and device.
+    for a function called in ``forward``, the module's and the function's (``"block.relu"``). A batch norm
+    is folded into the layer before it, which gets a bias if it has none. The module stays untouched,
+    whatever its mode and device.
 
     Raises
     ------
     UnsupportedError
-        A layer or option that the table does not take, or a module that ``torch.export`` does not.
+        A layer or option that the table does not take, a complex weight, or a module that ``torch.export``
+        does not take.
     GraphError
         The module does not accept that input shape.
     DataError
@@ -50,6 +53,7 @@ def from_torch(module: torch.nn.Module, input_shape: tuple[int, int, int], name:
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedError(f"Network {name!r} is a TorchScript module, which torch.export does not take; give the "
                                f"torch module that it was made from")
+    _require_real(module, name)
     inference = copy.deepcopy(module).to(device="cpu", dtype=torch.float64).eval()  # exact for every narrower weight
     images = torch.zeros(BATCH, *input_shape, dtype=torch.float64)
     _try(inference, images, name)
@@ -57,18 +61,39 @@ def from_torch(module: torch.nn.Module, input_shape: tuple[int, int, int], name:
     return _Importer(program, name).run()
 
 
+def fixed_parameters(module: torch.nn.Module) -> frozenset[str]:
+    """The names, as :func:`from_torch` gives them, of the parameters that are not to be trained.
+
+    They are those whose ``requires_grad`` is False, such as the shortcuts between the stages of a ResNet of the zoo.
+    """
+    return frozenset(name for name, weight in module.named_parameters() if not weight.requires_grad)
+
+
+def _require_real(module: torch.nn.Module, name: str) -> None:
+    """Raise UnsupportedError for a weight whose imaginary part the conversion to float64 would drop."""
+    found = next((key for key, weight in module.named_parameters() if weight.is_complex()), None)
+    if found is not None:
+        path = found.rpartition(".")[0]
+        raise UnsupportedError(f"{_place(module, path, name)} has the complex weight {found!r}, and weights must be "
+                               f"real: give its real and its imaginary part a layer each")
+
+
+def _place(module: torch.nn.Module, path: str, name: str) -> str:
+    """The layer at ``path`` of the network ``name``, with its kind, for messages."""
+    kind = type(module.get_submodule(path)).__name__
+    return f"Layer {path!r} ({kind})" if path else f"Network {name!r} ({kind})"
+
+
 def _try(module: torch.nn.Module, images: torch.Tensor, name: str) -> None:
     """Run once, so that a shape that does not fit is reported with the layer it does not fit."""
-    entered: list[tuple[str, str]] = []
+    entered: list[str] = []
     paths = {child: path for path, child in module.named_modules()}
-    hooks = [child.register_forward_pre_hook(
-        lambda called, _: entered.append((paths[called], type(called).__name__))) for child in paths]
+    hooks = [child.register_forward_pre_hook(lambda called, _: entered.append(paths[called])) for child in paths]
     try:
         with torch.no_grad():
             module(images)
     except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
-        path, kind = entered[-1] if entered else ("", type(module).__name__)
-        where = f"Layer {path!r} ({kind})" if path else f"Network {name!r} ({kind})"
+        where = _place(module, entered[-1] if entered else "", name)
         raise GraphError(f"{where} does not accept what images of shape {tuple(images.shape[1:])} give it: "
                          f"{_first_line(error)}; give the shape that the network was made for, and take any batch size "
                          f"in forward") from error
@@ -136,12 +161,15 @@ class _Importer:
         self.builder = GraphBuilder(name)
         self.values: dict[Node, Value] = {}
         self.parameters: dict[Node, tuple[str, NDArray[np.float64]]] = {}
+        self.buffers: dict[Node, NDArray[np.float64]] = {}
 
     def run(self) -> tuple[Graph, dict[str, NDArray[np.float64]]]:
         for node in self.program.graph.nodes:
             match node.op:
                 case "placeholder":
                     self._placeholder(node)
+                case "call_function" if node.target is operator.getitem:
+                    self.values[node] = self._first_result(node)
                 case "call_function":
                     self.values[node] = self._layer(_call(node))
                 case "output":
@@ -158,8 +186,18 @@ class _Importer:
             case InputKind.PARAMETER:
                 tensor = self.program.state_dict[spec.target]
                 self.parameters[node] = (spec.target, tensor.detach().double().numpy())
-            case _:  # a buffer or a constant: refused where it is read
+            case InputKind.BUFFER:
+                tensors = self.program.state_dict if spec.persistent else self.program.constants
+                self.buffers[node] = tensors[spec.target].detach().double().numpy()
+            case _:  # a constant: refused where it is read
                 pass
+
+    def _first_result(self, node: Node) -> Value:
+        """Of an operator of several results, the one that is taken."""
+        source, index = node.args
+        if index != 0 or source not in self.values:
+            raise supported.unsupported(_site(node).label, str(source))
+        return self.values[cast(Node, source)]
 
     def _output(self, node: Node) -> Value:
         results = node.args[0]
@@ -200,6 +238,10 @@ class _Importer:
                 weight, bias = self._weights(call, supported.LINEAR)
                 x = self._value(call, supported.LINEAR, "input", supported.WEIGHT)
                 return build.linear(call.site, x, weight, bias)
+            case name if name in supported.BATCH_NORM.torch:
+                return self._batch_norm(call)
+            case "_native_batch_norm_legit.no_stats" | "_native_batch_norm_legit_functional.default":
+                raise supported.BATCH_NORM.refuse(supported.BATCH_STATISTICS, call.site.label)
             case "relu.default":
                 return build.relu(call.site, self._only(call))
             case "max_pool2d.default":
@@ -215,9 +257,9 @@ class _Importer:
                 return self._mean(call)
             case "add.Tensor":
                 return self._add(call)
-            case operator if operator in supported.RESHAPE.torch:
+            case name if name in supported.RESHAPE.torch:
                 return self._reshape(call)
-            case operator if operator in (*supported.DROPOUT.torch, *supported.IDENTITY.torch):
+            case name if name in (*supported.DROPOUT.torch, *supported.IDENTITY.torch):
                 return self._only(call)
             case _:
                 raise supported.unsupported(call.site.label, call.operator)
@@ -230,6 +272,27 @@ class _Importer:
             raise UnsupportedError(f"{call.site.label} reads {call[first]}, which does not depend on the image; "
                                    f"compute it outside the network")
         return self.values[node]
+
+    def _batch_norm(self, call: _Call) -> Value:
+        x = self._value(call, supported.BATCH_NORM, "input", supported.NOT_AFTER_LAYER)
+        mean, variance, scale, shift = (
+            self._channel_numbers(call, role, np.full(x.shape[0], absent))
+            for role, absent in (("running_mean", 0.0), ("running_var", 1.0), ("weight", 1.0), ("bias", 0.0)))
+        norm = BatchNorm(mean, variance, scale, shift, cast(float, call["eps"]))
+        aliases = {node for node, value in self.values.items() if value == x}
+        readers = {user for node in aliases for user in node.users} - aliases
+        return self.builder.batch_norm(call.site, x, norm, f"{call.site.name}.bias", sole_reader=len(readers) == 1)
+
+    def _channel_numbers(self, call: _Call, role: str, absent: NDArray[np.float64]) -> NDArray[np.float64]:
+        """A parameter or buffer of a batch norm; ``absent`` where it has none."""
+        node = call.node(role)
+        if node is None:
+            return absent
+        if node in self.parameters:
+            return self.parameters[node][1]
+        if node not in self.buffers:
+            raise supported.BATCH_NORM.refuse(supported.WEIGHT, call.site.label, f"{role} is {call[role]}")
+        return self.buffers[node]
 
     def _average_pool(self, call: _Call) -> Value:
         x, window = self._only(call), _pool_window(call)

@@ -1,4 +1,4 @@
-"""The reference networks as plain torch modules: convolutions, ReLU, max pooling, linear layers, nothing else."""
+"""The reference networks as plain torch modules, and readers of published weights."""
 
 from espalier.zoo.registry import build, input_shape, names
 

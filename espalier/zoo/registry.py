@@ -10,26 +10,41 @@ import torch
 from torch import nn
 
 from espalier.errors import UnsupportedError
+from espalier.zoo.alexnet import alexnet
 from espalier.zoo.cifar_cnn import cifar_cnn
 from espalier.zoo.digits_cnn import digits_cnn
 from espalier.zoo.initialise import initialise
 from espalier.zoo.lenet import lenet5
+from espalier.zoo.mobilenet import mobilenetv1
+from espalier.zoo.resnet import resnet
+from espalier.zoo.vgg import vgg
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
     """How to make a network, given the number of classes, and the (C, H, W) of its input."""
 
-    make: Callable[[int], nn.Sequential]
+    make: Callable[[int], nn.Module]
     input_shape: tuple[int, int, int]
 
+
+CIFAR = (3, 32, 32)
 
 NETWORKS = {
     "digits": Network(digits_cnn, (1, 8, 8)),
     "lenet5": Network(lenet5, (1, 28, 28)),
-    "cnn1x": Network(partial(cifar_cnn, 1), (3, 32, 32)),
-    "cnn2x": Network(partial(cifar_cnn, 2), (3, 32, 32)),
-    "cnn4x": Network(partial(cifar_cnn, 4), (3, 32, 32)),
+    "cnn1x": Network(partial(cifar_cnn, 1), CIFAR),
+    "cnn2x": Network(partial(cifar_cnn, 2), CIFAR),
+    "cnn4x": Network(partial(cifar_cnn, 4), CIFAR),
+    "alexnet": Network(alexnet, CIFAR),
+    "vgg16": Network(partial(vgg, 16, False), CIFAR),
+    "vgg16_bn": Network(partial(vgg, 16, True), CIFAR),
+    "vgg19": Network(partial(vgg, 19, False), CIFAR),
+    "vgg19_bn": Network(partial(vgg, 19, True), CIFAR),
+    "mobilenetv1": Network(mobilenetv1, CIFAR),
+    "resnet20": Network(partial(resnet, 20), CIFAR),
+    "resnet56": Network(partial(resnet, 56), CIFAR),
+    "resnet110": Network(partial(resnet, 110), CIFAR),
 }
 
 
@@ -43,7 +58,7 @@ def input_shape(name: str) -> tuple[int, int, int]:
     return _network(name).input_shape
 
 
-def build(name: str, classes: int = 10, seed: int = 0) -> nn.Sequential:
+def build(name: str, classes: int = 10, seed: int = 0) -> nn.Module:
     """Network ``name`` in float32 on the CPU, with ``classes`` logits, its weights drawn from ``seed`` alone.
 
     torch's global random state is neither used nor changed. See ``initialise`` for the distributions.

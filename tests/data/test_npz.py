@@ -35,6 +35,18 @@ def test_npz_column_of_labels_and_class_names(grey, tmp_path):
     assert split.train.classes == tuple("abcdefghij")
 
 
+def test_npz_labels_may_be_missing_where_the_classes_are_named(grey, tmp_path):
+    images, labels = grey
+    path = saved(tmp_path, images=images, labels=labels + 2, classes=np.arange(15))
+    assert read_split(path, "toy").train.class_names == tuple(map(str, range(15)))
+
+
+def test_npz_a_label_may_occur_in_one_set_alone(grey, tmp_path):
+    images, labels = grey
+    path = saved(tmp_path, x_train=images[:9], y_train=labels[:9], x_test=images[9:], y_test=labels[9:])
+    assert read_split(path, "toy").train.class_count == 10
+
+
 def test_npz_single_set_is_split(grey, tmp_path):
     images, labels = grey
     split = read_split(saved(tmp_path, images=images, labels=labels), "toy")
@@ -61,6 +73,12 @@ GOOD, NUMBERS = np.zeros((4, 1, 2, 2), np.uint8), np.array([0, 1, 0, 1])
      "'labels' of {} must be one label per image, (N,) or (N, 1), not (4, 4)"),
     ({"images": GOOD, "labels": NUMBERS[:3]}, "Every image needs one label; 'toy' has 4 images and 3 labels"),
     ({"images": GOOD, "labels": NUMBERS - 1}, "Labels must be in 0..0; label -1 of example 0 of 'toy' is not"),
+    ({"images": GOOD, "labels": NUMBERS + 1},
+     "Every label from 0 to the largest must occur, and {} has the label 2 and none that is 0: number the classes "
+     "anew, or store all their names under 'classes'"),
+    ({"images": GOOD, "labels": np.array([0, 10**6, 1, 3])},
+     "Every label from 0 to the largest must occur, and {} has the label 1000000 and none that is 2: number the "
+     "classes anew, or store all their names under 'classes'"),
     ({"images": GOOD[:0], "labels": NUMBERS[:0]},
      "A data set must have at least one image and pixel; 'toy' is empty: shape (0, 1, 2, 2)"),
     ({"images": GOOD + 1e300, "labels": NUMBERS},

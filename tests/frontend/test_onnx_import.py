@@ -157,6 +157,11 @@ CONV, MATRIX = {"w": weights(2, 1, 3, 3)}, {"w": weights(4, 2)}
      r"^Node 'add' \(Add\): Add is not taken with operands of different shapes, or a constant \(the constant 'w' of "
      r"shape"),
     (model_of([node("Conv", "x w")], ["n", 1, 4, 4], {"w": np.ones((2, 1, 3, 3), np.int32)}), "is int32"),
+    (model_of([node("Gemm", "x w")], ["n", 4], {"w": np.ones((4, 2), np.complex64)}),
+     r"^Node 'gemm' \(Gemm\): Linear is not taken with elements that are not .* \('w' is complex64\); export the "),
+    (model_of([helper.make_node("MatMul", ["x", "w"], ["a"]), node("Add", "a c")], ["n", 4],
+              {"w": weights(4, 2), "c": np.ones(2, np.complex64)}),
+     r"^Node 'add' \(Add\): Linear is not taken with elements that are not .* \('c' is complex\); export the "),
     (model_of([helper.make_node("Relu", ["w"], ["y"], name="r")], ["n", 4], MATRIX),
      "^Node 'r' .* only the constant 'w'"),
     (model_of([node("Flatten", "x", axis=2)], ["n", 1, 4, 4]),

@@ -128,6 +128,25 @@ def test_every_case_of_the_operator(operator: str, layer: Layer, all_cases: list
         run_or_refuse(case, run, layer, operator, node_case_tally)
 
 
+@pytest.mark.parametrize("name", ["test_batchnorm_example", "test_batchnorm_epsilon"])
+def test_batch_norm_after_a_convolution(name: str, all_cases: list[NodeCase]) -> None:
+    """These cases normalise the image itself; after a convolution that copies it they have the form that is taken."""
+    case = next(case for case in all_cases if case.name == name)
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    norm = model.graph.node[0]
+    ((images, *statistics), (expected,)), = case.data_sets
+    copying = onnx.helper.make_node("Conv", [norm.input[0], "copying"], ["copied"])
+    bound = dict(zip(norm.input[1:], statistics, strict=True))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(
+        np.eye(images.shape[1], dtype=np.float32)[:, :, np.newaxis, np.newaxis], "copying"))
+    norm.input[0] = "copied"
+    model.graph.node.insert(0, copying)
+    graph, state = from_onnx(model, bound)
+    known = interpret(graph, {**state, graph.inputs[0].name: wide(images)})
+    np.testing.assert_allclose(known[graph.outputs[0].name], expected, rtol=0, atol=FLOAT32_TOLERANCE)
+
+
 @pytest.mark.parametrize(("name", "reduce"), [("test_sce_sum", np.sum), ("test_sce_mean", np.mean)])
 def test_reductions_are_of_the_loss_of_each_image(name: str, reduce: Callable[[NDArray], float],
                                                   all_cases: list[NodeCase]) -> None:

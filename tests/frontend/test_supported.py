@@ -40,7 +40,9 @@ def test_check_wrong() -> None:
 
 
 @pytest.mark.parametrize(("operator", "form"), [
-    ("BatchNormalization", "fold it into the convolution"), ("batch_norm.default", "fold it into the convolution"),
+    ("InstanceNormalization", "use BatchNorm2d directly after the convolution"),
+    ("native_group_norm.default", "use BatchNorm2d directly after the convolution"),
+    ("slice.Tensor", "take every second pixel by the stride of a convolution"),
     ("LeakyRelu", "use ReLU"), ("sigmoid.default", "use ReLU"), ("ConvTranspose", "use Conv2d, or"),
     ("conv3d.default", "use Conv2d"), ("LogSoftmax", "let the network end in its logits"),
     ("Einsum", "see docs/supported-layers.md")])

@@ -134,8 +134,8 @@ def test_names_stay_unique() -> None:
 
 
 @pytest.mark.parametrize(("module", "message"), [
-    (nn.Sequential(nn.BatchNorm2d(4)),
-     r"^Layer '0' \(aten\._native_batch_norm\S*\) is not a supported layer; fold it into the convolution before it"),
+    (nn.Sequential(nn.InstanceNorm2d(4)),
+     r"^Layer '0' \(aten\.instance_norm\S*\) is not a supported layer; use BatchNorm2d directly after the convolution"),
     (nn.Sequential(nn.Sigmoid()), r"^Layer '0' \(aten\.sigmoid\.default\) is not a supported layer; use ReLU$"),
     (nn.Sequential(nn.Conv2d(4, 4, 1), nn.Softmax(1)),
      r"^Layer '1' \(aten\.softmax\.int\) .*; let the network end in its"),
@@ -161,8 +161,9 @@ def test_names_stay_unique() -> None:
     (Expression(lambda self, x: x.flatten()),
      r"keep the batch axis first \(a batch of 2 images becomes \(200,\)\); flatten"),
     (Expression(lambda self, x: self.fc(x[..., :4])),
-     r"^Layer 'slice\S*' \(aten\.slice\.Tensor\) is not a supported layer; see"
-     r" docs/supported-layers\.md for the layers that are$"),
+     r"^Layer 'slice\S*' \(aten\.slice\.Tensor\) is not a supported layer; take "
+     r"every second pixel by the stride of a convolution, with a fixed 1×1 weight if need be$"),
+    (Expression(lambda self, x: x.cumsum(1)), "is not a supported layer; see docs/supported-layers.md for the layers"),
     (Expression(lambda self, x: functional.conv2d(x, self.table.view(1, 4, 1, 1))),
      "which does not depend on the image"),
     (Expression(lambda self, x: functional.linear(x.flatten(1), self.table.repeat(25)[None])),
@@ -219,6 +220,16 @@ def test_weights_wrong() -> None:
                        r"holds nan at \(2, 3\); train again or repair the file$"):
         from_torch(module, (3, 16, 16), "net")
     assert issubclass(DataError, EspalierError)
+
+
+@pytest.mark.parametrize(("owner", "place"), [("fc1", r"Layer 'fc1' \(Linear\)"), ("", r"Network 'net' \(Residual\)")])
+def test_complex_weights_wrong(owner: str, place: str) -> None:
+    module = Residual()
+    module.get_submodule(owner).register_parameter("twist", nn.Parameter(torch.ones(2, dtype=torch.complex64)))
+    name = f"{owner}.twist" if owner else "twist"
+    with pytest.raises(UnsupportedError, match=rf"^{place} has the complex weight '{name}', and weights must be real: "
+                                               rf"give its real and its imaginary part a layer each$"):
+        from_torch(module, (3, 16, 16), "net")
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")

@@ -3,27 +3,43 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from espalier import zoo
 from espalier.errors import UnsupportedError
+from espalier.zoo.mobilenet import mobilenetv1
+from espalier.zoo.resnet import Block
+from espalier.zoo.vgg import vgg
 
-PARAMETERS = {"digits": 3818, "lenet5": 61_706, "cnn1x": 82_096, "cnn2x": 307_040, "cnn4x": 1_185_472}
+PARAMETERS = {"digits": 3818, "lenet5": 61_706, "cnn1x": 82_096, "cnn2x": 307_040, "cnn4x": 1_185_472,
+              "alexnet": 2_472_266, "vgg16": 14_719_818, "vgg16_bn": 14_728_266, "vgg19": 20_029_514,
+              "vgg19_bn": 20_040_522, "mobilenetv1": 3_217_226, "resnet20": 269_722, "resnet56": 853_018,
+              "resnet110": 1_727_962}
+SMALL = tuple(name for name, count in PARAMETERS.items() if count < 1_000_000)
+
+
+def trained_parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
 def test_names():
-    assert zoo.names() == ("digits", "lenet5", "cnn1x", "cnn2x", "cnn4x")
+    assert zoo.names() == tuple(PARAMETERS)
 
 
 @pytest.mark.parametrize("name", zoo.names())
 def test_logits_and_parameter_count(name):
     module = zoo.build(name)
-    assert sum(parameter.numel() for parameter in module.parameters()) == PARAMETERS[name]
+    assert trained_parameters(module) == PARAMETERS[name]
     assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
     assert module(torch.zeros(2, *zoo.input_shape(name))).shape == (2, 10)
-    assert zoo.build(name, classes=3)(torch.zeros(1, *zoo.input_shape(name))).shape == (1, 3)
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", SMALL)
+def test_number_of_classes(name):
+    assert zoo.build(name, classes=3).eval()(torch.zeros(1, *zoo.input_shape(name))).shape == (1, 3)
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_weights_are_of_the_seed_alone(name):
     torch.manual_seed(1)
     first = zoo.build(name, seed=5).state_dict()
@@ -33,20 +49,24 @@ def test_weights_are_of_the_seed_alone(name):
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(first[key], second[key]) for key in first)
     other = zoo.build(name, seed=6).state_dict()
-    assert not any(torch.equal(first[key], other[key]) for key in first if key.endswith("weight"))
+    drawn = {key for key, weight in zoo.build(name).named_parameters() if weight.ndim > 1 and weight.requires_grad}
+    assert not any(torch.equal(first[key], other[key]) for key in drawn)
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", (*SMALL, "mobilenetv1", "cnn4x", "alexnet"))
 def test_initial_distributions(name):
     for layer in zoo.build(name).modules():
         match layer:
-            case nn.Conv2d():
-                wanted = (2 / (layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1])) ** 0.5
-                # three standard errors of an estimated standard deviation
-                assert abs(layer.weight.std().item() / wanted - 1) < 3 / (2 * layer.weight.numel()) ** 0.5
+            case nn.Conv2d() if layer.weight.requires_grad:
+                wanted = (2 / layer.weight[0].numel()) ** 0.5
+                # four standard errors of an estimated standard deviation: there are some hundred layers
+                assert abs(layer.weight.std().item() / wanted - 1) < 4 / (2 * layer.weight.numel()) ** 0.5
             case nn.Linear():
                 bound = (6 / (layer.in_features + layer.out_features)) ** 0.5
                 assert 0.98 * bound < layer.weight.abs().max().item() <= bound
+            case nn.BatchNorm2d():
+                for numbers, wanted in ((layer.weight, 1), (layer.running_var, 1), (layer.running_mean, 0)):
+                    assert (numbers == wanted).all()
             case _:
                 continue
         assert layer.bias is None or not layer.bias.any()
@@ -68,12 +88,46 @@ def test_layers_of_lenet5():
                       "fc2.bias": (84,), "fc3.weight": (10, 84), "fc3.bias": (10,)}
 
 
+@pytest.mark.parametrize(("layers", "top"), [(16, 14_714_688), (19, 20_024_384)])
+def test_convolutions_of_vgg_are_the_published_ones(layers, top):
+    with torch.device("meta"):
+        module = vgg(layers, False, 10)
+    assert trained_parameters(module) - trained_parameters(module.fc1) == top
+    assert len([layer for layer in module if isinstance(layer, nn.Conv2d)]) == layers - 3
+
+
+def test_mobilenet_of_imagenet_has_the_published_parameters():
+    with torch.device("meta"):
+        assert trained_parameters(mobilenetv1(1000)) == 4_231_976
+
+
+def test_shortcut_is_option_a():
+    block = zoo.build("resnet20").layer2[0]
+    assert not block.shortcut.weight.requires_grad and block.shortcut.weight.sum() == 16
+    x = torch.randn(2, 16, 8, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(block.shortcut(x), functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 8, 8)))
+
+
+def test_shortcut_within_a_stage_is_the_identity():
+    assert isinstance(Block(16, 16).shortcut, nn.Identity)
+
+
+def test_layers_of_resnet20():
+    module = zoo.build("resnet20")
+    assert [layer.stride for layer in module.modules() if isinstance(layer, nn.Conv2d)].count((2, 2)) == 4
+    assert [name for name, weight in module.named_parameters() if not weight.requires_grad] == [
+        "layer2.0.shortcut.weight", "layer3.0.shortcut.weight"]
+    assert len([layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)
+                and layer.weight.requires_grad]) == 20
+
+
 def test_unknown_network_wrong():
     for call in (zoo.build, zoo.input_shape):
         with pytest.raises(UnsupportedError) as error:
             call("vgg")
         assert str(error.value) == ("There is no reference network 'vgg': choose one of digits, lenet5, cnn1x, cnn2x, "
-                                    "cnn4x")
+                                    "cnn4x, alexnet, vgg16, vgg16_bn, vgg19, vgg19_bn, mobilenetv1, resnet20, "
+                                    "resnet56, resnet110")
 
 
 def test_too_few_classes_wrong():
