@@ -159,6 +159,8 @@ def train(
         record |= {"test_accuracy": last.test_accuracy, "train_accuracy": last.train_accuracy, "live": last.live}
         lines = [f"test accuracy {last.test_accuracy:.2%} after {last.epoch} epochs, "
                  f"{sum(last.live.values()):,} weights live"]
+        if not steps.written:
+            lines.append(f"done already: {output_dir} holds this very training, so nothing was trained or written")
     _done(steps, as_json, record, lines)
 
 
@@ -227,6 +229,7 @@ def simulate(
     _done(progress, as_json, content,
           [f"{content['steps']} steps of {content['batch']} images: equal to the interpreter, bit for bit",
            f"{cycles['step_cycles']:,} cycles a step{against}",
+           *([f"the dense network was not run: {cycles['dense_missing']}"] if cycles["dense_missing"] else []),
            *(f"{figure['name']}: {figure['value']:g} {figure['unit']} ({figure['provenance']})"
              for figure in content["figures"])])
 

@@ -21,15 +21,16 @@ from espalier.flow import (
     SimulateRequest,
     Steps,
     SynthRequest,
+    TrainFlags,
     VerifyRequest,
     compile_network,
+    recipe,
     simulate,
     synth,
     train_network,
     verify,
     write_report,
 )
-from espalier.flow.recipe import TrainFlags, recipe
 
 ROWS, LANES = 4, 4
 DENSITY = 0.15

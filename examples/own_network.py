@@ -16,8 +16,16 @@ from pathlib import Path
 
 from torch import nn
 
-from espalier.flow import CompileRequest, Steps, VerifyRequest, compile_network, train_network, verify
-from espalier.flow.recipe import TrainFlags, recipe
+from espalier.flow import (
+    CompileRequest,
+    Steps,
+    TrainFlags,
+    VerifyRequest,
+    compile_network,
+    recipe,
+    train_network,
+    verify,
+)
 
 
 class Small(nn.Module):

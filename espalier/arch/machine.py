@@ -103,6 +103,10 @@ class Machine:
     @classmethod
     def from_json(cls, fields: dict) -> Machine:
         """The machine of :meth:`to_json`. Raises FitError for fields that are not a machine's."""
+        for name, value in fields.items():
+            if type(value) is not (bool if name == "groups" else int):
+                wanted = "true or false" if name == "groups" else "a whole number"
+                raise FitError(f"{name} of a machine must be {wanted}, not {value!r:.60}")
         try:
             return cls(**fields)
         except TypeError as error:

@@ -26,6 +26,7 @@ from espalier.numerics.fixed import Fixed
 from espalier.numerics.update import BufferedSgd, Factor
 from espalier.records import write_bytes_atomically, write_json, write_text_atomically
 
+MACHINE = "machine.json"
 FACTORS = ("momentum", "rate", "decay")
 
 
@@ -46,7 +47,7 @@ def write_bundle(folder: Path, network: Network, state: State, images: NDArray[n
     tensors = {"images": images, "labels": labels,
                **{f"live/{name}": network.live[name] for name in names},
                **{f"state/{key}": state[key] for name in names for key in (name, f"{name}.master", f"{name}.momentum")}}
-    write_json(folder / "machine.json", network.program.machine.to_json())
+    write_json(folder / MACHINE, network.program.machine.to_json())
     write_text_atomically(folder / "step.graph", text.dump(network.graph))
     write_json(folder / "rules.json", {name: _rule_to_json(network.rules[name]) for name in names})
     write_bytes_atomically(folder / "tensors.safetensors", save(
@@ -60,7 +61,7 @@ def read_bundle(folder: Path) -> Bundle:
     Raises DataError where a file is missing or is not what it must be, and what the compiler raises.
     """
     try:
-        machine = Machine.from_json(json.loads((folder / "machine.json").read_text()))
+        machine = Machine.from_json(json.loads((folder / MACHINE).read_text()))
         graph = text.load((folder / "step.graph").read_text())
         rules = {name: _rule_from_json(rule) for name, rule in json.loads((folder / "rules.json").read_text()).items()}
         tensors = load((folder / "tensors.safetensors").read_bytes())

@@ -10,14 +10,14 @@
 Nothing is ever left half written: a stage that fails leaves earlier results as they were.
 """
 
-from espalier.flow.compile import CompileRequest, compile_network
-from espalier.flow.recipe import TrainFlags, recipe
-from espalier.flow.report import write_report
-from espalier.flow.simulate import SimulateRequest, simulate
+from espalier.flow.compilation import CompileRequest, compile_network
+from espalier.flow.recipes import TrainFlags, recipe
+from espalier.flow.reporting import write_report
+from espalier.flow.simulation import SimulateRequest, simulate
 from espalier.flow.steps import Steps
-from espalier.flow.synth import SynthRequest, synth
-from espalier.flow.train import train_network
-from espalier.flow.verify import VerifyRequest, verify
+from espalier.flow.synthesis import SynthRequest, synth
+from espalier.flow.training import train_network
+from espalier.flow.verification import VerifyRequest, verify
 from espalier.train.loop import TrainingInterrupted
 
 __all__ = ["CompileRequest", "SimulateRequest", "Steps", "SynthRequest", "TrainFlags", "TrainingInterrupted",

@@ -33,14 +33,15 @@ def step_cycles(engine: RtlEngine, images: Images, labels: NDArray[np.int64]) ->
     return engine.phase_cycles()[:end]
 
 
-def dense_step_cycles(design: Design, images: Images, labels: NDArray[np.int64]) -> tuple[PhaseCycles, ...]:
-    """The cycles of the same step where every weight lives, on the same lattice with memories that hold them."""
+def dense_engine(design: Design) -> RtlEngine:
+    """The network with every weight alive, on the same lattice with memories that hold them.
+
+    Raises FitError or ToolError where no such machine can be built.
+    """
     live = {name: np.ones_like(mask) for name, mask in design.live.items()}
     engine = RtlEngine(design.network(live, dense_machine(design)))
     engine.load(design.state)
-    found = step_cycles(engine, images, labels)
-    engine.close()
-    return found
+    return engine
 
 
 def dense_machine(design: Design) -> Machine:
@@ -58,8 +59,12 @@ def layers_of(design: Design) -> tuple[Layer, ...]:
     return legalise(differentiate(design.graph, design.loss, design.checkpoint.gradient_formats))[0]
 
 
-def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[PhaseCycles, ...] | None) -> Cycles:
-    """The cycles of a step of ``design.batch`` images as a section of a report."""
+def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[PhaseCycles, ...] | None,
+                 dense_missing: str = "") -> Cycles:
+    """The cycles of a step of ``design.batch`` images as a section of a report.
+
+    ``dense_missing`` says why there is no ``dense``, where one was wanted.
+    """
     layers = {layer.name: layer for layer in layers_of(design)}
     useful = {name: design.batch * _useful(design, layer) for name, layer in layers.items()}
     dense_counts = [None] * len(counted) if dense is None else [phase.cycles for phase in dense]
@@ -76,7 +81,7 @@ def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[
     return Cycles(
         multipliers=design.machine.multipliers, images=design.batch, step_cycles=total,
         dense_step_cycles=None if dense is None else sum(phase.cycles for phase in dense), layers=tuple(rows),
-        others=tuple(others), figures=(
+        others=tuple(others), dense_missing=dense_missing, figures=(
             Figure("Executed MACs per cycle", sum(row.useful_macs for row in rows) / total, "MAC/cycle",
                    Provenance.SIMULATED),
             Figure("Dense-equivalent MACs per cycle", design.batch * nominal / total, "MAC/cycle",

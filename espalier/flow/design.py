@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,13 @@ from espalier.arch.machine import Machine
 from espalier.compiler.pipeline import compile_program
 from espalier.engines.base import Network
 from espalier.errors import DataError, FormatError, UnsupportedError
+from espalier.flow.manifest import MACHINE, NETWORK, load_manifest, read_object
 from espalier.ir.differentiate import differentiate, gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.types import Fixed
 from espalier.numerics.update import BufferedSgd
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.optimise import Sgd, Update, buffered_rule
-
-MANIFEST, MACHINE, NETWORK, VERILOG, GRAPH = ("manifest.json", "machine.json", "network.safetensors", "espalier.v",
-                                              "graph.txt")
-FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,45 +108,23 @@ def update_rules(checkpoint: Checkpoint, sgd: Sgd, batch: int) -> dict[str, Buff
 def load_design(folder: Path) -> Design:
     """Read and check a build directory. Raises DataError if it is missing, incomplete or was changed."""
     manifest = load_manifest(folder)
-    for name, digest in sorted(manifest["files"].items()):
+    for name, digest in sorted(manifest.files.items()):
         path = folder / name
         if not path.is_file():
             raise DataError(f"The build directory {folder} lacks {name}: compile the network again")
         if sha256(path.read_bytes()) != digest:
             raise DataError(f"{name} in the build directory {folder} is damaged or was changed (its checksum is not "
                             f"that of the manifest): compile the network again")
-    machine = Machine.from_json(_read_json(folder / MACHINE))
-    training = manifest["training"]
-    return Design(Checkpoint.load(folder / NETWORK), machine, Sgd(**training["sgd"]), training["batch"],
-                  manifest["device"])
-
-
-def load_manifest(folder: Path) -> dict:
-    """The manifest of a build directory. Raises DataError if there is none or it is not one of this version."""
-    if not (folder / MANIFEST).is_file():
-        raise DataError(f"{folder} is no build directory (there is no {MANIFEST} in it): compile a network first")
-    manifest = _read_json(folder / MANIFEST)
-    if manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
-        raise DataError(f"The build directory {folder} has format {manifest.get('format')} and this version reads "
-                        f"{FORMAT}: compile the network again")
-    return manifest
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} is damaged or cannot be read ({error}): compile the network again") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{path} does not hold a JSON object: compile the network again")
-    return found
+    machine = Machine.from_json(read_object(folder / MACHINE))
+    return Design(Checkpoint.load(folder / NETWORK), machine, manifest.training.sgd, manifest.training.batch,
+                  manifest.device)
 
 
 def read_machine(path: Path) -> Machine:
     """A machine from its JSON file. Raises DataError or FitError in one sentence."""
     if not path.is_file():
         raise DataError(f"There is no machine description {path}: give the machine.json of a build directory")
-    return Machine.from_json(_read_json(path))
+    return Machine.from_json(read_object(path))
 
 
 def sha256(content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all."""
+"""Directories that appear whole or not at all, and go likewise."""
 
 from __future__ import annotations
 
@@ -40,6 +40,13 @@ def require_replaceable(target: Path, marker: str) -> None:
     require_writable(target)
 
 
+def remove_whole(target: Path, marker: str) -> None:
+    """Remove ``target`` if it is a directory made here, which holds ``marker``; it goes all at once."""
+    if not (target / marker).is_file():
+        return
+    shutil.rmtree(_put_aside(target), ignore_errors=True)
+
+
 def require_writable(target: Path) -> None:
     """Raise DataError unless ``target`` is a directory to write in, or one can be made there."""
     place = next(path for path in (target.absolute(), *target.absolute().parents) if path.exists())
@@ -55,11 +62,21 @@ def _swap(work: Path, target: Path) -> None:
     if not target.exists():
         os.replace(work, target)
         return
-    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
-    os.replace(target, old)
+    old = _put_aside(target)
     try:
         os.replace(work, target)
     except BaseException:
         os.replace(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_aside(target: Path) -> Path:
+    """Rename the directory ``target`` to a hidden one beside it, and return that."""
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+    try:
+        os.replace(target, old)
+    except BaseException:
+        old.rmdir()
+        raise
+    return old

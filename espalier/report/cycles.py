@@ -48,7 +48,8 @@ class Cycles:
     """The cycles of one training step of ``images`` images on ``multipliers`` multipliers.
 
     ``step_cycles`` is the whole step, which is less than the sum of the parts where they overlap.
-    ``figures`` holds rates such as executed, dense-equivalent and peak GOPS.
+    ``figures`` holds rates such as executed, dense-equivalent and peak GOPS. ``dense_missing`` says why the
+    dense network was not run, where it was to be.
     """
 
     multipliers: int
@@ -60,6 +61,7 @@ class Cycles:
     figures: tuple[Figure, ...] = ()
     provenance: Provenance = Provenance.SIMULATED
     dense_provenance: Provenance = Provenance.SIMULATED
+    dense_missing: str = ""
 
     def __post_init__(self) -> None:
         for row in self.layers:

@@ -116,16 +116,20 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all. Raises DataError if it cannot be written; an earlier one stays."""
+        try:
+            write_bytes_atomically(path, self.to_bytes())
+        except OSError as error:
+            raise DataError(f"Checkpoint {path} cannot be written ({error.strerror or error}): what was there before "
+                            f"is intact; make room or choose another place") from None
+
+    def to_bytes(self) -> bytes:
+        """The content of the file that :meth:`load` reads."""
         header = {"version": VERSION, "graph": dump(self.graph), "config": self.config.to_json(),
                   "gradient_formats": {name: str(format_) for name, format_ in self.gradient_formats.items()},
                   "position": asdict(self.position), "log": [asdict(entry) for entry in self.log]}
         tensors: dict[str, NDArray] = {name: np.ascontiguousarray(array, dtype=_stored_type(name, array))
                                        for name, array in self.state.items()}
-        try:
-            write_bytes_atomically(path, save(tensors, metadata={KEY: json.dumps(header)}))
-        except OSError as error:
-            raise DataError(f"Checkpoint {path} cannot be written ({error.strerror or error}): what was there before "
-                            f"is intact; make room or choose another place") from None
+        return save(tensors, metadata={KEY: json.dumps(header)})
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:

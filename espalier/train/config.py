@@ -183,7 +183,11 @@ class TrainConfig:
 
     def save(self, path: Path) -> None:
         """Write the complete configuration as YAML."""
-        write_text_atomically(path, yaml.safe_dump(self.to_json(), sort_keys=False))
+        write_text_atomically(path, self.to_yaml())
+
+    def to_yaml(self) -> str:
+        """The complete configuration, as :meth:`load` reads it."""
+        return yaml.safe_dump(self.to_json(), sort_keys=False)
 
 
 @cache

@@ -24,7 +24,7 @@ from espalier.ir.differentiate import differentiate
 from espalier.ir.graph import Graph
 from espalier.ir.view import conv_shape
 from espalier.numerics.fixed import Fixed
-from espalier.records import write_text_atomically
+from espalier.records import write_all_atomically
 from espalier.train.calibrate import initial_state, quantise
 from espalier.train.checkpoint import Checkpoint, EpochLog, Position
 from espalier.train.config import TrainConfig
@@ -75,6 +75,12 @@ def train(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[s
         return state
     with _bar(progress, config.epochs) as bar:
         return _Run(config, split, state, folder, bar).train()
+
+
+def finished(config: TrainConfig, folder: Path) -> Checkpoint | None:
+    """The last checkpoint of this run, if it is in ``folder``. Raises DataError as :func:`train` does."""
+    found = _resumed(config, folder)
+    return found if found is not None and found.position.epoch >= config.epochs else None
 
 
 def prepare(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[str, NDArray]) -> Checkpoint:
@@ -240,14 +246,14 @@ class _Run:
     def _save(self, position: Position) -> None:
         if self.folder is None:
             return
-        self._checkpoint(position).save(self.folder / CHECKPOINT)
         lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in self.log)
         try:
-            write_text_atomically(self.folder / LOG, lines)
-            self.config.save(self.folder / CONFIG)
+            write_all_atomically({  # the checkpoint last: with it an epoch is done
+                self.folder / CONFIG: self.config.to_yaml().encode(), self.folder / LOG: lines.encode(),
+                self.folder / CHECKPOINT: self._checkpoint(position).to_bytes()})
         except OSError as error:
-            raise DataError(f"The log in {self.folder} cannot be written ({error.strerror or error}): make room or "
-                            f"choose another place") from None
+            raise DataError(f"Checkpoint and log in {self.folder} cannot be written ({error.strerror or error}): what "
+                            f"was there before is intact; make room or choose another place") from None
 
     def _interrupt(self, epoch: int, number: int) -> None:
         loss_sum, correct = self.step.tally.tolist()

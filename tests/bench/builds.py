@@ -37,6 +37,12 @@ def not_a_number():
     return module
 
 
+def imaginary():
+    module = make()
+    module.fc.weight = nn.Parameter(module.fc.weight * 1j)
+    return module
+
+
 def huge():
     module = make()
     nn.init.constant_(module.conv.weight, 1e6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -15,19 +15,22 @@ from espalier.compiler.machine_choice import Constraints, choose_machine, phase_
 from espalier.compiler.pipeline import PIPELINE, Build
 from espalier.data import load
 from espalier.errors import DataError, UnsupportedError
-from espalier.flow.design import (
-    FORMAT,
+from espalier.flow.design import Design, read_machine, sha256
+from espalier.flow.directory import require_replaceable, whole_directory
+from espalier.flow.images import program_images
+from espalier.flow.manifest import (
     GRAPH,
     MACHINE,
     MANIFEST,
     NETWORK,
     VERILOG,
-    Design,
-    read_machine,
-    sha256,
+    AccumulatorBits,
+    Depth,
+    Depths,
+    EstimatedCycles,
+    Manifest,
+    OnMachine,
 )
-from espalier.flow.directory import require_replaceable, whole_directory
-from espalier.flow.images import program_images
 from espalier.flow.network import load_network
 from espalier.flow.stages import describe
 from espalier.flow.steps import Steps
@@ -190,25 +193,25 @@ def _write(design: Design, build: Build, output: Path, steps: Steps) -> None:
             write_json(folder / MACHINE, design.machine.to_json())
             design.checkpoint.save(folder / NETWORK)
             written = sorted(folder.iterdir())
-            write_json(folder / MANIFEST, manifest(design, build, written))
+            write_json(folder / MANIFEST, manifest(design, build, written).to_json())
     steps.wrote(*(output / path.name for path in written), output / MANIFEST)
 
 
-def manifest(design: Design, build: Build, files: list[Path]) -> dict:
-    """What was built from what, with which versions: no dates, no places. Equal input gives equal bytes."""
+def manifest(design: Design, build: Build, files: list[Path]) -> Manifest:
+    """What was built from what, with which versions."""
     assert build.program is not None and build.memory is not None
     machine = design.machine
     needed = required_depths(build.layers, build.blocks, build.memory, machine.rows)
-    estimates = [dict(zip(("FP", "BP", "WU"), phase_estimates(item, first=k == 0), strict=True))
-                 | {"layer": item.layer.name} for k, item in enumerate(build.blocks)]
-    return {
-        "format": FORMAT, "espalier": __version__, "network": design.graph.name, "device": design.device,
-        "tools": {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
-        "recipe": design.checkpoint.config.to_json(),
-        "training": {"sgd": asdict(design.sgd), "batch": design.batch, "loss": design.loss},
-        "depths": {name: {"used": used, "available": getattr(machine, name)} for name, used in needed.items()},
-        "acc_bits": {"needed": required_acc_bits(build.layers, build.blocks), "available": machine.acc_bits},
-        "live_weights": {name: int(mask.sum()) for name, mask in sorted(design.live.items())},
-        "index_bytes": build.program.index_bytes, "estimated_cycles": estimates,
-        "files": {path.name: sha256(path.read_bytes()) for path in files},
-    }
+    phases = [phase_estimates(item, first=k == 0) for k, item in enumerate(build.blocks)]
+    return Manifest(
+        espalier=__version__, network=design.graph.name, device=design.device,
+        tools={"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
+        recipe=design.checkpoint.config.to_json(),
+        training=OnMachine(sgd=design.sgd, batch=design.batch, loss=design.loss),
+        depths=Depths(**{name: Depth(used=used, available=getattr(machine, name)) for name, used in needed.items()}),
+        acc_bits=AccumulatorBits(needed=required_acc_bits(build.layers, build.blocks), available=machine.acc_bits),
+        live_weights={name: int(mask.sum()) for name, mask in sorted(design.live.items())},
+        index_bytes=build.program.index_bytes,
+        estimated_cycles=tuple(EstimatedCycles(layer=layer.name, FP=forward, BP=backward, WU=update)
+                               for layer, (forward, backward, update) in zip(build.layers, phases, strict=True)),
+        files={path.name: sha256(path.read_bytes()) for path in files})

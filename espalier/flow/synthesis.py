@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espalier.errors import DataError
-from espalier.flow.design import VERILOG, load_design
+from espalier.flow.design import load_design
+from espalier.flow.manifest import VERILOG
 from espalier.flow.steps import Steps
 from espalier.gateware.verilog import TOP
 from espalier.records import write_json, write_text_atomically

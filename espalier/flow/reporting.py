@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from espalier.errors import DataError
-from espalier.flow.cycles import layers_of
-from espalier.flow.design import MACHINE, MANIFEST, Design, load_design, load_manifest
-from espalier.flow.simulate import SIMULATE
+from espalier.flow.design import Design, load_design
+from espalier.flow.manifest import MACHINE, MANIFEST, Manifest, load_manifest
+from espalier.flow.simulation import SIMULATE
 from espalier.flow.steps import Steps
-from espalier.flow.synth import SYNTH
-from espalier.flow.verify import VERIFY
+from espalier.flow.synthesis import SYNTH
+from espalier.flow.verification import VERIFY
 from espalier.ir.differentiate import differentiate
 from espalier.ir.ops import BiasGrad, Conv2dWeightGrad, LinearWeightGrad
 from espalier.records import Figure, Provenance, write_json, write_text_atomically
 from espalier.report.collect import area_section, format_section, machine_section, memory_section, network_section
-from espalier.report.cycles import Cycles
+from espalier.report.cycles import Cycles, Phase
 from espalier.report.model import (
     Epoch,
     Estimate,
@@ -56,8 +56,9 @@ def write_report(folders: Sequence[Path], output: Path, *, title: str | None = N
     baseline : Path, optional
         A training directory whose accuracy is shown as that of the float32 dense network.
 
-    Raises DataError if none of the folders holds anything, they are of different networks, the baseline is
-    none, a file is damaged, or the JSON would replace something else.
+    Raises DataError if no folder holds a training or a build, they are of different networks, ``baseline`` is
+    given and holds no float32 training without pruning, a file is damaged, or the JSON would replace
+    something else.
     """
     steps = steps or Steps()
     source = output.with_suffix(".json")
@@ -150,21 +151,20 @@ def _saturation(checkpoint: Checkpoint) -> tuple[SaturationCount, ...]:
 def _with_build(report: Report, folder: Path) -> Report:
     design, manifest = load_design(folder), load_manifest(folder)
     report = _with_training(report, design.checkpoint)
-    machine, depths = design.machine, manifest["depths"]
-    columns = depths["weight_depth"]["used"] * machine.rows
-    used = {"activations": depths["activation_depth"]["used"],
-            "gradients": depths["gradient_depth"]["used"] * machine.rows,
+    machine, depths = design.machine, manifest.depths
+    columns = depths.weight_depth.used * machine.rows
+    used = {"activations": depths.activation_depth.used, "gradients": depths.gradient_depth.used * machine.rows,
             **dict.fromkeys(("weights", "masters", "momenta", "gradient_sums"), columns)}
     report = replace(
         report, machine=machine_section(machine), memories=memory_section(machine, used),
-        figures=(*report.figures, Figure("Index lists and pointers", manifest["index_bytes"], "bytes",
+        figures=(*report.figures, Figure("Index lists and pointers", manifest.index_bytes, "bytes",
                                          Provenance.ESTIMATED)),
-        tools=tuple(ToolVersion(name, version) for name, version in sorted(manifest["tools"].items())))
+        tools=tuple(ToolVersion(name, version) for name, version in sorted(manifest.tools.items())))
     report = _with_checks(report, folder, manifest, design)
     return _with_area(report, folder, design)
 
 
-def _with_checks(report: Report, folder: Path, manifest: dict[str, Any], design: Design) -> Report:
+def _with_checks(report: Report, folder: Path, manifest: Manifest, design: Design) -> Report:
     verified, simulated = _read(folder / VERIFY), _read(folder / SIMULATE)
     checks = [] if verified is None else [decode(Verification, verified, VERIFY)]
     if simulated is None:
@@ -177,14 +177,17 @@ def _with_checks(report: Report, folder: Path, manifest: dict[str, Any], design:
                    estimates=(*report.estimates, *_cycle_estimates(cycles, manifest, design)))
 
 
-def _cycle_estimates(cycles: Cycles, manifest: dict[str, Any], design: Design) -> list[Estimate]:
+def _cycle_estimates(cycles: Cycles, manifest: Manifest, design: Design) -> list[Estimate]:
     """The compiler's estimates of each phase against the simulation."""
     groups = design.batch // design.machine.lanes
-    names = {layer.name for layer in layers_of(design)}
-    foretold = {(entry["layer"], phase): entry[phase] * groups for entry in manifest["estimated_cycles"]
-                for phase in ("FP", "BP", "WU") if entry["layer"] in names}
+    foretold = {(entry.layer, phase): count * groups for entry in manifest.estimated_cycles
+                for phase, count in ((Phase.FP, entry.FP), (Phase.BP, entry.BP), (Phase.WU, entry.WU))}
+    strange = next((row for row in cycles.layers if (row.layer, row.phase) not in foretold), None)
+    if strange is not None:
+        raise DataError(f"{SIMULATE} has cycles of layer {strange.layer!r}, and {MANIFEST} has no estimate of them: "
+                        f"compile and simulate the network again")
     return [Estimate(name=f"{row.layer} {row.phase.value}", unit="cycles",
-                     estimated=foretold[row.layer, row.phase.value], actual=row.cycles, provenance=cycles.provenance)
+                     estimated=foretold[row.layer, row.phase], actual=row.cycles, provenance=cycles.provenance)
             for row in cycles.layers]
 
 
@@ -217,5 +220,5 @@ def _read(path: Path) -> Any:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}): run the command that wrote it again") from None

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from espalier.data import load
 from espalier.engines.base import Network
-from espalier.engines.bundle import write_bundle
+from espalier.engines.bundle import MACHINE, write_bundle
 from espalier.engines.interpreter import InterpreterEngine
 from espalier.engines.rtl import RtlEngine
 from espalier.engines.verify import Verification, compare
 from espalier.errors import DataError, MismatchError
 from espalier.flow.design import load_design
+from espalier.flow.directory import remove_whole, require_replaceable, whole_directory
 from espalier.flow.network import image_words, training_order
 from espalier.flow.steps import Steps
 from espalier.records import write_json
@@ -44,11 +45,12 @@ def verify(folder: Path, request: VerifyRequest, steps: Steps | None = None) -> 
     """Compare the RTL of a build with the definition, bit for bit, and write ``verify.json`` into it.
 
     Raises MismatchError if they differ; ``verify.json`` then tells the first difference, and
-    ``mismatch/`` holds what reruns it.
+    ``mismatch/`` holds what reruns it. Where they agree, what an earlier mismatch left there goes.
     """
     steps = steps or Steps()
     with steps.step("read build"):
         design = load_design(folder)
+        require_replaceable(folder / BUNDLE, MACHINE)
         network = design.network()
         split = load(request.data or design.checkpoint.config.data, request.data_root)
         order = training_order(split.train, design.machine.lanes, request.seed, request.steps)
@@ -66,6 +68,7 @@ def verify(folder: Path, request: VerifyRequest, steps: Steps | None = None) -> 
     if failure is not None:
         steps.wrote(folder / BUNDLE)
         raise MismatchError(f"{record.mismatch} (rerun it with: python -m espalier.engines.verify {folder / BUNDLE})")
+    remove_whole(folder / BUNDLE, MACHINE)
     return record
 
 
@@ -84,7 +87,8 @@ def compare_steps(network: Network, reference: InterpreterEngine, candidate: Rtl
             totals[name] = TensorCheck(name=name, words=words + (seen.words if seen else 0),
                                        differing=differing + (seen.differing if seen else 0))
         if not found.agrees:
-            write_bundle(bundle, network, before, images, labels)
+            with whole_directory(bundle, MACHINE) as work:
+                write_bundle(work, network, before, images, labels)
             return _record(number, totals, _sentence(found)), found
     return _record(len(batches), totals, ""), None
 

@@ -10,7 +10,7 @@ from espalier.flow import SynthRequest, synth, write_report
 from espalier.synth.nextpnr import Clock, Routing, Utilisation
 from espalier.synth.yosys import Synthesis
 
-stage = importlib.import_module("espalier.flow.synth")
+stage = importlib.import_module("espalier.flow.synthesis")
 
 
 @pytest.fixture(autouse=True)

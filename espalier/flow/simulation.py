@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 
 from espalier.data import Dataset, Split, load
 from espalier.engines.base import Engine, Totals
+from espalier.engines.bundle import MACHINE
 from espalier.engines.interpreter import InterpreterEngine
 from espalier.engines.rtl import RtlEngine
-from espalier.errors import DataError, MismatchError
-from espalier.flow.cycles import cycle_record, dense_step_cycles, step_cycles
+from espalier.errors import DataError, FitError, MismatchError, ToolError
+from espalier.flow.cycles import cycle_record, dense_engine, step_cycles
 from espalier.flow.design import Design, load_design
+from espalier.flow.directory import remove_whole, require_replaceable
 from espalier.flow.network import image_words, training_order
 from espalier.flow.steps import Steps
-from espalier.flow.verify import BUNDLE, ENGINES, compare_steps
+from espalier.flow.verification import BUNDLE, ENGINES, compare_steps
 from espalier.numerics.loss import LOSS_FRAC
 from espalier.records import Figure, Provenance, write_json
 from espalier.report.cycles import Cycles
@@ -46,7 +48,7 @@ class SimulateRequest:
     test_images : int
         Images of the test set that are recognised before and after, at most; whole groups of lanes.
     dense : bool
-        Count the cycles of the dense network, too.
+        Count the cycles of the dense network, too, or record why its machine cannot be built.
     seed : int
         Of the order of the images.
     save : Path or None
@@ -75,28 +77,39 @@ def simulate(folder: Path, request: SimulateRequest, steps: Steps | None = None)
     """Train a build in RTL simulation and write ``simulate.json`` into it; returns that content.
 
     Raises MismatchError if the RTL and the definition differ in a tensor of the first steps, in a total,
-    or in a word of the state after the last step.
+    or in a word of the state after the last step. Where they agree, what an earlier mismatch left goes.
     """
     steps = steps or Steps()
     with steps.step("read build"):
         design = load_design(folder)
+        require_replaceable(folder / BUNDLE, MACHINE)
         split = load(request.data or design.checkpoint.config.data, request.data_root)
         order = _order(design, split.train, request)
     with steps.step("build simulator"):
         network = design.network()
         rtl, reference = RtlEngine(network), InterpreterEngine(network)
+        dense, dense_missing = _dense(design) if request.dense else (None, "")
     run = _Run(design, split, order, rtl, reference, request, steps)
     checks = run.train(folder)
     with steps.step("count cycles"):
-        cycles = run.cycles()
+        cycles = run.cycles(dense, dense_missing)
     content = run.record(checks, cycles)
     write_json(folder / SIMULATE, content)
     steps.wrote(folder / SIMULATE)
+    remove_whole(folder / BUNDLE, MACHINE)
     if request.save is not None:
         replace(design.checkpoint, state={**design.checkpoint.state, **run.final}).save(request.save)
         steps.wrote(request.save)
     rtl.close()
     return content
+
+
+def _dense(design: Design) -> tuple[RtlEngine | None, str]:
+    """An engine for the dense network, or why there is none."""
+    try:
+        return dense_engine(design), ""
+    except (FitError, ToolError) as error:
+        return None, str(error)
 
 
 def _order(design: Design, dataset: Dataset, request: SimulateRequest) -> NDArray[np.int64]:
@@ -184,12 +197,15 @@ class _Run:
                                 f"{found.loss}, and the interpreter {wanted.correct} with loss {wanted.loss}")
         self.tests.append(found)
 
-    def cycles(self) -> Cycles:
-        """One more step on the RTL, counted; and one of the dense network."""
+    def cycles(self, dense: RtlEngine | None, dense_missing: str) -> Cycles:
+        """One more step on the RTL, counted; and one of the dense network, where there is an engine for it."""
         images, labels = self.words(self.order[0])
         counted = step_cycles(self.rtl, images, labels)
-        dense = dense_step_cycles(self.design, images, labels) if self.request.dense else None
-        return cycle_record(self.design, counted, dense)
+        if dense is None:
+            return cycle_record(self.design, counted, None, dense_missing)
+        found = step_cycles(dense, images, labels)
+        dense.close()
+        return cycle_record(self.design, counted, found)
 
     def record(self, checks: list[Verification], cycles: Cycles) -> dict:
         """The content of ``simulate.json``."""

@@ -14,9 +14,10 @@ from rich.console import Console
 from espalier.data import load
 from espalier.errors import DataError, FitError, FormatError, UnsupportedError
 from espalier.flow import CompileRequest, Steps, compile_network
-from espalier.flow.compile import PASSES
-from espalier.flow.design import load_design, load_manifest
+from espalier.flow.compilation import PASSES
+from espalier.flow.design import load_design
 from espalier.flow.images import hex_array, program_images
+from espalier.flow.manifest import load_manifest
 from espalier.flow.network import load_network
 from espalier.frontend.onnx_export import to_onnx
 from espalier.train.checkpoint import Checkpoint
@@ -45,7 +46,7 @@ def test_equal_input_gives_equal_bytes(made, tmp_path):
 
 def test_no_date_and_no_place_in_the_manifest(made, tmp_path):
     compile_network(made / "train", tmp_path / "build", SMALL)
-    manifest = load_manifest(tmp_path / "build")
+    manifest = load_manifest(tmp_path / "build").to_json()
     manifest.pop("recipe")  # what the user typed
     assert str(tmp_path) not in json.dumps(manifest)
     assert all(used["used"] <= used["available"] for used in manifest["depths"].values())
@@ -120,6 +121,20 @@ def test_a_machine_that_is_too_small_wrong(made, build, tmp_path):
     fields = json.loads((build / "machine.json").read_text())
     (tmp_path / "machine.json").write_text(json.dumps({**fields, "weight_depth": 8}))
     with pytest.raises(FitError, match=r"^The network needs weight_depth = \d+ and the machine has 8: "):
+        compile_network(made / "train", tmp_path / "b", CompileRequest(machine=tmp_path / "machine.json"))
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    ({"lanes": "4"}, r"^lanes of a machine must be a whole number, not '4'$"),
+    ({"lanes": 4.0}, r"^lanes of a machine must be a whole number, not 4\.0$"),
+    ({"rows": True}, r"^rows of a machine must be a whole number, not True$"),
+    ({"groups": 1}, r"^groups of a machine must be true or false, not 1$"),
+    ({"colour": 1}, r"^The machine description is not one of this version: .*'colour'$"),
+])
+def test_a_machine_of_other_fields_wrong(made, build, tmp_path, change, sentence):
+    fields = json.loads((build / "machine.json").read_text())
+    (tmp_path / "machine.json").write_text(json.dumps({**fields, **change}))
+    with pytest.raises(FitError, match=sentence):
         compile_network(made / "train", tmp_path / "b", CompileRequest(machine=tmp_path / "machine.json"))
 
 

@@ -12,7 +12,7 @@ from espalier.flow.steps import Steps
 from espalier.ir.graph import Graph
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import TrainConfig
-from espalier.train.loop import CHECKPOINT, CONFIG, LOG, check_fit, train
+from espalier.train.loop import CHECKPOINT, CONFIG, LOG, check_fit, finished, train
 
 
 def train_network(config: TrainConfig, output: Path, *, data_root: Path | None = None, resume: bool = True,
@@ -24,7 +24,7 @@ def train_network(config: TrainConfig, output: Path, *, data_root: Path | None =
     data_root : Path, optional
         Folder of the named data sets.
     resume : bool
-        Go on from the checkpoint in ``output`` if there is one.
+        Go on from the checkpoint in ``output`` if there is one; where that is the last, nothing is written.
     dry_run : bool
         Load data and network and check that they suit each other; train and write nothing.
     """
@@ -38,6 +38,9 @@ def train_network(config: TrainConfig, output: Path, *, data_root: Path | None =
     steps.tell(_summary(config, split, graph))
     if dry_run:
         return None
+    done = finished(config, output) if resume else None
+    if done is not None:
+        return done
     with steps.step("train", spinner=False):
         checkpoint = train(config, split, graph, parameters, output, resume=resume, progress=steps.shown)
     steps.wrote(output / CHECKPOINT, output / LOG, output / CONFIG)

@@ -1,0 +1,101 @@
+"""Simulation of one build: equal to the interpreter, counted against dense, and what it says when it is not equal."""
+
+import json
+
+import numpy as np
+import pytest
+from bench.builds import write_data
+
+from espalier.errors import DataError, MismatchError, ToolError
+from espalier.flow import SimulateRequest, simulate, write_report
+from espalier.flow.cycles import dense_machine, layers_of
+from espalier.flow.design import load_design
+from espalier.report.cycles import Cycles
+from espalier.report.model import Verification
+from espalier.report.serial import decode
+from espalier.train.checkpoint import Checkpoint
+
+
+class FailingEngine:
+    """An engine whose simulator the tools do not build."""
+
+    def __init__(self, network):
+        raise ToolError("the simulator cannot be built")
+
+
+def test_simulated_training_equals_the_interpreter_and_is_counted(build, tmp_path):
+    content = simulate(build, SimulateRequest(steps=5, traced=2, save=tmp_path / "after.safetensors"))
+    assert json.loads((build / "simulate.json").read_text()) == content
+    assert all(decode(Verification, check, "check").passed for check in content["verifications"])
+    cycles = decode(Cycles, content["cycles"], "cycles")
+    assert cycles.images == 4 and cycles.step_speedup > 1
+    assert {(row.layer, row.phase.value) for row in cycles.layers} == {
+        ("conv", "FP"), ("fc", "FP"), ("fc", "BP"), ("fc", "WU"), ("conv", "WU")}
+    assert [figure["provenance"] for figure in content["figures"]][0] == "measured"
+    after, design = Checkpoint.load(tmp_path / "after.safetensors"), load_design(build)
+    assert not np.array_equal(after.state["fc.weight"], design.state["fc.weight"])
+
+
+def test_useful_macs_do_not_count_padding(build):
+    content = simulate(build, SimulateRequest(steps=1, dense=False, test_images=0))
+    design = load_design(build)
+    live = design.live["conv.weight"]
+    inside = np.array([[(8 - abs(y - 1)) * (8 - abs(x - 1)) for x in range(3)] for y in range(3)])
+    row = next(row for row in content["cycles"]["layers"] if (row["layer"], row["phase"]) == ("conv", "FP"))
+    assert row["useful_macs"] == 4 * (live.sum(axis=(0, 1)) * inside).sum()
+    assert row["dense_cycles"] is None and content["cycles"]["dense_step_cycles"] is None
+
+
+def test_the_dense_machine_holds_the_dense_network(build):
+    design = load_design(build)
+    live = {name: np.ones_like(mask) for name, mask in design.live.items()}
+    design.network(live, dense_machine(design))
+    assert [layer.name for layer in layers_of(design)] == ["conv", "fc"]
+
+
+def test_a_mismatch_after_simulated_steps_wrong(build, wrong_engine):
+    with pytest.raises(MismatchError, match=r"^After 2 steps 1 of 36 words of 'conv\.weight' differ between RTL and "
+                                            r"interpreter: `espalier verify --steps 2` finds the first$"):
+        simulate(build, SimulateRequest(steps=2, traced=0, test_images=0, dense=False))
+    assert not (build / "simulate.json").exists()
+
+
+@pytest.mark.parametrize(("make", "sentence"), [
+    (lambda: SimulateRequest(steps=0), r"^A simulation must train for at least one step or epoch$"),
+    (lambda: SimulateRequest(seed=-1), r"^seed of a simulation must be at least 0, not -1$"),
+])
+def test_requests_wrong(make, sentence):
+    with pytest.raises(DataError, match=sentence):
+        make()
+
+
+def test_epochs_of_too_few_images_wrong(build, tmp_path):
+    images, labels = np.zeros((3, 8, 8), np.uint8), np.array([0, 1, 9])
+    data = write_data(tmp_path, x_train=images, y_train=labels)
+    with pytest.raises(DataError, match=r"^Batch size must be in 1\.\.3 \(the images of 'small-train'\), not 4$"):
+        simulate(build, SimulateRequest(data=str(data), steps=0, epochs=1))
+
+
+def test_no_speed_is_told_where_every_step_is_traced(build):
+    content = simulate(build, SimulateRequest(steps=1, traced=1, dense=False, test_images=0))
+    assert content["figures"] == []
+
+
+def test_what_was_simulated_is_kept_where_the_state_cannot_be_saved_wrong(build, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"^Checkpoint .* cannot be written"):
+        simulate(build, SimulateRequest(steps=1, dense=False, test_images=0, save=tmp_path / "file" / "a.safetensors"))
+    assert json.loads((build / "simulate.json").read_text())["steps"] == 1
+
+
+@pytest.mark.parametrize(("place", "fault", "reason"), [
+    ("required_acc_bits", lambda layers, blocks: 63, "Accumulator width must be in 32..62 bits, not 63"),
+    ("RtlEngine", FailingEngine, "the simulator cannot be built"),
+])
+def test_a_dense_machine_that_cannot_be_built_is_told_and_does_not_stop(build, tmp_path, monkeypatch, place, fault,
+                                                                        reason):
+    monkeypatch.setattr(f"espalier.flow.cycles.{place}", fault)
+    content = simulate(build, SimulateRequest(steps=1, test_images=0))
+    assert content["cycles"]["dense_step_cycles"] is None and content["cycles"]["dense_missing"] == reason
+    write_report([build], tmp_path / "page.html")
+    assert f"as its machine cannot be built ({reason}), so there is no speed-up" in (tmp_path / "page.html").read_text()
