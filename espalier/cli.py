@@ -136,6 +136,8 @@ def train(
     gradient_bits: Annotated[int | None, typer.Option(help="2..16")] = None,
     density: Annotated[float | None, typer.Option(help="Fraction of weights that stay; prunes gradually.")] = None,
     block: Annotated[int | None, typer.Option(help="Edge of the blocks in which weights die.")] = None,
+    method: Annotated[str | None, typer.Option(help="What weights live by: magnitude, lamp (layer-adaptive) or "
+                                                    "balanced (equally many blocks for each output block).")] = None,
     scope: Annotated[str | None, typer.Option(help="Prune each layer alike (layer), or the whole (network).")] = None,
     prune_start: Annotated[float | None, typer.Option(help="In epochs.")] = None,
     prune_end: Annotated[float | None, typer.Option(help="In epochs.")] = None,
@@ -150,7 +152,7 @@ def train(
         network=network, data=data, epochs=epochs, batch=batch, seed=seed, device=compute, loss=loss, augment=augment,
         rate=rate, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay, float32=float32,
         update=update, weight_bits=weight_bits, activation_bits=activation_bits, gradient_bits=gradient_bits,
-        density=density, block=block, scope=scope, prune_start=prune_start, prune_end=prune_end))
+        density=density, block=block, method=method, scope=scope, prune_start=prune_start, prune_end=prune_end))
     found = flow.train_network(told, output_dir, data_root=data_root, resume=resume, dry_run=dry_run, steps=steps)
     record: dict[str, object] = {"config": told.to_json()}
     lines = ["dry run: nothing was trained"]

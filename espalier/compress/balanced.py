@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ class Balanced:
 
     density: float
     rows: int = 1
+    kind: Literal["balanced"] = "balanced"  #: its name in recipes
 
     def __post_init__(self) -> None:
         check_density(self.density)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,7 @@ class Lamp:
 
     density: float
     rows: int = 1
+    kind: Literal["lamp"] = "lamp"  #: its name in recipes
 
     def __post_init__(self) -> None:
         check_density(self.density)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,7 @@ class Magnitude:
     scope: Scope = Scope.LAYER
     norm: Norm = Norm.L1
     exceptions: dict[str, float] = field(default_factory=dict)
+    kind: Literal["magnitude"] = "magnitude"  #: its name in recipes
 
     def __post_init__(self) -> None:
         for name, density in {"the network": self.density, **self.exceptions}.items():

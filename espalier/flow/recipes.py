@@ -38,6 +38,7 @@ class TrainFlags:
     gradient_bits: int | None = None
     density: float | None = None
     block: int | None = None
+    method: str | None = None
     scope: str | None = None
     prune_start: float | None = None
     prune_end: float | None = None
@@ -84,14 +85,18 @@ def _quantise(fields: dict[str, Any] | None, flags: TrainFlags) -> dict[str, Any
 
 
 def _prune(fields: dict[str, Any] | None, flags: TrainFlags, epochs: int) -> dict[str, Any] | None:
-    given = any(getattr(flags, name) is not None for name in ("density", "block", "scope", "prune_start", "prune_end"))
+    given = any(getattr(flags, name) is not None for name in ("density", "block", "method", "scope", "prune_start",
+                                                             "prune_end"))
     if fields is None and not given:
         return None
     if fields is None:
         if flags.density is None:
             raise DataError("Pruning needs to know how many weights stay: give --density, such as 0.1")
-        fields = {"magnitude": {"density": flags.density},
+        fields = {"method": {"kind": "magnitude", "density": flags.density},
                   "schedule": {"start": PRUNE_START * epochs, "end": PRUNE_END * epochs}}
-    _put(fields["magnitude"], flags, {"density": "density", "block": "rows", "scope": "scope"})
+    if flags.method is not None and flags.method != fields["method"].get("kind"):
+        fields["method"] = {"kind": flags.method, **{name: fields["method"][name] for name in ("density", "rows")
+                                                     if name in fields["method"]}}
+    _put(fields["method"], flags, {"density": "density", "block": "rows", "scope": "scope"})
     _put(fields["schedule"], flags, {"prune_start": "start", "prune_end": "end"})
     return fields

@@ -128,8 +128,8 @@ def _with_training(report: Report, checkpoint: Checkpoint) -> Report:
         recipe.append(Fact("widths", f"weights {widths.weight}, activations {widths.activation}, gradients "
                                      f"{widths.gradient} bits"))
     if prune is not None:
-        recipe.append(Fact("pruning", f"to {prune.magnitude.density:.0%} in {prune.magnitude.rows}×"
-                                      f"{prune.magnitude.rows} blocks, epochs {prune.schedule.start:g} to "
+        recipe.append(Fact("pruning", f"{prune.method.kind}, to {prune.method.density:.0%} in {prune.method.rows}×"
+                                      f"{prune.method.rows} blocks, epochs {prune.schedule.start:g} to "
                                       f"{prune.schedule.end:g}"))
     epochs = tuple(Epoch(epoch=entry.epoch, loss=entry.loss, train_accuracy=entry.train_accuracy,
                          test_accuracy=entry.test_accuracy, live_weights=sum(entry.live.values()))

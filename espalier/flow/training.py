@@ -50,6 +50,6 @@ def train_network(config: TrainConfig, output: Path, *, data_root: Path | None =
 def _summary(config: TrainConfig, split: Split, graph: Graph) -> str:
     weights = sum(prod(value.shape) for value in graph.parameters)
     numbers = "float32" if config.quantise is None else f"{config.quantise.widths.weight}-bit fixed point"
-    kept = "" if config.prune is None else f", pruned to {config.prune.magnitude.density:.0%}"
+    kept = "" if config.prune is None else f", pruned to {config.prune.method.density:.0%}"
     return (f"  {graph.name}: {weights:,} weights in {numbers}{kept}; {len(split.train):,} training and "
             f"{len(split.test):,} test images; {config.epochs} epochs of batches of {config.batch}")

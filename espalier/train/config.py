@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from espalier.compress.balanced import Balanced
+from espalier.compress.lamp import Lamp
 from espalier.compress.magnitude import Magnitude
 from espalier.compress.schedule import CubicSchedule
 from espalier.errors import DataError
@@ -92,11 +95,14 @@ class Quantise:
                             "leave 'quantise' out to train in float32")
 
 
+Method = Annotated[Magnitude | Lamp | Balanced, Field(discriminator="kind")]  #: which weights live, given their values
+
+
 @dataclass(frozen=True, slots=True)
 class Prune:
     """Pruning during training: which weights, and when."""
 
-    magnitude: Magnitude
+    method: Method
     schedule: CubicSchedule
 
 

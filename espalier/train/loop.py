@@ -215,7 +215,7 @@ class _Run:
             return
         progress = self.config.prune.schedule.progress(self.due[number])
         real, state = self.optimiser.real_weights(), self.optimiser.state()
-        live = self.config.prune.magnitude(
+        live = self.config.prune.method(
             {name: real[name].reshape(shape) for name, shape in self.layers.items()},
             {name: state[f"{name}.live"].reshape(shape) for name, shape in self.layers.items()}, progress)
         self.optimiser.prune({name: mask.reshape(real[name].shape) for name, mask in live.items()})

@@ -158,6 +158,7 @@ class NativeStep:
         self.classes = builder.maps[builder.logits].shape[0]
         self.forward_count, self.count = builder.forward_count, len(builder.operations)
         self.operations = (_Operation * max(1, self.count))(*builder.operations)
+        self.sums = torch.zeros(sum(prod(value.shape) for value in graph.parameters), dtype=torch.float64)
         lanes = code.lanes()
         self.maps, sizes = builder.laid_out(lanes)
         self.chunks = -(-batch // lanes)
@@ -176,15 +177,14 @@ class NativeStep:
         """A training step but for the update: loss words (N,), logits (N, classes), sums of the parameters' gradients.
 
         ``live`` is float64, as long as ``parameters``, 0 for dead weights; their sums are zero. The sums, as
-        long, are not rounded yet: ``roundings``, by parameter.
+        long, are not rounded yet (``roundings``, by parameter) and stand until the next step.
         """
         logits = self.forward(images, parameters)
         wide = logits.double()
         loss, gradient = (evaluate(op, wide, labels) for op in self.losses)
-        sums = torch.zeros_like(parameters)
         self._run(self.forward_count, self.count, parameters, live, self.gradient, gradient.to(torch.int16), NONE, None,
-                  sums)
-        return loss, logits, sums
+                  self.sums.zero_())
+        return loss, logits, self.sums
 
     def _run(self, first: int, last: int, parameters: Tensor, live: Tensor | None, in_map: int, given: Tensor,
              out_map: int, out: Tensor | None, sums: Tensor | None) -> None:

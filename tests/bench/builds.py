@@ -79,7 +79,8 @@ def config(folder: Path, **changes) -> TrainConfig:
     """Two short epochs, 16 bits, pruned to a half in blocks of 2."""
     fields = {"network": f"{folder / 'net.py'}:make", "data": str(folder / "small.npz"), "epochs": 2, "batch": 16,
               "quantise": {"probe_steps": 4},
-              "prune": {"magnitude": {"density": 0.5, "rows": 2}, "schedule": {"start": 0.2, "end": 0.8}}, **changes}
+              "prune": {"method": {"kind": "magnitude", "density": 0.5, "rows": 2},
+                        "schedule": {"start": 0.2, "end": 0.8}}, **changes}
     return TrainConfig.from_json(fields)
 
 

@@ -63,8 +63,12 @@ def test_a_recipe_from_a_file_and_flags(capsys, made, tmp_path):
     status, out, _ = run(capsys, "train", "--config", tmp_path / "recipe.yaml", "--seed", "7", "--dry-run", "--json",
                          "--output-dir", tmp_path / "out")
     found = json.loads(out)["record"]["config"]
-    assert status == 0 and (found["epochs"], found["seed"], found["prune"]["magnitude"]["rows"]) == (3, 7, 2)
+    assert status == 0 and (found["epochs"], found["seed"], found["prune"]["method"]["rows"]) == (3, 7, 2)
     assert not (tmp_path / "out").exists()
+    status, out, _ = run(capsys, "train", "--config", tmp_path / "recipe.yaml", "--method", "lamp", "--density", "0.25",
+                         "--dry-run", "--json", "--output-dir", tmp_path / "out")
+    method = json.loads(out)["record"]["config"]["prune"]["method"]
+    assert status == 0 and method == {"density": 0.25, "rows": 2, "kind": "lamp"}
 
 
 def test_a_dry_run_of_compile_writes_nothing(capsys, made, tmp_path):

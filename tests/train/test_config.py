@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from espalier.compress.balanced import Balanced
+from espalier.compress.lamp import Lamp
 from espalier.compress.magnitude import Magnitude, Norm, Scope
 from espalier.compress.schedule import CubicSchedule
 from espalier.errors import DataError, EspalierError
@@ -19,7 +21,9 @@ FULL = TrainConfig("lenet5", "mnist", 5, 100, 3, Sgd(0.1, 0.5, 1e-3), RateSchedu
                          CubicSchedule(0, 2.5, 3)), True, "cuda")
 
 
-@pytest.mark.parametrize("config", [TrainConfig(), FULL, TrainConfig(quantise=None)])
+@pytest.mark.parametrize("config", [TrainConfig(), FULL, TrainConfig(quantise=None), *(
+    TrainConfig(prune=Prune(method, CubicSchedule(0, 1)))
+    for method in (Lamp(density=0.5), Balanced(density=0.2, rows=4), Magnitude(density=0.2)))])
 def test_comes_back_as_it_was(tmp_path: Path, config: TrainConfig) -> None:
     assert TrainConfig.from_json(config.to_json()) == config
     config.save(tmp_path / "c.yaml")
@@ -47,7 +51,11 @@ def test_formats_of_files(tmp_path: Path) -> None:
     ({"device": "tpu"}, r"^The device is cpu or cuda, not 'tpu'$"),
     ({"quantise": {"update": "float"}}, r"^Training in fixed point needs a fixed-point update \(buffered, unbuffered "
                                         r"or narrow\): leave 'quantise' out to train in float32$"),
-    ({"epochs": 2, "prune": {"magnitude": {"density": 0.1}, "schedule": {"start": 0, "end": 2}}},
+    ({"prune": {"method": {"kind": "random", "density": 0.1}, "schedule": {"start": 0, "end": 2}}},
+     r"^The configuration, 'prune.method': Input tag 'random' found using 'kind' does not match any of the expected "),
+    ({"prune": {"method": {"kind": "lamp", "density": 0.1, "scope": "layer"}, "schedule": {"start": 0, "end": 2}}},
+     r"^The configuration, 'prune.method.lamp.scope': "),
+    ({"epochs": 2, "prune": {"method": {"kind": "magnitude", "density": 0.1}, "schedule": {"start": 0, "end": 2}}},
      r"^Pruning must end before the last epoch does, and epoch 2.0 of 2 leaves no time to train what lives: end it "
      r"earlier$"),
 ])
