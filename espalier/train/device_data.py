@@ -12,7 +12,7 @@ from espalier.data import Dataset, normalise
 from espalier.ir.types import Format
 from espalier.numerics.fixed import Fixed
 from espalier.train.evaluate import element_type
-from espalier.train.native_step import crop
+from espalier.train.native_code import crop
 
 PAD = 4  #: pixels that augmentation moves an image by, at most
 

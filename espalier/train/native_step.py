@@ -3,147 +3,26 @@
 The engine's own dataflow: the images of a batch are the lanes, one weight is broadcast over them, zero weights
 cost nothing in FP and BP, and WU computes only the gradients of live weights. Words are int16, sums exact
 (convolve.h says how). Each thread takes a chunk of images through all operations, so that maps stay in its
-cache. Rectifiers and masks ride on the operation before them. :func:`compiled` gives None where there is no C++
-compiler or the graph holds something that the list does not know; ``evaluate.run`` then does the same, slower.
+cache. :func:`compiled` gives None where there is no C++ compiler or the graph holds something that the list does
+not know; ``evaluate.run`` then does the same, slower.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from itertools import accumulate
 from math import prod
-from pathlib import Path
-from typing import assert_never
 
 import torch
 from torch import Tensor
 
-from espalier.errors import ToolError
-from espalier.ir.differentiate import gradient_name
 from espalier.ir.graph import Graph
-from espalier.ir.ops import (
-    Add,
-    AveragePool,
-    AveragePoolGrad,
-    BiasGrad,
-    Conv2d,
-    Conv2dInputGrad,
-    Conv2dWeightGrad,
-    GlobalAveragePool,
-    GlobalAveragePoolGrad,
-    Linear,
-    LinearInputGrad,
-    LinearWeightGrad,
-    MaxPool,
-    MaxPoolGrad,
-    Op,
-    Relu,
-    ReluGrad,
-    Reshape,
-    SoftmaxCrossEntropy,
-    SoftmaxCrossEntropyGrad,
-    SquareHinge,
-    SquareHingeGrad,
-)
-from espalier.ir.types import TensorType, Value
-from espalier.native import build_library
-from espalier.numerics.activation import AVERAGE_FRAC, average_reciprocal
-from espalier.numerics.fixed import Fixed
-from espalier.numerics.window import Window
-from espalier.train.convolve import Rounding
+from espalier.ir.types import Fixed
 from espalier.train.evaluate import evaluate
-from espalier.train.exact import check_exact
+from espalier.train.native_code import NONE, Operation, Program, library
+from espalier.train.native_list import OperationList, Unknown
 
-OPTIONS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
-SOURCE = Path(__file__).parent / "native" / "step.cpp"
-WORD_BITS = 16
-LOSSES = SoftmaxCrossEntropy | SoftmaxCrossEntropyGrad | SquareHinge | SquareHingeGrad
-NONE = -1
 HUGE_PAGE = 2 << 20
-
-
-def _structure(name: str, fields: list[tuple[str, type]]) -> type[ctypes.Structure]:
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
-
-
-def _counts(names: str) -> list[tuple[str, type]]:
-    return [(name, ctypes.c_int64) for name in names.split()]
-
-
-def _numbers(names: str) -> list[tuple[str, type]]:
-    return [(name, ctypes.c_double) for name in names.split()]
-
-
-_Map = _structure("_Map", _counts("arena offset channels height width top left full_height full_width owner"))
-_Window = _structure("_Window", _counts("channels outputs groups kernel_y kernel_x stride_y stride_x dilation_y "
-                                        "dilation_x out_height out_width"))
-_Pool = _structure("_Pool", _counts("kernel_y kernel_x stride_y stride_x dilation_y dilation_x pad_y pad_x apart"))
-_Rounding = _structure("_Rounding", _counts("shift low high"))
-_Operation = _structure("_Operation", [
-    *_counts("kind source second mask target"), ("window", _Window),
-    *_counts("pad_y pad_x turned weights bias bias_shift"), ("pool", _Pool), ("rounding", _Rounding),
-    *_counts("same shift second_shift reciprocal")])
-UpdateRule = _structure("UpdateRule", [*_counts("count"), *_numbers(
-    "scale gradient_low gradient_high rate momentum decay low high wide_low wide_high")])
-_Program = _structure("_Program", [
-    ("maps", ctypes.c_void_p), ("operations", ctypes.c_void_p), *_counts("map_count images chunks"),
-    ("arena_sizes", ctypes.c_int64 * 2), ("kept", ctypes.c_void_p), ("passing", ctypes.c_void_p),
-    ("magnitudes", ctypes.c_void_p)])
-
-(CONVOLVE, WEIGHT_GRADIENT, BIAS_GRADIENT, MAX_POOL, MAX_POOL_GRADIENT, AVERAGE_POOL, AVERAGE_POOL_GRADIENT, COMBINE,
- SPREAD) = range(9)  # as in step.cpp
-
-
-@cache
-def library() -> ctypes.CDLL | None:
-    """The native code; None where it cannot be compiled, or ``ESPALIER_NATIVE=0`` forbids it."""
-    if os.environ.get("ESPALIER_NATIVE") == "0":
-        return None
-    try:
-        found = ctypes.CDLL(str(build_library(SOURCE, OPTIONS)))
-    except (ToolError, OSError):
-        return None
-    pointer, count = ctypes.c_void_p, ctypes.c_int64
-    found.lanes.restype = count
-    found.lanes_run.restype = found.lanes_crop.restype = found.lanes_update.restype = None
-    found.lanes_run.argtypes = [pointer, count, count, pointer, pointer, count, pointer, count, pointer, pointer, count]
-    found.lanes_crop.argtypes = [pointer] * 3 + [count] * 5 + [pointer]
-    found.lanes_update.argtypes = [pointer, count, *[pointer] * 5]
-    return found
-
-
-def crop(images: Tensor, index: Tensor, moves: Tensor, pad: int) -> Tensor:
-    """Images (N, C, H, W) at ``index`` (N,) of padded int16 ``images``, moved by ``moves`` (N, 3) in the padding."""
-    code = library()
-    assert code is not None, "library() was asked first"
-    _, channels, height, width = images.shape
-    out = torch.empty(len(index), channels, height - 2 * pad, width - 2 * pad, dtype=torch.int16)
-    code.lanes_crop(images.data_ptr(), index.data_ptr(), moves.data_ptr(), len(index), channels, *out.shape[2:], pad,
-                    out.data_ptr())
-    return out
-
-
-@dataclass(slots=True)
-class _Placed:
-    """A map: its shape (C, H, W), its border, and what it shares memory with."""
-
-    shape: tuple[int, int, int]
-    passing: bool
-    border: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  #: top, left, bottom, right
-    owner: int = NONE
-
-    @property
-    def full(self) -> tuple[int, int]:
-        return (self.shape[1] + self.border[0] + self.border[2], self.shape[2] + self.border[1] + self.border[3])
-
-
-class _Unknown(Exception):
-    """The list of operations does not know this."""
 
 
 class NativeStep:
@@ -151,20 +30,20 @@ class NativeStep:
 
     def __init__(self, graph: Graph, batch: int, code: ctypes.CDLL) -> None:
         self.graph, self.batch, self.code = graph, batch, code
-        builder = _Builder(graph, batch)
-        self.losses = builder.losses
-        self.roundings = [builder.roundings[name] for name in builder.owners if name in builder.roundings]
-        self.image, self.logits, self.gradient = builder.image, builder.logits, builder.gradient
-        self.classes = builder.maps[builder.logits].shape[0]
-        self.forward_count, self.count = builder.forward_count, len(builder.operations)
-        self.operations = (_Operation * max(1, self.count))(*builder.operations)
+        listed = OperationList(graph, batch)
+        self.losses = listed.losses
+        self.roundings = [listed.roundings[name] for name in listed.owners if name in listed.roundings]
+        self.image, self.logits, self.gradient = listed.image, listed.logits, listed.gradient
+        self.classes = listed.maps[listed.logits].shape[0]
+        self.forward_count, self.count = listed.forward_count, len(listed.operations)
+        self.operations = (Operation * max(1, self.count))(*listed.operations)
         self.sums = torch.zeros(sum(prod(value.shape) for value in graph.parameters), dtype=torch.float64)
         lanes = code.lanes()
-        self.maps, sizes = builder.laid_out(lanes)
+        self.maps, sizes = listed.laid_out(lanes)
         self.chunks = -(-batch // lanes)
         self.lanes, self.sizes = lanes, sizes
         self.kept, self.passing = _arena(self.chunks * sizes[0]), _arena(0)
-        self.magnitudes = torch.zeros(self.chunks, len(builder.maps), dtype=torch.int64)
+        self.magnitudes = torch.zeros(self.chunks, len(listed.maps), dtype=torch.int64)
 
     def forward(self, images: Tensor, parameters: Tensor) -> Tensor:
         """The logits (N, classes) int64 of int16 images (N, C, H, W); ``parameters`` float64, one behind the other."""
@@ -193,7 +72,7 @@ class NativeStep:
         if len(self.passing) < threads * self.sizes[1]:
             self.passing = _arena(threads * self.sizes[1])
         given = given.contiguous()
-        program = _Program(
+        program = Program(
             ctypes.addressof(self.maps), ctypes.addressof(self.operations), len(self.maps), count,
             -(-count // self.lanes), (ctypes.c_int64 * 2)(*self.sizes), self.kept.data_ptr(), self.passing.data_ptr(),
             self.magnitudes.data_ptr())
@@ -211,7 +90,7 @@ def compiled(graph: Graph, batch: int) -> NativeStep | None:
         return None
     try:
         return NativeStep(graph, batch, code)
-    except _Unknown:
+    except Unknown:
         return None
 
 
@@ -225,267 +104,3 @@ def _arena(words: int) -> Tensor:
 
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-class _Builder:
-    """Turns a graph into maps and operations."""
-
-    def __init__(self, graph: Graph, batch: int) -> None:
-        self.graph = graph
-        sizes = [prod(parameter.shape) for parameter in graph.parameters]
-        names = [parameter.name for parameter in graph.parameters]
-        self.offsets = dict(zip(names, accumulate(sizes, initial=0), strict=False))
-        self.owners = {gradient_name(name): name for name in names}
-        self.users: dict[str, list[Op]] = {}
-        for op in graph.ops:
-            check_exact(op, batch)
-            for value in op.inputs:
-                self.users.setdefault(value.name, []).append(op)
-        self.maps: list[_Placed] = []
-        self.places: dict[str, int] = {}
-        self.shared: set[int] = set()  # maps whose memory has two shapes, and can have no border
-        self.copies: dict[int, int] = {}
-        self.operations: list[ctypes.Structure] = []
-        self.roundings: dict[str, Rounding] = {}
-        self.losses = [op for op in graph.ops if isinstance(op, LOSSES)]
-        self.passing = False
-        self.image = self._map(graph.inputs[0])
-        self.gradient = NONE
-        self._add_all()
-
-    def _add_all(self) -> None:
-        self.forward_count = NONE
-        for op in self.graph.ops:
-            if isinstance(op, LOSSES):
-                if self.forward_count == NONE:
-                    self.forward_count, self.logits = len(self.operations), self.places[op.logits.name]
-                    self.passing = True
-                if isinstance(op, SoftmaxCrossEntropyGrad | SquareHingeGrad):
-                    self.gradient = self._map(op.out)
-                continue
-            self._add(op)
-        if self.forward_count == NONE:
-            self.forward_count, self.logits = len(self.operations), self.places[self.graph.outputs[0].name]
-        if set(self.roundings) != (set(self.owners) if self.losses else set()):
-            raise _Unknown("a parameter's gradient has several parts")
-
-    def laid_out(self, lanes: int) -> tuple[ctypes.Array, list[int]]:
-        """The maps with their places in the arenas, and the arenas' sizes, in words."""
-        sizes, offsets = [0, 0], []
-        for placed in self.maps:
-            if placed.owner == NONE:
-                offsets.append(sizes[placed.passing])
-                sizes[placed.passing] += lanes * placed.shape[0] * prod(placed.full)
-                continue
-            assert not any((*placed.border, *self.maps[placed.owner].border)), "two shapes, but a border"
-            offsets.append(offsets[placed.owner])
-        made = [_Map(placed.passing, offset, *placed.shape, *placed.border[:2], *placed.full,
-                     index if placed.owner == NONE else placed.owner)
-                for index, (placed, offset) in enumerate(zip(self.maps, offsets, strict=True))]
-        return (_Map * len(made))(*made), sizes
-
-    def _map(self, value: Value, owner: int = NONE) -> int:
-        if not isinstance(value.format, Fixed) or value.format.width > WORD_BITS:
-            raise _Unknown(f"words of {value}")
-        shape = value.shape if len(value.shape) == 3 else (prod(value.shape), 1, 1)
-        passing = self.passing if owner == NONE else self.maps[owner].passing
-        self.maps.append(_Placed(shape, passing, owner=owner))
-        self.places[value.name] = len(self.maps) - 1
-        return len(self.maps) - 1
-
-    def _add(self, op: Op) -> None:
-        match op:
-            case Conv2d(x=x, w=w, b=b, window=window, groups=groups):
-                self._convolve(op, x, w, b, window, groups)
-            case Linear(x=x, w=w, b=b):
-                self._convolve(op, x, w, b, Window((1, 1)), 1)
-            case Conv2dInputGrad(g=g, w=w, window=window, groups=groups):
-                self._input_gradient(op, g, w, window, groups)
-            case LinearInputGrad(g=g, w=w):
-                self._input_gradient(op, g, w, Window((1, 1)), 1)
-            case Conv2dWeightGrad(x=x, g=g, window=window, groups=groups):
-                self._weight_gradient(op, x, g, window, groups)
-            case LinearWeightGrad(x=x, g=g):
-                self._weight_gradient(op, x, g, Window((1, 1)), 1)
-            case BiasGrad(g=g):
-                self.operations.append(_operation(BIAS_GRADIENT, self.places[g.name], bias=self._parameter(op.out)))
-                self._round_gradient(op.out, _frac(g))
-            case Relu(x=x) | ReluGrad(g=x) | Reshape(x=x):
-                self._move(op, x)
-            case Add(a=a, b=b):
-                frac = max(_frac(a), _frac(b))
-                self._write(op, COMBINE, self.places[a.name], frac - _frac(op.out), second=self.places[b.name],
-                            shift=frac - _frac(a), second_shift=frac - _frac(b))
-            case MaxPool(x=x, window=window):
-                self._write(op, MAX_POOL, self.places[x.name], _frac(x) - _frac(op.out), pool=_pool(window),
-                            same=_same(x, op.out))
-            case MaxPoolGrad(g=g, x=x, window=window):
-                self._write(op, MAX_POOL_GRADIENT, self.places[g.name], _frac(g) - _frac(op.out),
-                            second=self.places[x.name], pool=_pool(window), same=_same(g, op.out))
-            case AveragePool(x=x, window=window):
-                self._average(op, AVERAGE_POOL, x, window)
-            case GlobalAveragePool(x=x):
-                self._average(op, AVERAGE_POOL, x, Window(x.shape[1:]))
-            case AveragePoolGrad(g=g, window=window):
-                self._average(op, AVERAGE_POOL_GRADIENT, g, window)
-            case GlobalAveragePoolGrad(g=g):
-                self._average(op, AVERAGE_POOL_GRADIENT, g, Window(op.out.shape[1:]))
-            case SoftmaxCrossEntropy() | SoftmaxCrossEntropyGrad() | SquareHinge() | SquareHingeGrad():
-                raise _Unknown("losses are not on the list")
-            case _:
-                assert_never(op)
-
-    def _write(self, op: Op, kind: int, source: int, drop: int, **more: object) -> None:
-        """An operation that writes the map of ``op.out``, or of the rectifier or mask that alone reads it.
-
-        ``drop``: fraction bits that rounding takes away.
-        """
-        out, low, mask = op.out, _low(op.out), NONE
-        following = self.users.get(out.name, [])
-        if len(following) == 1 and out not in self.graph.outputs:
-            match following[0]:
-                case Relu(out=after) if after.format == out.format:
-                    out, low = after, max(low, 0)
-                case ReluGrad(out=after, g=g, y=y) if g == out and after.format == out.format:
-                    out, mask = after, self.places[y.name]
-        self.operations.append(_operation(
-            kind, source, target=self._map(out), mask=mask, rounding=_rounding(drop, low, out), **more))
-
-    def _move(self, op: Relu | ReluGrad | Reshape, x: Value) -> None:
-        if op.out.name in self.places:
-            return  # done by the operation before
-        if isinstance(op, Reshape) and _same(x, op.out):
-            self._share(op.out, x)
-            return
-        mask = self.places[op.y.name] if isinstance(op, ReluGrad) else NONE
-        low = max(_low(op.out), 0) if isinstance(op, Relu) else _low(op.out)
-        shift = _frac(x) - _frac(op.out)
-        target = self._map(Value(op.out.name, TensorType(x.shape, op.out.format)))
-        self.operations.append(_operation(
-            COMBINE, self.places[x.name], target=target, mask=mask, same=_same(x, op.out),
-            rounding=_rounding(shift, low, op.out)))
-        if x.shape != op.out.shape:
-            self.shared |= {target, self._map(op.out, owner=target)}
-
-    def _share(self, value: Value, source: Value) -> None:
-        """Let ``value`` have the memory of ``source``."""
-        place = self.places[source.name]
-        if value.shape == source.shape:
-            self.places[value.name] = place
-            return
-        if any(self.maps[place].border):
-            place = self._copied(place)
-        owner = place if self.maps[place].owner == NONE else self.maps[place].owner
-        self.shared |= {owner, self._map(value, owner=owner)}
-
-    def _copied(self, source: int) -> int:
-        """Another map with the words of ``source``."""
-        if source not in self.copies:
-            self.maps.append(_Placed(self.maps[source].shape, self.passing))
-            self.copies[source] = len(self.maps) - 1
-            self.operations.append(_operation(COMBINE, source, target=self.copies[source], same=1,
-                                              rounding=_Rounding(0, -1 << WORD_BITS - 1, (1 << WORD_BITS - 1) - 1)))
-        return self.copies[source]
-
-    def _convolve(self, op: Conv2d | Linear, x: Value, w: Value, b: Value | None, window: Window, groups: int) -> None:
-        source = self.places[x.name]
-        source, told = self._window(source, w.shape[0], window, groups)
-        frac = _frac(x) + _frac(w)
-        bias_shift = 0 if b is None else frac - _frac(b)
-        if bias_shift < 0:
-            raise _Unknown("a bias finer than the sums")
-        self._write(op, CONVOLVE, source, frac - _frac(op.out), window=told, pad_y=window.pad[0], pad_x=window.pad[1],
-                    weights=self.offsets[w.name], bias=NONE if b is None else self.offsets[b.name],
-                    bias_shift=bias_shift)
-
-    def _input_gradient(self, op: Conv2dInputGrad | LinearInputGrad, g: Value, w: Value, window: Window, groups: int
-                        ) -> None:
-        """A convolution of the gradient, spread by the stride, with the turned kernel."""
-        source = self.places[g.name]
-        if window.stride != (1, 1):
-            source = self._spread(source, window.stride)
-        reach = [dilation * (kernel - 1) for dilation, kernel in zip(window.dilation, window.kernel, strict=True)]
-        pad = [reach[axis] - window.pad[axis] for axis in (0, 1)]
-        shape = op.out.shape if len(op.out.shape) == 3 else (prod(op.out.shape), 1, 1)
-        source = self._reach(source, pad, [shape[1 + axis] + reach[axis] for axis in (0, 1)])
-        told = _Window(self.maps[source].shape[0], shape[0], groups, *window.kernel, 1, 1, *window.dilation, *shape[1:])
-        self._write(op, CONVOLVE, source, _frac(g) + _frac(w) - _frac(op.out), window=told, pad_y=pad[0], pad_x=pad[1],
-                    turned=1, weights=self.offsets[w.name], bias=NONE)
-
-    def _spread(self, source: int, stride: tuple[int, int]) -> int:
-        channels, height, width = self.maps[source].shape
-        self.maps.append(_Placed((channels, (height - 1) * stride[0] + 1, (width - 1) * stride[1] + 1), True))
-        window = _Window(channels, channels, 1, 1, 1, *stride, 1, 1, height, width)
-        self.operations.append(_operation(SPREAD, source, target=len(self.maps) - 1, window=window))
-        return len(self.maps) - 1
-
-    def _weight_gradient(self, op: Conv2dWeightGrad | LinearWeightGrad, x: Value, g: Value, window: Window, groups: int
-                         ) -> None:
-        source = self.places[x.name]
-        source, told = self._window(source, g.shape[0], window, groups)
-        self.operations.append(_operation(
-            WEIGHT_GRADIENT, source, second=self.places[g.name], window=told, pad_y=window.pad[0], pad_x=window.pad[1],
-            weights=self._parameter(op.out)))
-        self._round_gradient(op.out, _frac(x) + _frac(g))
-
-    def _window(self, source: int, outputs: int, window: Window, groups: int) -> tuple[int, ctypes.Structure]:
-        """How ``window`` walks over the map ``source`` or, where that cannot have the border, its copy."""
-        channels, *size = self.maps[source].shape
-        out = window.out_size(*size)
-        ends = [(out[axis] - 1) * window.stride[axis] + window.dilation[axis] * (window.kernel[axis] - 1) + 1
-                for axis in (0, 1)]
-        source = self._reach(source, window.pad[:2], ends)
-        return source, _Window(channels, outputs, groups, *window.kernel, *window.stride, *window.dilation, *out)
-
-    def _reach(self, source: int, pad: Sequence[int], ends: Sequence[int]) -> int:
-        """A map with the words of ``source`` of which rows ``-pad .. ends - pad - 1`` can be read, columns likewise."""
-        size = self.maps[source].shape[1:]
-        wanted = [*pad, *(ends[axis] - pad[axis] - size[axis] for axis in (0, 1))]
-        if max(wanted) > 0 and source in self.shared:
-            source = self._copied(source)
-        placed = self.maps[source]
-        placed.border = [max(pair) for pair in zip(placed.border, wanted, strict=True)]
-        return source
-
-    def _average(self, op: Op, kind: int, x: Value, window: Window) -> None:
-        self._write(op, kind, self.places[x.name], _frac(x) + AVERAGE_FRAC - _frac(op.out), pool=_pool(window),
-                    reciprocal=average_reciprocal(prod(window.kernel)))
-
-    def _parameter(self, gradient: Value) -> int:
-        if gradient.name not in self.owners:
-            raise _Unknown(f"{gradient} is part of a gradient")
-        return self.offsets[self.owners[gradient.name]]
-
-    def _round_gradient(self, gradient: Value, frac: int) -> None:
-        assert isinstance(gradient.format, Fixed), gradient
-        self.roundings[gradient.name] = Rounding(frac - gradient.format.frac, gradient.format.low, gradient.format.high)
-
-
-def _operation(kind: int, source: int, **fields: object) -> ctypes.Structure:
-    missing = {"second": NONE, "mask": NONE, "target": NONE}
-    return _Operation(kind=kind, source=source, **{**missing, **fields})
-
-
-def _pool(window: Window) -> ctypes.Structure:
-    apart = (all(step >= size for step, size in zip(window.stride, window.kernel, strict=True))
-             and not any(window.pad) and window.dilation == (1, 1))
-    return _Pool(*window.kernel, *window.stride, *window.dilation, *window.pad[:2], apart)
-
-
-def _rounding(shift: int, low: int, out: Value) -> ctypes.Structure:
-    assert isinstance(out.format, Fixed)
-    return _Rounding(max(-63, min(63, shift)), low, out.format.high)
-
-
-def _frac(value: Value) -> int:
-    assert isinstance(value.format, Fixed), value
-    return value.format.frac
-
-
-def _low(value: Value) -> int:
-    assert isinstance(value.format, Fixed), value
-    return value.format.low
-
-
-def _same(x: Value, out: Value) -> bool:
-    return x.format == out.format

@@ -25,7 +25,7 @@ from espalier.numerics.fixed import Fixed
 from espalier.numerics.update import EXTRA_BITS, BufferedSgd, NarrowSgd, master_format
 from espalier.train.convolve import Rounding
 from espalier.train.evaluate import element_type, to_array
-from espalier.train.native_step import UpdateRule, library
+from espalier.train.native_code import UpdateRule, library
 from espalier.train.unbuffered import UnbufferedSgd
 
 

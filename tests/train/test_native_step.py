@@ -20,7 +20,7 @@ from espalier.ir.interpret import interpret
 from espalier.ir.types import Fixed, Format, Value
 from espalier.numerics.update import GRADIENT_BITS
 from espalier.numerics.window import Window
-from espalier.train import native_step
+from espalier.train import native_code
 from espalier.train.native_step import compiled
 from espalier.train.optimise import Optimiser, Sgd, Update
 
@@ -204,7 +204,7 @@ def test_any_processor_with_sums_of_any_size(monkeypatch: pytest.MonkeyPatch, op
     """Small words are summed in 32 bits, larger ones split, and 1,100 of the largest need 64 bits."""
     if options == ("-march=x86-64-v3",) and not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         options = ("-march=x86-64",)
-    monkeypatch.setattr(native_step, "OPTIONS", ("-O1", *options))
+    monkeypatch.setattr(native_code, "OPTIONS", ("-O1", *options))
     step = convolution(11, 4, 12, Window((10, 10)))
     for largest in (90, 3000, 2**15):
         random = np.random.RandomState(largest)

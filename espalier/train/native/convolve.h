@@ -286,7 +286,8 @@ void convolve(const Job& job, Way way, const Lists<R>& lists) {
             const bool several = w.out_width - x >= P;
             const int16_t* origin = job.source.at(0, y * w.stride_y, x * w.stride_x);
             for (size_t k = 0; k + 1 < lists.start.size(); k++) {
-                const Pair<R>*pair = lists.pairs.data() + lists.start[k], *end = lists.pairs.data() + lists.start[k + 1];
+                const Pair<R>* pair = lists.pairs.data() + lists.start[k];
+                const Pair<R>* end = lists.pairs.data() + lists.start[k + 1];
                 if (several) tile<R, P>(job, way, pair, end, origin, R * k, y, x);
                 else tile<R, 1>(job, way, pair, end, origin, R * k, y, x);
             }

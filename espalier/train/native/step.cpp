@@ -137,7 +137,8 @@ public:
             };
             const Operation& op = begin[k];
             if (op.kind == BIAS_GRADIENT)
-                for (int64_t c = 0; c < program.maps[op.source].channels; c++) sums[op.bias + c] = total(c) * live[op.bias + c];
+                for (int64_t c = 0; c < program.maps[op.source].channels; c++)
+                    sums[op.bias + c] = total(c) * live[op.bias + c];
             if (op.kind != WEIGHT_GRADIENT) continue;
             const Gradients& wanted = *ready[k].gradients;
             for (size_t i = 0; i < wanted.items.size(); i++)
@@ -213,8 +214,8 @@ extern "C" {
 int64_t lanes() { return LANES; }
 
 // Runs operations first..last-1. ``in`` [image][channel][y][x] fills map ``in_map`` first; map ``out_map`` (-1: none)
-// goes to ``out`` in the end. ``sums`` gets the gradients of the parameters that operations in that range compute, where
-// ``live`` is not 0.
+// goes to ``out`` in the end. ``sums`` gets the gradients of the parameters that these operations compute, where ``live``
+// is not 0.
 void lanes_run(const Program* program, int64_t first, int64_t last, const double* parameters, const double* live,
                int64_t in_map, const int16_t* in, int64_t out_map, int64_t* out, double* sums, int64_t threads) {
     const Run run(*program, first, last, parameters, live);

@@ -46,9 +46,11 @@ inline Sums dot(Sums sums, Words a, Words b) {
 template <bool UPPER>
 Words interleave(Words a, Words b) {
 #if defined(__AVX512BW__)
-    return (Words)(UPPER ? _mm512_unpackhi_epi16((__m512i)a, (__m512i)b) : _mm512_unpacklo_epi16((__m512i)a, (__m512i)b));
+    const __m512i x = (__m512i)a, y = (__m512i)b;
+    return (Words)(UPPER ? _mm512_unpackhi_epi16(x, y) : _mm512_unpacklo_epi16(x, y));
 #elif defined(__AVX2__)
-    return (Words)(UPPER ? _mm256_unpackhi_epi16((__m256i)a, (__m256i)b) : _mm256_unpacklo_epi16((__m256i)a, (__m256i)b));
+    const __m256i x = (__m256i)a, y = (__m256i)b;
+    return (Words)(UPPER ? _mm256_unpackhi_epi16(x, y) : _mm256_unpacklo_epi16(x, y));
 #else
     Words v;
     for (int k = 0; k < 4; k++) v[2 * k] = a[4 * UPPER + k], v[2 * k + 1] = b[4 * UPPER + k];

@@ -1,0 +1,336 @@
+"""From a graph to the list of operations, and the maps they work on, that native code (native/step.cpp) runs.
+
+Rectifiers and masks ride on the operation before them; a reshape is another view of the same memory; the border of
+zeros that a padded window reads belongs to the map.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from math import prod
+from typing import assert_never
+
+from espalier.ir.differentiate import gradient_name
+from espalier.ir.graph import Graph
+from espalier.ir.ops import (
+    Add,
+    AveragePool,
+    AveragePoolGrad,
+    BiasGrad,
+    Conv2d,
+    Conv2dInputGrad,
+    Conv2dWeightGrad,
+    GlobalAveragePool,
+    GlobalAveragePoolGrad,
+    Linear,
+    LinearInputGrad,
+    LinearWeightGrad,
+    MaxPool,
+    MaxPoolGrad,
+    Op,
+    Relu,
+    ReluGrad,
+    Reshape,
+    SoftmaxCrossEntropy,
+    SoftmaxCrossEntropyGrad,
+    SquareHinge,
+    SquareHingeGrad,
+)
+from espalier.ir.types import TensorType, Value
+from espalier.numerics.activation import AVERAGE_FRAC, average_reciprocal
+from espalier.numerics.fixed import Fixed
+from espalier.numerics.window import Window
+from espalier.train import native_code as native
+from espalier.train.convolve import Rounding
+from espalier.train.exact import check_exact
+
+WORD_BITS = 16
+LOSSES = SoftmaxCrossEntropy | SoftmaxCrossEntropyGrad | SquareHinge | SquareHingeGrad
+
+
+@dataclass(slots=True)
+class _Placed:
+    """A map: its shape (C, H, W), its border, and what it shares memory with."""
+
+    shape: tuple[int, int, int]
+    passing: bool
+    border: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  #: top, left, bottom, right
+    owner: int = native.NONE
+
+    @property
+    def full(self) -> tuple[int, int]:
+        return (self.shape[1] + self.border[0] + self.border[2], self.shape[2] + self.border[1] + self.border[3])
+
+
+class Unknown(Exception):
+    """The list of operations does not know this."""
+
+
+class OperationList:
+    """Turns a graph into maps and operations."""
+
+    def __init__(self, graph: Graph, batch: int) -> None:
+        self.graph = graph
+        sizes = [prod(parameter.shape) for parameter in graph.parameters]
+        names = [parameter.name for parameter in graph.parameters]
+        self.offsets = dict(zip(names, accumulate(sizes, initial=0), strict=False))
+        self.owners = {gradient_name(name): name for name in names}
+        self.users: dict[str, list[Op]] = {}
+        for op in graph.ops:
+            check_exact(op, batch)
+            for value in op.inputs:
+                self.users.setdefault(value.name, []).append(op)
+        self.maps: list[_Placed] = []
+        self.places: dict[str, int] = {}
+        self.shared: set[int] = set()  # maps whose memory has two shapes, and can have no border
+        self.copies: dict[int, int] = {}
+        self.operations: list[ctypes.Structure] = []
+        self.roundings: dict[str, Rounding] = {}
+        self.losses = [op for op in graph.ops if isinstance(op, LOSSES)]
+        self.passing = False
+        self.image = self._map(graph.inputs[0])
+        self.gradient = native.NONE
+        self._add_all()
+
+    def _add_all(self) -> None:
+        self.forward_count = native.NONE
+        for op in self.graph.ops:
+            if isinstance(op, LOSSES):
+                if self.forward_count == native.NONE:
+                    self.forward_count, self.logits = len(self.operations), self.places[op.logits.name]
+                    self.passing = True
+                if isinstance(op, SoftmaxCrossEntropyGrad | SquareHingeGrad):
+                    self.gradient = self._map(op.out)
+                continue
+            self._add(op)
+        if self.forward_count == native.NONE:
+            self.forward_count, self.logits = len(self.operations), self.places[self.graph.outputs[0].name]
+        if set(self.roundings) != (set(self.owners) if self.losses else set()):
+            raise Unknown("a parameter's gradient has several parts")
+
+    def laid_out(self, lanes: int) -> tuple[ctypes.Array, list[int]]:
+        """The maps with their places in the arenas, and the arenas' sizes, in words."""
+        sizes, offsets = [0, 0], []
+        for placed in self.maps:
+            if placed.owner == native.NONE:
+                offsets.append(sizes[placed.passing])
+                sizes[placed.passing] += lanes * placed.shape[0] * prod(placed.full)
+                continue
+            assert not any((*placed.border, *self.maps[placed.owner].border)), "two shapes, but a border"
+            offsets.append(offsets[placed.owner])
+        made = [native.Map(placed.passing, offset, *placed.shape, *placed.border[:2], *placed.full,
+                     index if placed.owner == native.NONE else placed.owner)
+                for index, (placed, offset) in enumerate(zip(self.maps, offsets, strict=True))]
+        return (native.Map * len(made))(*made), sizes
+
+    def _map(self, value: Value, owner: int = native.NONE) -> int:
+        if not isinstance(value.format, Fixed) or value.format.width > WORD_BITS:
+            raise Unknown(f"words of {value}")
+        shape = value.shape if len(value.shape) == 3 else (prod(value.shape), 1, 1)
+        passing = self.passing if owner == native.NONE else self.maps[owner].passing
+        self.maps.append(_Placed(shape, passing, owner=owner))
+        self.places[value.name] = len(self.maps) - 1
+        return len(self.maps) - 1
+
+    def _add(self, op: Op) -> None:
+        match op:
+            case Conv2d(x=x, w=w, b=b, window=window, groups=groups):
+                self._convolve(op, x, w, b, window, groups)
+            case Linear(x=x, w=w, b=b):
+                self._convolve(op, x, w, b, Window((1, 1)), 1)
+            case Conv2dInputGrad(g=g, w=w, window=window, groups=groups):
+                self._input_gradient(op, g, w, window, groups)
+            case LinearInputGrad(g=g, w=w):
+                self._input_gradient(op, g, w, Window((1, 1)), 1)
+            case Conv2dWeightGrad(x=x, g=g, window=window, groups=groups):
+                self._weight_gradient(op, x, g, window, groups)
+            case LinearWeightGrad(x=x, g=g):
+                self._weight_gradient(op, x, g, Window((1, 1)), 1)
+            case BiasGrad(g=g):
+                self.operations.append(_operation(native.BIAS_GRADIENT, self.places[g.name],
+                                                  bias=self._parameter(op.out)))
+                self._round_gradient(op.out, _frac(g))
+            case Relu(x=x) | ReluGrad(g=x) | Reshape(x=x):
+                self._move(op, x)
+            case Add(a=a, b=b):
+                frac = max(_frac(a), _frac(b))
+                self._write(op, native.COMBINE, self.places[a.name], frac - _frac(op.out), second=self.places[b.name],
+                            shift=frac - _frac(a), second_shift=frac - _frac(b))
+            case MaxPool(x=x, window=window):
+                self._write(op, native.MAX_POOL, self.places[x.name], _frac(x) - _frac(op.out), pool=_pool(window),
+                            same=_same(x, op.out))
+            case MaxPoolGrad(g=g, x=x, window=window):
+                self._write(op, native.MAX_POOL_GRADIENT, self.places[g.name], _frac(g) - _frac(op.out),
+                            second=self.places[x.name], pool=_pool(window), same=_same(g, op.out))
+            case AveragePool(x=x, window=window):
+                self._average(op, native.AVERAGE_POOL, x, window)
+            case GlobalAveragePool(x=x):
+                self._average(op, native.AVERAGE_POOL, x, Window(x.shape[1:]))
+            case AveragePoolGrad(g=g, window=window):
+                self._average(op, native.AVERAGE_POOL_GRADIENT, g, window)
+            case GlobalAveragePoolGrad(g=g):
+                self._average(op, native.AVERAGE_POOL_GRADIENT, g, Window(op.out.shape[1:]))
+            case SoftmaxCrossEntropy() | SoftmaxCrossEntropyGrad() | SquareHinge() | SquareHingeGrad():
+                raise Unknown("losses are not on the list")
+            case _:
+                assert_never(op)
+
+    def _write(self, op: Op, kind: int, source: int, drop: int, **more: object) -> None:
+        """An operation that writes the map of ``op.out``, or of the rectifier or mask that alone reads it.
+
+        ``drop``: fraction bits that rounding takes away.
+        """
+        out, low, mask = op.out, _low(op.out), native.NONE
+        following = self.users.get(out.name, [])
+        if len(following) == 1 and out not in self.graph.outputs:
+            match following[0]:
+                case Relu(out=after) if after.format == out.format:
+                    out, low = after, max(low, 0)
+                case ReluGrad(out=after, g=g, y=y) if g == out and after.format == out.format:
+                    out, mask = after, self.places[y.name]
+        self.operations.append(_operation(
+            kind, source, target=self._map(out), mask=mask, rounding=_rounding(drop, low, out), **more))
+
+    def _move(self, op: Relu | ReluGrad | Reshape, x: Value) -> None:
+        if op.out.name in self.places:
+            return  # done by the operation before
+        if isinstance(op, Reshape) and _same(x, op.out):
+            self._share(op.out, x)
+            return
+        mask = self.places[op.y.name] if isinstance(op, ReluGrad) else native.NONE
+        low = max(_low(op.out), 0) if isinstance(op, Relu) else _low(op.out)
+        shift = _frac(x) - _frac(op.out)
+        target = self._map(Value(op.out.name, TensorType(x.shape, op.out.format)))
+        self.operations.append(_operation(
+            native.COMBINE, self.places[x.name], target=target, mask=mask, same=_same(x, op.out),
+            rounding=_rounding(shift, low, op.out)))
+        if x.shape != op.out.shape:
+            self.shared |= {target, self._map(op.out, owner=target)}
+
+    def _share(self, value: Value, source: Value) -> None:
+        """Let ``value`` have the memory of ``source``."""
+        place = self.places[source.name]
+        if value.shape == source.shape:
+            self.places[value.name] = place
+            return
+        if any(self.maps[place].border):
+            place = self._copied(place)
+        owner = place if self.maps[place].owner == native.NONE else self.maps[place].owner
+        self.shared |= {owner, self._map(value, owner=owner)}
+
+    def _copied(self, source: int) -> int:
+        """Another map with the words of ``source``."""
+        if source not in self.copies:
+            self.maps.append(_Placed(self.maps[source].shape, self.passing))
+            self.copies[source] = len(self.maps) - 1
+            every = native.Rounding(0, -1 << WORD_BITS - 1, (1 << WORD_BITS - 1) - 1)
+            self.operations.append(_operation(native.COMBINE, source, target=self.copies[source], same=1,
+                                              rounding=every))
+        return self.copies[source]
+
+    def _convolve(self, op: Conv2d | Linear, x: Value, w: Value, b: Value | None, window: Window, groups: int) -> None:
+        source = self.places[x.name]
+        source, told = self._window(source, w.shape[0], window, groups)
+        frac = _frac(x) + _frac(w)
+        bias_shift = 0 if b is None else frac - _frac(b)
+        if bias_shift < 0:
+            raise Unknown("a bias finer than the sums")
+        self._write(op, native.CONVOLVE, source, frac - _frac(op.out), window=told, pad_y=window.pad[0],
+                    pad_x=window.pad[1], weights=self.offsets[w.name],
+                    bias=native.NONE if b is None else self.offsets[b.name], bias_shift=bias_shift)
+
+    def _input_gradient(self, op: Conv2dInputGrad | LinearInputGrad, g: Value, w: Value, window: Window, groups: int
+                        ) -> None:
+        """A convolution of the gradient, spread by the stride, with the turned kernel."""
+        source = self.places[g.name]
+        if window.stride != (1, 1):
+            source = self._spread(source, window.stride)
+        reach = [dilation * (kernel - 1) for dilation, kernel in zip(window.dilation, window.kernel, strict=True)]
+        pad = [reach[axis] - window.pad[axis] for axis in (0, 1)]
+        shape = op.out.shape if len(op.out.shape) == 3 else (prod(op.out.shape), 1, 1)
+        source = self._reach(source, pad, [shape[1 + axis] + reach[axis] for axis in (0, 1)])
+        told = native.Window(self.maps[source].shape[0], shape[0], groups, *window.kernel, 1, 1, *window.dilation,
+                             *shape[1:])
+        self._write(op, native.CONVOLVE, source, _frac(g) + _frac(w) - _frac(op.out), window=told, pad_y=pad[0],
+                    pad_x=pad[1], turned=1, weights=self.offsets[w.name], bias=native.NONE)
+
+    def _spread(self, source: int, stride: tuple[int, int]) -> int:
+        channels, height, width = self.maps[source].shape
+        self.maps.append(_Placed((channels, (height - 1) * stride[0] + 1, (width - 1) * stride[1] + 1), True))
+        window = native.Window(channels, channels, 1, 1, 1, *stride, 1, 1, height, width)
+        self.operations.append(_operation(native.SPREAD, source, target=len(self.maps) - 1, window=window))
+        return len(self.maps) - 1
+
+    def _weight_gradient(self, op: Conv2dWeightGrad | LinearWeightGrad, x: Value, g: Value, window: Window, groups: int
+                         ) -> None:
+        source = self.places[x.name]
+        source, told = self._window(source, g.shape[0], window, groups)
+        self.operations.append(_operation(
+            native.WEIGHT_GRADIENT, source, second=self.places[g.name], window=told, pad_y=window.pad[0],
+            pad_x=window.pad[1], weights=self._parameter(op.out)))
+        self._round_gradient(op.out, _frac(x) + _frac(g))
+
+    def _window(self, source: int, outputs: int, window: Window, groups: int) -> tuple[int, ctypes.Structure]:
+        """How ``window`` walks over the map ``source`` or, where that cannot have the border, its copy."""
+        channels, *size = self.maps[source].shape
+        out = window.out_size(*size)
+        ends = [(out[axis] - 1) * window.stride[axis] + window.dilation[axis] * (window.kernel[axis] - 1) + 1
+                for axis in (0, 1)]
+        source = self._reach(source, window.pad[:2], ends)
+        return source, native.Window(channels, outputs, groups, *window.kernel, *window.stride, *window.dilation, *out)
+
+    def _reach(self, source: int, pad: Sequence[int], ends: Sequence[int]) -> int:
+        """A map with the words of ``source`` of which rows ``-pad .. ends - pad - 1`` can be read, columns likewise."""
+        size = self.maps[source].shape[1:]
+        wanted = [*pad, *(ends[axis] - pad[axis] - size[axis] for axis in (0, 1))]
+        if max(wanted) > 0 and source in self.shared:
+            source = self._copied(source)
+        placed = self.maps[source]
+        placed.border = [max(pair) for pair in zip(placed.border, wanted, strict=True)]
+        return source
+
+    def _average(self, op: Op, kind: int, x: Value, window: Window) -> None:
+        self._write(op, kind, self.places[x.name], _frac(x) + AVERAGE_FRAC - _frac(op.out), pool=_pool(window),
+                    reciprocal=average_reciprocal(prod(window.kernel)))
+
+    def _parameter(self, gradient: Value) -> int:
+        if gradient.name not in self.owners:
+            raise Unknown(f"{gradient} is part of a gradient")
+        return self.offsets[self.owners[gradient.name]]
+
+    def _round_gradient(self, gradient: Value, frac: int) -> None:
+        assert isinstance(gradient.format, Fixed), gradient
+        self.roundings[gradient.name] = Rounding(frac - gradient.format.frac, gradient.format.low, gradient.format.high)
+
+
+def _operation(kind: int, source: int, **fields: object) -> ctypes.Structure:
+    missing = {"second": native.NONE, "mask": native.NONE, "target": native.NONE}
+    return native.Operation(kind=kind, source=source, **{**missing, **fields})
+
+
+def _pool(window: Window) -> ctypes.Structure:
+    apart = (all(step >= size for step, size in zip(window.stride, window.kernel, strict=True))
+             and not any(window.pad) and window.dilation == (1, 1))
+    return native.Pool(*window.kernel, *window.stride, *window.dilation, *window.pad[:2], apart)
+
+
+def _rounding(shift: int, low: int, out: Value) -> ctypes.Structure:
+    assert isinstance(out.format, Fixed)
+    return native.Rounding(max(-63, min(63, shift)), low, out.format.high)
+
+
+def _frac(value: Value) -> int:
+    assert isinstance(value.format, Fixed), value
+    return value.format.frac
+
+
+def _low(value: Value) -> int:
+    assert isinstance(value.format, Fixed), value
+    return value.format.low
+
+
+def _same(x: Value, out: Value) -> bool:
+    return x.format == out.format
