@@ -179,13 +179,16 @@ def run(job: Job) -> str:
 def merged(results: list[dict], command: str) -> dict:
     """Figures and bars of the runs that are done."""
     accuracies: dict[tuple[str, str], list[float]] = {}
+    epochs: dict[tuple[str, str], int] = {}
     figures = []
     for result in sorted(results, key=lambda result: (result["task"], result["variant"], result["seed"])):
-        accuracies.setdefault((result["task"], result["variant"]), []).append(100 * result["test_accuracy"])
-        figures.append(Figure(f"{result['task']}/{result['variant']}/seed{result['seed']}",
+        key = result["task"], result["variant"]
+        accuracies.setdefault(key, []).append(100 * result["test_accuracy"])
+        epochs[key] = len(result["curve"])
+        figures.append(Figure(f"{'/'.join(key)}/{epochs[key]} epochs/seed{result['seed']}",
                               round(100 * result["test_accuracy"], 2), "%", Provenance.MEASURED))
-    means = [Figure(f"{task}/{variant}/mean of {len(values)}", round(mean(values), 3), "%", Provenance.MEASURED)
-             for (task, variant), values in accuracies.items()]
+    means = [Figure(f"{'/'.join(key)}/{epochs[key]} epochs/mean of {len(values)}", round(mean(values), 3), "%",
+                    Provenance.MEASURED) for key, values in accuracies.items()]
     bars = [Bar(f"{task.name}: points lost by {BARRED} against {BASE}",
                 round(mean(accuracies[task.name, BASE]) - mean(accuracies[task.name, BARRED]), 3), "<=", task.points)
             for task in TASKS if (task.name, BASE) in accuracies and (task.name, BARRED) in accuracies]
@@ -244,7 +247,7 @@ def main() -> int:
     record = merged(results, command_of(sys.argv[1:]))
     write_json(options.output, record)
     for entry in record["figures"]:
-        print(f"{entry['name']:60} {entry['value']:8} {entry['unit']}")
+        print(f"{entry['name']:70} {entry['value']:8} {entry['unit']}")
     for bar in record["bars"]:
         print(f"{'met ' if bar['met'] else 'MISSED'} {bar['name']}: {bar['value']} {bar['op']} {bar['bound']}")
     print(f"{len(results)} of {len(asked)} jobs done; wrote {options.output}")

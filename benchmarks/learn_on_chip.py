@@ -4,9 +4,9 @@
     python benchmarks/learn_on_chip.py lenet5-pruned
     python benchmarks/learn_on_chip.py lenet5-dense
 
-Each run writes its own part; all parts that exist are merged into ``results/learn_on_chip.json``. The simulation has one
-thread; its speed is held against processor time, which other programs on the machine do not lengthen, and told by the
-clock as well.
+Each run writes its own part; all parts that exist are merged into ``results/learn_on_chip.json``. The simulation has
+one thread; its speed is held against processor time, which other programs on the machine do not lengthen, and told by
+the clock as well.
 """
 
 from __future__ import annotations

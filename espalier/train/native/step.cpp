@@ -214,8 +214,8 @@ extern "C" {
 int64_t lanes() { return LANES; }
 
 // Runs operations first..last-1. ``in`` [image][channel][y][x] fills map ``in_map`` first; map ``out_map`` (-1: none)
-// goes to ``out`` in the end. ``sums`` gets the gradients of the parameters that these operations compute, where ``live``
-// is not 0.
+// goes to ``out`` in the end. ``sums`` gets the gradients of the parameters that these operations compute, where
+// ``live`` is not 0.
 void lanes_run(const Program* program, int64_t first, int64_t last, const double* parameters, const double* live,
                int64_t in_map, const int16_t* in, int64_t out_map, int64_t* out, double* sums, int64_t threads) {
     const Run run(*program, first, last, parameters, live);
