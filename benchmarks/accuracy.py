@@ -219,11 +219,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def command_of(arguments: list[str]) -> str:
-    """The command line without the paths of this machine."""
+    """The command line without the paths of this machine, and without what changes no result."""
     kept, skip = [], False
     for argument in arguments:
         option = argument.split("=")[0]
-        if skip or option in ("--data", "--work", "--output", "--source"):
+        if skip or option in ("--data", "--work", "--output", "--source", "--limit"):
             skip = not skip and "=" not in argument
             continue
         kept.append(argument)
