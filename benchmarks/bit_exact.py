@@ -1,5 +1,8 @@
 """One whole training step of LeNet-5 and CNN 1X: RTL = interpreter = training path, every word.
 
+The training path is both of its ways: torch operations, which give every tensor, and the native step, which gives loss,
+logits and the state after the update.
+
     python benchmarks/bit_exact.py [--lanes 8]
 """
 
@@ -8,6 +11,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
+import torch
 from harness import SGD, Prepared, prepare, training_optimiser, write_results
 
 from espalier.engines.interpreter import InterpreterEngine
@@ -15,6 +19,7 @@ from espalier.engines.rtl import RtlEngine
 from espalier.ir.differentiate import gradient_name
 from espalier.records import Bar, Figure, Provenance
 from espalier.train.evaluate import run, to_array, to_tensor
+from espalier.train.native_step import compiled
 
 CASES = (("lenet5", "mnist"), ("cnn1x", "cifar10"))
 
@@ -33,6 +38,18 @@ def training_path(prepared: Prepared, images: np.ndarray, labels: np.ndarray) ->
         found[gradient_name(name)] = np.where(live, found[gradient_name(name)], 0)
     optimiser.step(values)
     return found | {name: words for name, words in optimiser.state().items() if not name.endswith(".live")}
+
+
+def native_step(prepared: Prepared, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """The same step as native code."""
+    graph, optimiser = prepared.network.graph, training_optimiser(prepared, SGD)
+    native = compiled(graph, len(images))
+    assert native is not None, "there is a C++ compiler"
+    loss, logits, sums = native.train(torch.from_numpy(images.astype(np.int16)), torch.from_numpy(labels),
+                                      optimiser.weight, optimiser.live)
+    optimiser.step_sums(sums, native.roundings)
+    state = {name: words for name, words in optimiser.state().items() if not name.endswith(".live")}
+    return {graph.outputs[0].name: loss.sum().long().numpy(), graph.outputs[1].name: logits.numpy(), **state}
 
 
 def differing(a: dict, b: dict) -> tuple[int, int, int]:
@@ -57,10 +74,12 @@ def main() -> None:
                     engine.load(prepared.state)
                 from_rtl, expected = rtl.traced_step(images, labels), reference.traced_step(images, labels)
                 trained = training_path(prepared, images, labels)
+                native = native_step(prepared, images, labels)
                 rtl.close()
                 case = f"{name} rows={rows} density={density:g}"
                 for pair, left, right in (("RTL = interpreter", from_rtl, expected),
-                                          ("training path = interpreter", trained, expected)):
+                                          ("training path = interpreter", trained, expected),
+                                          ("native training path = interpreter", native, expected)):
                     tensors, words, wrong = differing(left, right)
                     provenance = Provenance.SIMULATED if pair.startswith("RTL") else Provenance.MEASURED
                     figures += [Figure(f"{case}: {pair}, tensors compared", tensors, "tensors", provenance),

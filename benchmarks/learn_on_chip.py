@@ -24,7 +24,7 @@ from espalier.engines.base import Totals
 from espalier.engines.rtl import RtlEngine
 from espalier.numerics.loss import LOSS_FRAC
 from espalier.records import Bar, Figure, Provenance, write_json
-from espalier.train.evaluate import run, to_tensor
+from espalier.train.native_step import compiled
 from espalier.train.optimise import Sgd
 
 CHUNK = 200  #: batches between two lines of progress
@@ -63,18 +63,16 @@ def order(case: Case, count: int, epoch: int) -> np.ndarray:
 
 
 def by_training_path(case: Case, prepared: Prepared) -> dict[str, np.ndarray]:
-    """The same training by the torch path."""
-    graph = prepared.network.graph
+    """The same training by the native step, as ``espalier train`` takes it."""
     optimiser = training_optimiser(prepared, case.sgd)
-    with torch.no_grad():
-        for epoch in range(case.epochs):
-            chosen = order(case, len(prepared.images), epoch)
-            for start in range(0, len(chosen), case.lanes):
-                index = chosen[start: start + case.lanes]
-                values = run(graph, {graph.inputs[0].name: to_tensor(prepared.images[index], graph.inputs[0].format),
-                                     graph.inputs[1].name: to_tensor(prepared.labels[index], graph.inputs[1].format),
-                                     **optimiser.weights})
-                optimiser.step(values)
+    native = compiled(prepared.network.graph, case.lanes)
+    assert native is not None, "there is a C++ compiler"
+    images, labels = torch.from_numpy(prepared.images.astype(np.int16)), torch.from_numpy(prepared.labels)
+    for epoch in range(case.epochs):
+        chosen = torch.from_numpy(order(case, len(prepared.images), epoch))
+        for index in chosen.split(case.lanes):
+            _, _, sums = native.train(images[index], labels[index], optimiser.weight, optimiser.live)
+            optimiser.step_sums(sums, native.roundings)
     return optimiser.state()
 
 

@@ -27,10 +27,14 @@ class Rounding:
     low: int
     high: int
 
+    @property
+    def scale(self) -> float:
+        """What the shift multiplies sums of magnitude up to 2**53 by; beyond 53 they all become zero."""
+        return ldexp(1.0, -self.shift) if self.shift <= 53 else 0.0
+
     def __call__(self, acc: Tensor) -> Tensor:
         """The words of sums of magnitude up to 2**53, as float64."""
-        scale = ldexp(1.0, -self.shift) if self.shift <= 53 else 0.0
-        return acc.double().mul(scale).add_(0.5).floor_().clamp_(self.low, self.high)
+        return acc.double().mul(self.scale).add_(0.5).floor_().clamp_(self.low, self.high)
 
 
 class Way(Enum):

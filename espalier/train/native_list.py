@@ -90,7 +90,7 @@ class OperationList:
         self.operations: list[ctypes.Structure] = []
         self.roundings: dict[str, Rounding] = {}
         self.losses = [op for op in graph.ops if isinstance(op, LOSSES)]
-        self.passing = False
+        self.passing = not self.losses  # without a backward pass nothing needs to be kept
         self.image = self._map(graph.inputs[0])
         self.gradient = native.NONE
         self._add_all()

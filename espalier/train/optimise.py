@@ -171,10 +171,9 @@ class Optimiser:
             self.step({gradient_name(value.name): rounding(part)
                        for value, rounding, part in zip(self.parameters, roundings, parts, strict=True)})
             return
-        rules = [UpdateRule(len(part.reshape(-1)), math.ldexp(1.0, -rounding.shift), rounding.low, rounding.high, rate,
-                            self.mu.item(), self.decay.item(), *self._ends(value))
-                 for value, rounding, rate, part in zip(self.parameters, roundings, self.rates,
-                                                        self._views(sums).values(), strict=True)]
+        rules = [UpdateRule(prod(value.shape), rounding.scale, rounding.low, rounding.high, rate, self.mu.item(),
+                            self.decay.item(), 2.0 ** -EXTRA_BITS, *self._ends(value))
+                 for value, rounding, rate in zip(self.parameters, roundings, self.rates, strict=True)]
         native.lanes_update((UpdateRule * len(rules))(*rules), len(rules), *(tensor.data_ptr() for tensor in (
             sums, self.live, self.weight, self.master, self.momentum)))
 

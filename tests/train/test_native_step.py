@@ -21,6 +21,7 @@ from espalier.ir.types import Fixed, Format, Value
 from espalier.numerics.update import GRADIENT_BITS
 from espalier.numerics.window import Window
 from espalier.train import native_code
+from espalier.train.convolve import Rounding
 from espalier.train.native_step import compiled
 from espalier.train.optimise import Optimiser, Sgd, Update
 
@@ -249,6 +250,31 @@ def test_an_update_from_sums(update: Update) -> None:
             step.parameters, native.roundings, sums.split(sizes), strict=True)})
         for ours, theirs in zip(both[0].state_tensors, both[1].state_tensors, strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_an_update_whose_gradients_are_shifted_away() -> None:
+    """By 54 bits and more nothing is left, though a double would round the largest sums up to one."""
+    step, random = convolution(1, 1, 3, Window((1, 1))), np.random.RandomState(4)
+    formats = {gradient_name(value.name): step.value(gradient_name(value.name)).format for value in step.parameters}
+    optimiser = Optimiser(step.parameters, formats, Update.BUFFERED, 8)
+    optimiser.set(Sgd(2.0 ** -12, 0.0, 0.0))
+    optimiser.master.copy_(torch.tensor(random.randint(-999, 999, optimiser.master.shape)))
+    before = optimiser.master.clone()
+    optimiser.step_sums(torch.full_like(before, 2.0 ** 53 - 1), [Rounding(54, -2**31, 2**31 - 1)] * 2)
+    assert torch.equal(optimiser.master, before)
+
+
+@pytest.mark.parametrize("batch", [3, 70])
+def test_inference_keeps_no_maps(batch: int) -> None:
+    """Chunks share the memory of their thread, and logits are those of training."""
+    step, random = convolution(2, 4, 5, Window((3, 3))), np.random.RandomState(batch)
+    graph = Graph("inference", step.inputs[:1], step.parameters, step.ops[:4], step.outputs[1:2])
+    native, training = compiled(graph, batch), compiled(step, batch)
+    assert native is not None and training is not None and len(native.kept) == 0 < len(training.kept)
+    parameters = flat([random.randint(-99, 99, value.shape) for value in graph.parameters])
+    images = torch.tensor(random.randint(-99, 99, (batch, 2, 5, 5)), dtype=torch.int16)
+    for part in (images, images[:2]):
+        assert torch.equal(native.forward(part, parameters), training.forward(part, parameters))
 
 
 @pytest.mark.usefixtures("native_code_anew")

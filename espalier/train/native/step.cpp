@@ -240,7 +240,8 @@ void lanes_run(const Program* program, int64_t first, int64_t last, const double
 struct Rule {
     int64_t count;
     double scale, gradient_low, gradient_high;  // from sums to gradient words
-    double rate, momentum, decay, low, high, wide_low, wide_high;
+    double rate, momentum, decay;
+    double narrowing, low, high, wide_low, wide_high;  // from masters to weights; the ends of both
 };
 
 // An update of weights, masters and momenta by sums of gradients, parameter by parameter.
@@ -255,7 +256,7 @@ void lanes_update(const Rule* rules, int64_t parameters, const double* sums, con
             const double v = rounded(velocity[k] * r.momentum) + rounded(g * r.rate) + rounded(master[k] * r.decay);
             velocity[k] = std::clamp(v, r.wide_low, r.wide_high);
             master[k] = std::clamp(master[k] - velocity[k], r.wide_low, r.wide_high);
-            weight[k] = std::clamp(rounded(master[k] * (1.0 / 65536)), r.low, r.high);
+            weight[k] = std::clamp(rounded(master[k] * r.narrowing), r.low, r.high);
         }
     }
 }
