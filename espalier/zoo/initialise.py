@@ -9,7 +9,8 @@ def initialise(module: nn.Module, seed: int) -> None:
 
     Convolutions: He normal (standard deviation sqrt(2 / fan-in)); those that are not trained
     (``requires_grad`` False): see ``centre_channels``. Linear layers: Glorot uniform
-    (±sqrt(6 / (fan-in + fan-out))). Biases: zero. Batch norms: the identity, but for their epsilon.
+    (±sqrt(6 / (fan-in + fan-out))). Biases: zero. Batch norms: as they reset
+    themselves, the identity but for their epsilon, or zero at the end of a residual block.
     """
     generator = torch.Generator().manual_seed(seed)
     for layer in module.modules():

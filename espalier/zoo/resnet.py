@@ -21,6 +21,18 @@ def shortcut(in_channels: int, channels: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, channels, 1, stride=2, bias=False).requires_grad_(False)
 
 
+class LastNorm(nn.BatchNorm2d):
+    """The batch norm that ends a block: it starts at zero, so that the block starts as its shortcut.
+
+    Then a deep network is as easy to start as a shallow one (Goyal et al., arXiv:1706.02677, section 5.1),
+    also after folding, when nothing normalises any more.
+    """
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.zeros_(self.weight)
+
+
 class Block(nn.Module):
     """Two 3×3 convolutions, each with batch norm, and the shortcut around them."""
 
@@ -30,7 +42,7 @@ class Block(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=2 if narrows else 1, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.bn2 = LastNorm(channels)
         self.shortcut = shortcut(in_channels, channels) if narrows else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch.nn import functional
 from espalier import zoo
 from espalier.errors import UnsupportedError
 from espalier.zoo.mobilenet import mobilenetv1
-from espalier.zoo.resnet import Block
+from espalier.zoo.resnet import Block, LastNorm
 from espalier.zoo.vgg import vgg
 
 PARAMETERS = {"digits": 3818, "lenet5": 61_706, "cnn1x": 82_096, "cnn2x": 307_040, "cnn4x": 1_185_472,
@@ -65,7 +65,8 @@ def test_initial_distributions(name):
                 bound = (6 / (layer.in_features + layer.out_features)) ** 0.5
                 assert 0.98 * bound < layer.weight.abs().max().item() <= bound
             case nn.BatchNorm2d():
-                for numbers, wanted in ((layer.weight, 1), (layer.running_var, 1), (layer.running_mean, 0)):
+                scale = 0 if isinstance(layer, LastNorm) else 1
+                for numbers, wanted in ((layer.weight, scale), (layer.running_var, 1), (layer.running_mean, 0)):
                     assert (numbers == wanted).all()
             case _:
                 continue
@@ -110,6 +111,13 @@ def test_shortcut_is_option_a():
 
 def test_shortcut_within_a_stage_is_the_identity():
     assert isinstance(Block(16, 16).shortcut, nn.Identity)
+
+
+def test_residual_blocks_start_as_their_shortcuts():
+    network = zoo.build("resnet20").eval()
+    x = torch.rand(2, 16, 32, 32)
+    assert torch.equal(network.layer1(x), x)
+    assert torch.equal(network.layer2(x), network.layer2[0].shortcut(x))
 
 
 def test_layers_of_resnet20():
