@@ -12,6 +12,7 @@ from espalier.engines import host
 from espalier.engines.base import Network, State, Totals
 from espalier.engines.verilator import WAIT_IDLE, Simulation, build_simulator
 from espalier.errors import DataError
+from espalier.gateware.accelerator import RESET_CYCLES
 from espalier.gateware.host import READ_CYCLES
 from espalier.gateware.verilog import verilog
 from espalier.ir.differentiate import gradient_name
@@ -43,7 +44,12 @@ class RtlEngine:
         machine = self.program.machine
         self.simulation = Simulation(build_simulator(verilog(machine)), machine.program_depth)
         self.gradients = self.simulation.trace_gradients(machine.master_depth)
+        self.reset()
         self._send(host.program_writes(self.program))
+
+    def reset(self) -> None:
+        """Stop what runs; memories keep their words."""
+        self.simulation.reset(RESET_CYCLES)
 
     def _send(self, writes: host.Writes) -> None:
         waits = int((writes[0] == WAIT_IDLE).sum())

@@ -38,10 +38,14 @@ void* simulation_new(uint64_t* cycles_at, uint64_t* issued_at) {
     auto* s = new Simulation;
     s->cycles_at = cycles_at;
     s->issued_at = issued_at;
-    s->top.rst = 1;
-    for (int k = 0; k < 4; k++) tick(*s);
-    s->top.rst = 0;
     return s;
+}
+
+void simulation_reset(void* handle, uint64_t cycles) {
+    auto& s = *static_cast<Simulation*>(handle);
+    s.top.rst = 1;
+    while (cycles--) tick(s);
+    s.top.rst = 0;
 }
 
 void simulation_delete(void* handle) { delete static_cast<Simulation*>(handle); }

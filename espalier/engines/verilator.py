@@ -99,6 +99,7 @@ class Simulation:
         library, pointer, u64 = self._library, ctypes.c_void_p, ctypes.c_uint64
         for name, result, arguments in (
                 ("new", pointer, [pointer, pointer]), ("delete", None, [pointer]), ("cycles", u64, [pointer]),
+                ("reset", None, [pointer, u64]),
                 ("trace_gradients", None, [pointer, pointer]),
                 ("write", u64, [pointer, pointer, pointer, u64, u64]),
                 ("read", None, [pointer, pointer, pointer, u64, ctypes.c_uint32])):
@@ -109,6 +110,10 @@ class Simulation:
     def cycles(self) -> int:
         """Clock cycles since the start."""
         return int(self._library.simulation_cycles(self._handle))
+
+    def reset(self, cycles: int) -> None:
+        """Hold reset for so many cycles."""
+        self._library.simulation_reset(self._handle, cycles)
 
     def trace_gradients(self, places: int) -> NDArray[np.int32]:
         """An array in which each weight gradient appears, at its place, as the update unit gets it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, DomainRenamer, Module, Mux, ResetSignal, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -22,9 +22,14 @@ from espalier.gateware.update_unit import UpdateUnit
 from espalier.numerics.update import GRADIENT_BITS
 from espalier.program.words import Opcode, bits_for
 
+RESET_CYCLES = 64  #: how long to hold reset, for what is in flight to run out
+
 
 class Accelerator(wiring.Component):
     """One training accelerator: lattice, memories, control, loss and update; a host port.
+
+    Reset, held for :data:`RESET_CYCLES`, stops a program; memories keep their words. It reaches what decides, not the
+    thousands of registers of the pipelines that obey (clock domain ``data``): those run empty by themselves.
 
     Members
     -------
@@ -60,9 +65,11 @@ class Accelerator(wiring.Component):
         self.loss = LossUnit(lanes=machine.lanes, word_bits=machine.word_bits, max_classes=machine.max_classes,
                              read_latency=3)
         self.tree, self.update = tree, update
-        for name in ("sequencer", "writer", "reader", "front", "operands", "activations", "gradients", "weights",
-                     "lattice", "rows", "drain", "loss", "tree", "update"):
+        assert self.sequencer.update_cycles <= RESET_CYCLES and self.sequencer.drain_cycles <= RESET_CYCLES
+        for name in ("sequencer", "writer", "reader", "front", "activations", "gradients", "weights", "rows", "loss"):
             m.submodules[name] = getattr(self, name)
+        for name in ("operands", "lattice", "drain", "tree", "update"):
+            m.submodules[name] = DomainRenamer("data")(getattr(self, name))
         self.command = Signal(command_layout(machine))
         m.d.comb += self.command.eq(self.sequencer.command)
         self._control(m)
@@ -105,7 +112,8 @@ class Accelerator(wiring.Component):
 
     def _lattice(self, m: Module) -> None:
         operands, lattice = self.operands, self.lattice
-        m.d.comb += [lattice.x.eq(operands.x), lattice.b.eq(operands.b), lattice.last.eq(operands.last)]
+        m.d.comb += [lattice.x.eq(operands.x), lattice.b.eq(operands.b), lattice.last.eq(operands.last),
+                     lattice.clear.eq(ResetSignal())]
         steps = [operands.done]
         for stage in range(2):  # along with the products
             steps.append(Signal(step_layout(self.machine), name=f"ending_{stage}"))

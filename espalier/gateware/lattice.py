@@ -23,6 +23,8 @@ class Lattice(wiring.Component):
         Operands.
     last : In(1)
         With the last operands of a tile.
+    clear : In(1)
+        Two cycles later the accumulators are zero, and the tile that was in work is lost.
     row : Out
         The accumulators of one row: row 0 in the cycle after ``loaded``, then the next in each cycle.
     loaded : Out(1)
@@ -35,16 +37,14 @@ class Lattice(wiring.Component):
         self.machine = machine
         super().__init__({
             "x": In(values_layout(machine)), "b": In(data.ArrayLayout(values_layout(machine), machine.rows)),
-            "last": In(1), "row": Out(data.ArrayLayout(signed(machine.acc_bits), machine.lanes)), "loaded": Out(1)})
+            "last": In(1), "clear": In(1), "row": Out(data.ArrayLayout(signed(machine.acc_bits), machine.lanes)),
+            "loaded": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
         machine = self.machine
-        stages = [self.last]
-        for stage in range(2):
-            stages.append(Signal(name=f"last_{stage}"))
-            m.d.sync += stages[-1].eq(stages[-2])
-        last = stages[-1]
+        early, last, clear = Signal(), Signal(), Signal()
+        m.d.sync += [early.eq(self.last), last.eq(early), clear.eq(early | self.clear)]
         m.d.comb += self.loaded.eq(last)
         held = [[Signal(signed(machine.acc_bits), name=f"held_{row}_{lane}") for lane in range(machine.lanes)]
                 for row in range(machine.rows)]
@@ -53,11 +53,12 @@ class Lattice(wiring.Component):
             m.d.sync += x.eq(self.x[lane])
             for row in range(machine.rows):
                 following = held[row + 1][lane] if row + 1 < machine.rows else 0
-                self._cell(m, row, lane, x, last, held[row][lane], following)
+                self._cell(m, row, lane, x, last, clear, held[row][lane], following)
             m.d.comb += self.row[lane].eq(held[0][lane])
         return m
 
-    def _cell(self, m: Module, row: int, lane: int, x: Signal, last: Signal, held: Signal, following) -> None:
+    def _cell(self, m: Module, row: int, lane: int, x: Signal, last: Signal, clear: Signal, held: Signal,
+              following) -> None:
         name = f"{row}_{lane}"
         b = Signal(signed(self.machine.word_bits), name=f"b_{name}")
         product = Signal(signed(2 * self.machine.word_bits), name=f"product_{name}")
@@ -65,5 +66,5 @@ class Lattice(wiring.Component):
         total = Signal(signed(self.machine.acc_bits), name=f"total_{name}")
         m.d.comb += total.eq(acc + product)
         m.d.sync += [b.eq(self.b[row][lane]), product.eq(x * b), acc.eq(total), held.eq(Mux(last, total, following))]
-        with m.If(last):
+        with m.If(clear):
             m.d.sync += acc.eq(0)

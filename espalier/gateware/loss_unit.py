@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Cat, DomainRenamer, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -108,7 +108,8 @@ class LossUnit(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.steps = steps = ElementWalk(lanes=self.lanes, slots=self.slots, max_classes=self.max_classes)
-        m.submodules.arithmetic = arithmetic = LossArithmetic(word_bits=self.word_bits, max_classes=self.max_classes)
+        arithmetic = LossArithmetic(word_bits=self.word_bits, max_classes=self.max_classes)
+        m.submodules.arithmetic = DomainRenamer("data")(arithmetic)  # without reset
         m.submodules.reciprocal = reciprocal = self._reciprocal
         is_label = Signal()
         m.d.comb += [is_label.eq(self.labels[steps.element.lane] == steps.element.category),

