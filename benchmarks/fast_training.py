@@ -7,13 +7,16 @@ Fixed point is our training step on 16-bit words: forward, backward, update thro
 take random images that are in memory already. Rounds alternate, so that what else the machine does hits all alike;
 figures are medians over rounds, ratios medians of each round's ratio. On one thread time is processor time, which
 other programs on the machine do not lengthen (though they share its caches); on more it is the clock's.
+The physical limit is what ``peak.cpp`` measures in the same run: multiply-adds of words that stay in registers.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -27,11 +30,13 @@ from espalier.data import Dataset, Split
 from espalier.frontend.torch_export import from_torch
 from espalier.ir.differentiate import differentiate
 from espalier.ir.view import conv_shape
+from espalier.native import build_library
 from espalier.records import Bar, Figure, Provenance
 from espalier.train.calibrate import Headroom, Widths
 from espalier.train.config import Quantise, TrainConfig
 from espalier.train.device_data import DeviceData
 from espalier.train.loop import prepare
+from espalier.train.native_code import OPTIONS, SOURCE
 from espalier.train.optimise import Optimiser, Sgd
 from espalier.train.step import TrainingStep
 
@@ -86,6 +91,18 @@ def fixed_step(name: str, dataset: Dataset, batch: int, density: float) -> tuple
     return lambda: step(index), macs
 
 
+def peak(rounds: int = 4_000_000) -> float:
+    """Multiply-adds of 16-bit words a second, of one core, at most."""
+    library = ctypes.CDLL(str(build_library(Path(__file__).with_name("peak.cpp"), (*OPTIONS, f"-I{SOURCE.parent}"))))
+    library.multiply_adds.restype, library.multiply_adds.argtypes = ctypes.c_int64, [ctypes.c_int64, ctypes.c_void_p]
+    found, operands = [], np.ones(4, dtype=np.int32)
+    for _ in range(7):
+        began = time.process_time()
+        made = library.multiply_adds(rounds, operands.ctypes.data)
+        found.append(made / (time.process_time() - began))
+    return median(found)
+
+
 def measure(steps: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
     """Seconds of each step in each round."""
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -106,7 +123,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.threads == 1 else time.perf_counter
-    figures: list[Figure] = []
+    most = options.threads * peak()
+    figures = [Figure("peak of 16-bit multiply-adds", round(most / 1e9, 1), "GMAC/s", Provenance.MEASURED)]
     bars: list[Bar] = []
     for name in options.networks:
         batch, dataset = BATCHES[name], images_of(name, 0)
@@ -118,8 +136,10 @@ def main() -> None:
         for key, spent in times.items():
             figures.append(Figure(f"{name}: {key}", round(batch / median(spent), 1), "images/s", Provenance.MEASURED))
             if key in macs:
-                figures.append(Figure(f"{name}: {key}: executed", round(macs[key] * batch / median(spent) / 1e9, 2),
-                                      "GMAC/s", Provenance.MEASURED))
+                rate = macs[key] * batch / median(spent)
+                figures += [Figure(f"{name}: {key}: executed", round(rate / 1e9, 2), "GMAC/s", Provenance.MEASURED),
+                            Figure(f"{name}: {key}: of the peak", round(100 * rate / most, 1), "%",
+                                   Provenance.MEASURED)]
         for density in DENSITIES:
             ratios = [a / b for a, b in zip(times["float32"], times[f"16 bit, {density:g} live"], strict=True)]
             figures.append(Figure(f"{name}: 16 bit, {density:g} live, over float32", round(median(ratios), 2), "times",
