@@ -141,6 +141,8 @@ def train(
     scope: Annotated[str | None, typer.Option(help="Prune each layer alike (layer), or the whole (network).")] = None,
     prune_start: Annotated[float | None, typer.Option(help="In epochs.")] = None,
     prune_end: Annotated[float | None, typer.Option(help="In epochs.")] = None,
+    exchange: Annotated[float | None, typer.Option(help="Fraction of live weights to exchange meanwhile for dead "
+                                                        "ones of large gradient (GraNet, RigL).")] = None,
     compute: Annotated[str | None, typer.Option(help="cpu or cuda; results in fixed point are the same.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output directory.")] = True,
     dry_run: DryRun = False,
@@ -152,7 +154,8 @@ def train(
         network=network, data=data, epochs=epochs, batch=batch, seed=seed, device=compute, loss=loss, augment=augment,
         rate=rate, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay, float32=float32,
         update=update, weight_bits=weight_bits, activation_bits=activation_bits, gradient_bits=gradient_bits,
-        density=density, block=block, method=method, scope=scope, prune_start=prune_start, prune_end=prune_end))
+        density=density, block=block, method=method, scope=scope, prune_start=prune_start, prune_end=prune_end,
+        exchange=exchange))
     found = flow.train_network(told, output_dir, data_root=data_root, resume=resume, dry_run=dry_run, steps=steps)
     record: dict[str, object] = {"config": told.to_json()}
     lines = ["dry run: nothing was trained"]

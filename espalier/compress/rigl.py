@@ -1,9 +1,10 @@
 """Dynamic masks at constant cost: blocks with small weights die, dead blocks with large gradients come to life.
 
 RigL: Evci et al., "Rigging the Lottery: Making All Tickets Winners" (ICML 2020). GraNet: Liu et al., "Sparse
-Training via Boosting Pruning Plasticity with Neuroregeneration" (NeurIPS 2021). Both need, at the steps at which
-they act and only then, the gradient of dead weights too. Blocks (ours; the papers have single weights) are judged
-by the mean magnitude of their weights or gradients.
+Training via Boosting Pruning Plasticity with Neuroregeneration" (NeurIPS 2021). RigL exchanges in a network that is
+sparse from the start, GraNet after each step of a gradual pruning. Both need, at the steps at which they act and only
+then, the gradient of dead weights too. Blocks (ours; the papers have single weights) are judged by the mean magnitude
+of their weights or gradients.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from math import cos, pi
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.compress.magnitude import Magnitude
 from espalier.compress.ranking import Masks, check_rows, mean_saliency
 from espalier.errors import UnsupportedError
 from espalier.numerics.live import expand_blocks, live_blocks
@@ -87,26 +87,6 @@ def exchange(weights: Mapping[str, NDArray], gradients: Mapping[str, NDArray],
     """
     check_rows(rows)
     return {name: _exchanged(w, gradients[name], live[name], fraction, rows) for name, w in weights.items()}
-
-
-def prune_and_regrow(weights: Mapping[str, NDArray], gradients: Mapping[str, NDArray],
-                     live: Mapping[str, NDArray[np.bool_]], magnitude: Magnitude, progress: float,
-                     fraction: float) -> Masks:
-    """GraNet: prune by magnitude to the density that is due, then exchange a fraction of what is left at no cost.
-
-    A block that is pruned and reborn at once is thereby spared and keeps its weights (in GraNet it starts from zero).
-
-    Parameters
-    ----------
-    magnitude : Magnitude
-        Final density, block edge and scope.
-    progress : float
-        The part of the final sparsity that is due, 0..1 (see ``schedule.py``).
-    fraction : float
-        Of the live blocks, exchanged.
-    """
-    pruned = magnitude(weights, live, progress)
-    return exchange(weights, gradients, pruned, fraction, magnitude.rows)
 
 
 def _exchanged(weights: NDArray, gradients: NDArray, live: NDArray[np.bool_], fraction: float, rows: int

@@ -42,6 +42,7 @@ class TrainFlags:
     scope: str | None = None
     prune_start: float | None = None
     prune_end: float | None = None
+    exchange: float | None = None
 
 
 def recipe(file: Path | None, flags: TrainFlags) -> TrainConfig:
@@ -86,7 +87,7 @@ def _quantise(fields: dict[str, Any] | None, flags: TrainFlags) -> dict[str, Any
 
 def _prune(fields: dict[str, Any] | None, flags: TrainFlags, epochs: int) -> dict[str, Any] | None:
     given = any(getattr(flags, name) is not None for name in ("density", "block", "method", "scope", "prune_start",
-                                                             "prune_end"))
+                                                             "prune_end", "exchange"))
     if fields is None and not given:
         return None
     if fields is None:
@@ -99,4 +100,8 @@ def _prune(fields: dict[str, Any] | None, flags: TrainFlags, epochs: int) -> dic
                                                      if name in fields["method"]}}
     _put(fields["method"], flags, {"density": "density", "block": "rows", "scope": "scope"})
     _put(fields["schedule"], flags, {"prune_start": "start", "prune_end": "end"})
+    if flags.exchange is not None:
+        start, end = fields["schedule"]["start"], fields["schedule"]["end"]
+        fields["exchange"] = {"start": start, "end": end if end > start else PRUNE_END * epochs,
+                              **(fields.get("exchange") or {}), "fraction": flags.exchange}
     return fields

@@ -131,6 +131,9 @@ def _with_training(report: Report, checkpoint: Checkpoint) -> Report:
         recipe.append(Fact("pruning", f"{prune.method.kind}, to {prune.method.density:.0%} in {prune.method.rows}×"
                                       f"{prune.method.rows} blocks, epochs {prune.schedule.start:g} to "
                                       f"{prune.schedule.end:g}"))
+        if prune.exchange is not None:
+            recipe.append(Fact("exchange", f"{prune.exchange.fraction:.0%} of the live blocks at first, epochs "
+                                           f"{prune.exchange.start:g} to {prune.exchange.end:g}"))
     epochs = tuple(Epoch(epoch=entry.epoch, loss=entry.loss, train_accuracy=entry.train_accuracy,
                          test_accuracy=entry.test_accuracy, live_weights=sum(entry.live.values()))
                    for entry in checkpoint.log)

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from espalier.compress.balanced import Balanced
 from espalier.compress.lamp import Lamp
 from espalier.compress.magnitude import Magnitude
+from espalier.compress.rigl import ExchangeSchedule
 from espalier.compress.schedule import CubicSchedule
 from espalier.errors import DataError
 from espalier.ir.differentiate import LOSSES
@@ -100,10 +101,31 @@ Method = Annotated[Magnitude | Lamp | Balanced, Field(discriminator="kind")]  #:
 
 @dataclass(frozen=True, slots=True)
 class Prune:
-    """Pruning during training: which weights, and when."""
+    """Pruning during training: which weights, and when.
+
+    Parameters
+    ----------
+    method : Magnitude, Lamp or Balanced
+    schedule : CubicSchedule
+        When weights die. One that ends where it starts prunes at once; at 0, before the first step.
+    exchange : ExchangeSchedule or None
+        When live weights are exchanged for dead ones with larger gradients, besides: GraNet where the pruning is
+        gradual, RigL where it is at once.
+    """
 
     method: Method
     schedule: CubicSchedule
+    exchange: ExchangeSchedule | None = None
+
+    def __post_init__(self) -> None:
+        if self.exchange is not None and isinstance(self.method, Balanced):
+            raise DataError("An exchange of weights would not stay balanced over the output blocks: prune by magnitude "
+                            "or LAMP to exchange")
+
+    @property
+    def end(self) -> float:
+        """The epoch from which on the masks are fixed."""
+        return max(self.schedule.end, self.exchange.end if self.exchange else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +173,8 @@ class TrainConfig:
             raise DataError(f"The loss is one of {', '.join(LOSSES)}, not {self.loss!r}")
         if self.device not in ("cpu", "cuda"):
             raise DataError(f"The device is cpu or cuda, not {self.device!r}")
-        if self.prune is not None and self.prune.schedule.end >= self.epochs:
-            raise DataError(f"Pruning must end before the last epoch does, and epoch {self.prune.schedule.end} of "
+        if self.prune is not None and self.prune.end >= self.epochs:
+            raise DataError(f"Pruning must end before the last epoch does, and epoch {self.prune.end} of "
                             f"{self.epochs} leaves no time to train what lives: end it earlier")
 
     @property

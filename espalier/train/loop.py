@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from espalier.compress.rigl import exchange
 from espalier.data import Split, batches
 from espalier.errors import DataError, EspalierError
-from espalier.ir.differentiate import differentiate
+from espalier.ir.differentiate import differentiate, gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.view import conv_shape
 from espalier.numerics.fixed import Fixed
@@ -172,7 +173,9 @@ class _Run:
         self.step_graph = differentiate(self.graph, config.loss, start.gradient_formats)
         self.step = TrainingStep(self.step_graph, self.optimiser, data, config.augment)
         self.steps = len(split.train) // config.batch
-        self.due = {} if config.prune is None else config.prune.schedule.due_steps(self.steps)
+        prune = config.prune
+        self.due = {} if prune is None else prune.schedule.due_steps(self.steps)
+        self.exchanges = {} if prune is None or prune.exchange is None else prune.exchange.due_steps(self.steps)
         self.layers = {layer.w.name: conv_shape(self.graph, layer) for layer in self.graph.layers()}
         self.log = list(start.log)
 
@@ -194,8 +197,9 @@ class _Run:
         for number in range(first, self.steps):
             if stop.requested:
                 self._interrupt(epoch, number)
-            self._prune(epoch * self.steps + number)
-            self.step(order[number], None if moves is None else moves[number])
+            batch = order[number], None if moves is None else moves[number]
+            self._prune(epoch * self.steps + number, batch)
+            self.step(*batch)
             self.bar.advance(task)
         self.bar.remove_task(task)
         self._record(epoch, sgd.learning_rate)
@@ -209,16 +213,25 @@ class _Run:
         moves = np.stack([draw_moves(self.config.batch, seed, epoch, number) for number in range(self.steps)])
         return torch.from_numpy(order).to(device), torch.from_numpy(moves).to(device)
 
-    def _prune(self, number: int) -> None:
-        """Let weights die if step ``number`` (over all epochs) is one at which that is due."""
-        if self.config.prune is None or number not in self.due:
+    def _prune(self, number: int, batch: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+        """Let weights die or be exchanged if step ``number`` (over all epochs), on ``batch``, is one of those."""
+        prune = self.config.prune
+        if prune is None or (number not in self.due and number not in self.exchanges):
             return
-        progress = self.config.prune.schedule.progress(self.due[number])
         real, state = self.optimiser.real_weights(), self.optimiser.state()
-        live = self.config.prune.method(
-            {name: real[name].reshape(shape) for name, shape in self.layers.items()},
-            {name: state[f"{name}.live"].reshape(shape) for name, shape in self.layers.items()}, progress)
+        weights = {name: real[name].reshape(shape) for name, shape in self.layers.items()}
+        live = {name: state[f"{name}.live"].reshape(shape) for name, shape in self.layers.items()}
+        if number in self.due:
+            live = prune.method(weights, live, prune.schedule.progress(self.due[number]))
+        if prune.exchange is not None and number in self.exchanges:
+            live = exchange(weights, self._gradients(batch), live, prune.exchange.fraction_at(self.exchanges[number]),
+                            prune.method.rows)
         self.optimiser.prune({name: mask.reshape(real[name].shape) for name, mask in live.items()})
+
+    def _gradients(self, batch: tuple[torch.Tensor, torch.Tensor | None]) -> dict[str, NDArray]:
+        """The gradients of all weights, dead ones too, on a batch."""
+        values = self.step.values(*batch)
+        return {name: values[gradient_name(name)].cpu().numpy().reshape(shape) for name, shape in self.layers.items()}
 
     def _record(self, epoch: int, learning_rate: float) -> None:
         images = self.steps * self.config.batch

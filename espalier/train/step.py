@@ -47,9 +47,7 @@ class TrainingStep:
 
     def __call__(self, index: Tensor, moves: Tensor | None = None) -> None:
         """Train on the images at ``index`` (batch,)."""
-        self.index.copy_(index)
-        if moves is not None:
-            self.moves.copy_(moves)
+        self._take(index, moves)
         if not self.index.is_cuda:
             self._run()
             return
@@ -57,8 +55,15 @@ class TrainingStep:
             self.replay = self._captured()
         self.replay.replay()
 
-    def values(self) -> dict[str, Tensor]:
-        """Every value of the training graph on the present batch and weights; changes nothing."""
+    def _take(self, index: Tensor, moves: Tensor | None) -> None:
+        self.index.copy_(index)
+        if moves is not None:
+            self.moves.copy_(moves)
+
+    def values(self, index: Tensor | None = None, moves: Tensor | None = None) -> dict[str, Tensor]:
+        """Every value of the training graph on a batch (the last one if none is given); no weight changes."""
+        if index is not None:
+            self._take(index, moves)
         images = self.data.moved(self.index, self.moves) if self.augmented else self.data.plain(self.index)
         image, labels = self.graph.inputs
         return run(self.graph, {**self.optimiser.weights, image.name: images,

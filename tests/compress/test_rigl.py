@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espalier.compress.magnitude import Magnitude, Scope
+from espalier.compress.magnitude import Magnitude
 from espalier.compress.ranking import mean_saliency
-from espalier.compress.rigl import ExchangeSchedule, exchange, prune_and_regrow
+from espalier.compress.rigl import ExchangeSchedule, exchange
 from espalier.errors import UnsupportedError
 from espalier.numerics.live import expand_blocks, live_blocks
 
@@ -57,22 +57,6 @@ def test_as_many_are_born_as_die(shape: tuple[int, int, int, int], rows: int, fr
         assert size[old & ~new].max() <= size[old & new].min(initial=np.inf)
         assert slope[new & ~old].min() >= slope[~new & ~old].max(initial=0)
     assert np.array_equal(after, exchange(weights, gradients, live, fraction, rows)["w"])
-
-
-@pytest.mark.parametrize("scope", Scope)
-def test_granet_prunes_to_what_is_due_and_regrows_at_no_cost(scope: Scope) -> None:
-    random = np.random.RandomState(0)
-    weights = {"a": random.randn(8, 8, 3, 3), "b": random.randn(16, 8, 3, 3)}
-    gradients = {name: random.randn(*w.shape) for name, w in weights.items()}
-    live = {name: np.ones(w.shape, dtype=np.bool_) for name, w in weights.items()}
-    magnitude = Magnitude(density=0.2, rows=2, scope=scope)
-    after = prune_and_regrow(weights, gradients, live, magnitude, 0.5, 0.3)
-    pruned = magnitude(weights, live, 0.5)
-    assert sum(mask.sum() for mask in after.values()) == pytest.approx(0.6 * 1728, abs=8)
-    for name, mask in after.items():
-        assert mask.sum() == pruned[name].sum() and (mask & ~pruned[name]).any()
-    assert all(np.array_equal(prune_and_regrow(weights, gradients, live, magnitude, 0.5, 0.0)[name], pruned[name])
-               for name in weights)
 
 
 def test_the_fraction_falls_along_a_cosine() -> None:

@@ -9,6 +9,7 @@ import pytest
 from espalier.compress.balanced import Balanced
 from espalier.compress.lamp import Lamp
 from espalier.compress.magnitude import Magnitude, Norm, Scope
+from espalier.compress.rigl import ExchangeSchedule
 from espalier.compress.schedule import CubicSchedule
 from espalier.errors import DataError, EspalierError
 from espalier.train.calibrate import Headroom, Widths
@@ -18,7 +19,7 @@ from espalier.train.optimise import Sgd, Update
 FULL = TrainConfig("lenet5", "mnist", 5, 100, 3, Sgd(0.1, 0.5, 1e-3), RateSchedule(RateKind.STEP, (2, 3), 0.2),
                    "square_hinge", Quantise(Widths(8, 8, 16), Headroom(0, 1, 3), Update.UNBUFFERED, 7),
                    Prune(Magnitude(density=0.1, rows=4, scope=Scope.NETWORK, norm=Norm.L2, exceptions={"a": 0.5}),
-                         CubicSchedule(0, 2.5, 3)), True, "cuda")
+                         CubicSchedule(0, 2.5, 3), ExchangeSchedule(1, 4, 0.5)), True, "cuda")
 
 
 @pytest.mark.parametrize("config", [TrainConfig(), FULL, TrainConfig(quantise=None), *(
@@ -55,6 +56,13 @@ def test_formats_of_files(tmp_path: Path) -> None:
      r"^The configuration, 'prune.method': Input tag 'random' found using 'kind' does not match any of the expected "),
     ({"prune": {"method": {"kind": "lamp", "density": 0.1, "scope": "layer"}, "schedule": {"start": 0, "end": 2}}},
      r"^The configuration, 'prune.method.lamp.scope': "),
+    ({"epochs": 2, "prune": {"method": {"kind": "lamp", "density": 0.1}, "schedule": {"start": 0, "end": 1},
+                             "exchange": {"start": 0, "end": 2}}},
+     r"^Pruning must end before the last epoch does, and epoch 2.0 of 2 leaves no time to train what lives: end it "
+     r"earlier$"),
+    ({"prune": {"method": {"kind": "balanced", "density": 0.1}, "schedule": {"start": 0, "end": 1},
+                "exchange": {"start": 0, "end": 2}}},
+     r"An exchange of weights would not stay balanced over the output blocks: prune by magnitude or LAMP to exchange$"),
     ({"epochs": 2, "prune": {"method": {"kind": "magnitude", "density": 0.1}, "schedule": {"start": 0, "end": 2}}},
      r"^Pruning must end before the last epoch does, and epoch 2.0 of 2 leaves no time to train what lives: end it "
      r"earlier$"),

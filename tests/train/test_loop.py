@@ -13,8 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.progress import Progress
 
+from espalier.compress.lamp import Lamp
 from espalier.compress.magnitude import Magnitude
+from espalier.compress.rigl import ExchangeSchedule
 from espalier.compress.schedule import CubicSchedule
 from espalier.data import Dataset, Split, augment, batches, load, normalise
 from espalier.errors import DataError
@@ -33,7 +36,7 @@ from espalier.train.loop import TrainingInterrupted, prepare, train
 from espalier.train.optimise import Optimiser, Sgd, Update, buffered_rule
 from espalier.train.step import TrainingStep
 
-PRUNE = Prune(Magnitude(density=0.3, rows=2), CubicSchedule(0.5, 1.5, 4))
+PRUNE = Prune(Magnitude(density=0.3, rows=2), CubicSchedule(0.5, 1.5, 4), ExchangeSchedule(0.5, 1.8, 0.5, 3))
 SHORT = TrainConfig(epochs=2, batch=50, sgd=Sgd(0.1, 0.9, 1e-4), quantise=Quantise(Widths(8, 8, 16), probe_steps=5),
                     prune=PRUNE, rate=RateSchedule(RateKind.COSINE), augment=True)
 
@@ -79,6 +82,34 @@ def test_learns_digits_pruned(quantise: Quantise | None) -> None:
     assert found.log[-1].loss < found.log[0].loss
     assert found.log[-1].live == {"conv.w": 27, "fc.w": 480}
     assert all(found.live[name].all() for name in ("conv.b", "fc.b"))
+
+
+@pytest.mark.parametrize(("method", "schedule"), [
+    (Magnitude(density=0.2), CubicSchedule(0, 0)), (Magnitude(density=0.2, rows=2), CubicSchedule(0.2, 1)),
+    (Lamp(density=0.2, rows=2), CubicSchedule(0.2, 1))])
+def test_an_exchange_moves_weights_and_keeps_their_number(method: Magnitude | Lamp, schedule: CubicSchedule) -> None:
+    fixed, moving = (train(replace(SHORT, prune=Prune(method, schedule, exchange)), few(), *tiny())
+                     for exchange in (None, ExchangeSchedule(schedule.start, 1.5, 0.5)))
+    for name in ("conv.w", "fc.w"):
+        assert (fixed.live[name] != moving.live[name]).any()
+        if schedule.end == 0:
+            assert fixed.live[name].sum() == moving.live[name].sum() == [*fixed.log][0].live[name]
+    assert sum(moving.log[-1].live.values()) == pytest.approx(0.2 * (54 + 960), abs=8)
+
+
+def test_exchanges_need_the_gradients_of_dead_weights() -> None:
+    """Those that are born have larger gradients, on the batch to come, than those that stay dead."""
+    config = replace(SHORT, epochs=1, prune=Prune(Magnitude(density=0.2), CubicSchedule(0, 0)))
+    start = prepare(config, few(), *tiny())
+    run = loop._Run(config, few(), start, None, Progress(disable=True))
+    order, moves = run._order(0)
+    assert moves is not None
+    run._prune(0, (order[0], moves[0]))
+    before = run.optimiser.state()
+    found = run._gradients((order[0], moves[0]))
+    assert all((words[~before[f"{name}.live"].reshape(words.shape)] != 0).any() for name, words in found.items())
+    after = run.optimiser.state()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
 def test_first_steps_equal_interpreter_and_numerics() -> None:
