@@ -134,6 +134,7 @@ def train(
     weight_bits: Annotated[int | None, typer.Option(help="2..16")] = None,
     activation_bits: Annotated[int | None, typer.Option(help="2..16")] = None,
     gradient_bits: Annotated[int | None, typer.Option(help="2..16")] = None,
+    quantise_start: Annotated[int | None, typer.Option(help="Epochs in float32 before fixed point.")] = None,
     density: Annotated[float | None, typer.Option(help="Fraction of weights that stay; prunes gradually.")] = None,
     block: Annotated[int | None, typer.Option(help="Edge of the blocks in which weights die.")] = None,
     method: Annotated[str | None, typer.Option(help="What weights live by: magnitude, lamp (layer-adaptive) or "
@@ -154,6 +155,7 @@ def train(
         network=network, data=data, epochs=epochs, batch=batch, seed=seed, device=compute, loss=loss, augment=augment,
         rate=rate, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay, float32=float32,
         update=update, weight_bits=weight_bits, activation_bits=activation_bits, gradient_bits=gradient_bits,
+        quantise_start=quantise_start,
         density=density, block=block, method=method, scope=scope, prune_start=prune_start, prune_end=prune_end,
         exchange=exchange))
     found = flow.train_network(told, output_dir, data_root=data_root, resume=resume, dry_run=dry_run, steps=steps)

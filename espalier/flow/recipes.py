@@ -36,6 +36,7 @@ class TrainFlags:
     weight_bits: int | None = None
     activation_bits: int | None = None
     gradient_bits: int | None = None
+    quantise_start: int | None = None
     density: float | None = None
     block: int | None = None
     method: str | None = None
@@ -68,11 +69,11 @@ def _put(fields: dict[str, Any], flags: TrainFlags, names: dict[str, str]) -> No
 
 def _quantise(fields: dict[str, Any] | None, flags: TrainFlags) -> dict[str, Any] | None:
     widths = {"weight_bits": "weight", "activation_bits": "activation", "gradient_bits": "gradient"}
-    wanted = any(getattr(flags, flag) is not None for flag in ("update", *widths))
+    wanted = any(getattr(flags, flag) is not None for flag in ("update", "quantise_start", *widths))
     if flags.float32:
         if wanted:
-            raise DataError("Training in float32 has neither word widths nor a fixed-point update: leave out --float32 "
-                            "or these")
+            raise DataError("Training in float32 has neither word widths nor a fixed-point update nor its start: leave "
+                            "out --float32 or these")
         return None
     if fields is None and wanted:
         found = TrainConfig().to_json()["quantise"]
@@ -80,7 +81,7 @@ def _quantise(fields: dict[str, Any] | None, flags: TrainFlags) -> dict[str, Any
         return None
     else:
         found = fields
-    _put(found, flags, {"update": "update"})
+    _put(found, flags, {"update": "update", "quantise_start": "start"})
     _put(found["widths"], flags, widths)
     return found
 

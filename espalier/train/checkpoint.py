@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +105,17 @@ class Checkpoint:
     log: tuple[EpochLog, ...] = ()
 
     @property
+    def update(self) -> Update:
+        """How a step reaches the weights as they are: in a run that starts in float32, ``FLOAT`` until then."""
+        return self.config.update if isinstance(self.graph.parameters[0].format, Fixed) else Update.FLOAT
+
+    @property
+    def waits(self) -> bool:
+        """Whether the run is one in fixed point that may still be in its epochs in float32."""
+        quantise, at = self.config.quantise, (self.position.epoch, self.position.step)
+        return quantise is not None and at <= (quantise.start, 0)
+
+    @property
     def weights(self) -> dict[str, NDArray]:
         """The weights and biases by name: what inference reads."""
         return {value.name: self.state[value.name] for value in self.graph.parameters}
@@ -158,9 +169,9 @@ class Checkpoint:
         config = TrainConfig.from_json(fields["config"])
         formats: dict[str, Format] = {name: FLOAT if text == "float" else Fixed.parse(text)
                                       for name, text in fields["gradient_formats"].items()}
-        state = _checked(graph, config.update, tensors)
-        log = tuple(EpochLog(**entry) for entry in fields["log"])
-        return cls(graph, formats, state, config, Position(**fields["position"]), log)
+        position = Position(**fields["position"])
+        found = cls(graph, formats, {}, config, position, tuple(EpochLog(**entry) for entry in fields["log"]))
+        return replace(found, state=_checked(graph, found.update if found.waits else config.update, tensors))
 
 
 def _stored_type(name: str, array: NDArray) -> type:

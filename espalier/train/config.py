@@ -83,12 +83,15 @@ class Quantise:
         How a step reaches the weights; not ``FLOAT``.
     probe_steps : int
         Steps of float training, thrown away afterwards, over which ranges are observed.
+    start : int
+        Epochs of training in float32 before; masks, weights and momenta are taken over.
     """
 
     widths: Widths = field(default_factory=Widths)
     headroom: Headroom = field(default_factory=Headroom)
     update: Update = Update.BUFFERED
     probe_steps: int = 100
+    start: int = 0
 
     def __post_init__(self) -> None:
         if self.update is Update.FLOAT:
@@ -173,6 +176,9 @@ class TrainConfig:
             raise DataError(f"The loss is one of {', '.join(LOSSES)}, not {self.loss!r}")
         if self.device not in ("cpu", "cuda"):
             raise DataError(f"The device is cpu or cuda, not {self.device!r}")
+        if self.quantise is not None and not 0 <= self.quantise.start < self.epochs:
+            raise DataError(f"Fixed point starts in one of the {self.epochs} epochs, counted from 0, not in "
+                            f"{self.quantise.start}: leave 'quantise' out to train in float32")
         if self.prune is not None and self.prune.end >= self.epochs:
             raise DataError(f"Pruning must end before the last epoch does, and epoch {self.prune.end} of "
                             f"{self.epochs} leaves no time to train what lives: end it earlier")

@@ -25,12 +25,13 @@ from espalier.ir.differentiate import differentiate, gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.view import conv_shape
 from espalier.numerics.fixed import Fixed
+from espalier.numerics.update import master_format
 from espalier.records import write_all_atomically
 from espalier.train.calibrate import initial_state, quantise
 from espalier.train.checkpoint import Checkpoint, EpochLog, Position
 from espalier.train.config import TrainConfig
 from espalier.train.device_data import DeviceData, draw_moves
-from espalier.train.optimise import Optimiser
+from espalier.train.optimise import Optimiser, Update
 from espalier.train.probe import probe
 from espalier.train.ranges import check_numbers
 from espalier.train.step import TrainingStep, accuracy
@@ -75,7 +76,9 @@ def train(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[s
     if state.position.epoch >= config.epochs:
         return state
     with _bar(progress, config.epochs) as bar:
-        return _Run(config, split, state, folder, bar).train()
+        if config.quantise is not None and state.update is Update.FLOAT:
+            state = _quantised(_Run(config, split, state, folder, bar).train(config.quantise.start), split)
+        return _Run(config, split, state, folder, bar).train(config.epochs)
 
 
 def finished(config: TrainConfig, folder: Path) -> Checkpoint | None:
@@ -85,14 +88,24 @@ def finished(config: TrainConfig, folder: Path) -> Checkpoint | None:
 
 
 def prepare(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[str, NDArray]) -> Checkpoint:
-    """The checkpoint before the first step: formats chosen, parameters quantised."""
+    """The checkpoint before the first step: in a run that starts in fixed point, quantised."""
     check_numbers(parameters)
-    if config.quantise is None:
-        return Checkpoint(graph, {}, initial_state(graph, parameters, config.update), config)
-    ranges = probe(graph, parameters, config, split.train)
-    found = quantise(graph, parameters, ranges, config.quantise.widths, config.loss, config.quantise.headroom,
-                     config.update)
-    return Checkpoint(found.graph, found.gradient_formats, found.state, config)
+    start = Checkpoint(graph, {}, initial_state(graph, parameters, Update.FLOAT), config)
+    return start if config.quantise is None or config.quantise.start else _quantised(start, split)
+
+
+def _quantised(float_: Checkpoint, split: Split) -> Checkpoint:
+    """The same in fixed point: formats from the steps to come; weights, momenta and masks taken over."""
+    config, rule = float_.config, float_.config.quantise
+    assert rule is not None, "the run is one in fixed point"
+    found = quantise(float_.graph, float_.weights, probe(float_, split.train), rule.widths, config.loss, rule.headroom,
+                     rule.update)
+    momenta = {} if rule.update is Update.NARROW else {  # whose momentum has another meaning, and starts from zero
+        f"{value.name}.momentum": master_format(value.format).quantise(float_.state[f"{value.name}.momentum"])
+        for value in found.graph.parameters if isinstance(value.format, Fixed)}
+    masks = {f"{name}.live": mask for name, mask in float_.live.items()}
+    return replace(float_, graph=found.graph, gradient_formats=found.gradient_formats,
+                   state={**found.state, **momenta, **masks})
 
 
 def check_fit(config: TrainConfig, split: Split, graph: Graph) -> None:
@@ -165,7 +178,7 @@ class _Run:
                  ) -> None:
         self.config, self.split, self.start, self.folder, self.bar = config, split, start, folder, bar
         self.graph, image = start.graph, start.graph.inputs[0].format
-        self.optimiser = Optimiser(self.graph.parameters, start.gradient_formats, config.update, config.batch,
+        self.optimiser = Optimiser(self.graph.parameters, start.gradient_formats, start.update, config.batch,
                                    config.device)
         self.optimiser.load(start.state)
         data = DeviceData(split.train, image, config.device, config.augment)
@@ -179,15 +192,15 @@ class _Run:
         self.layers = {layer.w.name: conv_shape(self.graph, layer) for layer in self.graph.layers()}
         self.log = list(start.log)
 
-    def train(self) -> Checkpoint:
-        """All epochs from the start's position on."""
+    def train(self, epochs: int) -> Checkpoint:
+        """From the start's position on until so many epochs are done in all."""
         position = self.start.position
         self.step.tally.copy_(torch.tensor([position.loss_sum, position.correct], dtype=torch.float64))
         with _interruptible() as stop:
-            for epoch in range(position.epoch, self.config.epochs):
+            for epoch in range(position.epoch, epochs):
                 self._epoch(epoch, position.step if epoch == position.epoch else 0, stop)
                 self._save(Position(epoch + 1))
-        return self._checkpoint(Position(self.config.epochs))
+        return self._checkpoint(Position(epochs))
 
     def _epoch(self, epoch: int, first: int, stop: _Stop) -> None:
         sgd = self.config.sgd.scaled(self.config.rate.factor(epoch, self.config.epochs))

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from espalier.data import Dataset, batches
 from espalier.ir.differentiate import differentiate
-from espalier.ir.graph import Graph
-from espalier.train.calibrate import initial_state
-from espalier.train.config import TrainConfig
+from espalier.train.checkpoint import Checkpoint
 from espalier.train.device_data import DeviceData
 from espalier.train.optimise import Optimiser, Update
 from espalier.train.ranges import Ranges, merged, of_tensors
@@ -21,16 +16,17 @@ from espalier.train.step import TrainingStep
 LOOKS = 10  #: how often ranges are observed
 
 
-def probe(graph: Graph, parameters: Mapping[str, NDArray], config: TrainConfig, dataset: Dataset) -> Ranges:
-    """The ranges of the float training graph over ``config.quantise.probe_steps`` steps of the run to come."""
+def probe(start: Checkpoint, dataset: Dataset) -> Ranges:
+    """The ranges of the float training graph over ``quantise.probe_steps`` steps of the run to come from ``start``."""
+    config, graph, epoch = start.config, start.graph, start.position.epoch
     assert config.quantise is not None, "only a run in fixed point needs ranges"
     steps = config.quantise.probe_steps
     optimiser = Optimiser(graph.parameters, {}, Update.FLOAT, config.batch, config.device)
-    optimiser.load(initial_state(graph, parameters, Update.FLOAT))
-    optimiser.set(config.sgd)
+    optimiser.load(start.state)
+    optimiser.set(config.sgd.scaled(config.rate.factor(epoch, config.epochs)))
     data = DeviceData(dataset, graph.inputs[0].format, config.device)
     step = TrainingStep(differentiate(graph, config.loss), optimiser, data)
-    order = np.concatenate([*batches(dataset, config.batch, config.seed, 0, drop_last=True)])
+    order = np.concatenate([*batches(dataset, config.batch, config.seed, epoch, drop_last=True)])
     ranges: Ranges = {}
     for number in range(steps + 1):
         start = number * config.batch % len(order)

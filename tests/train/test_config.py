@@ -17,7 +17,7 @@ from espalier.train.config import Prune, Quantise, RateKind, RateSchedule, Train
 from espalier.train.optimise import Sgd, Update
 
 FULL = TrainConfig("lenet5", "mnist", 5, 100, 3, Sgd(0.1, 0.5, 1e-3), RateSchedule(RateKind.STEP, (2, 3), 0.2),
-                   "square_hinge", Quantise(Widths(8, 8, 16), Headroom(0, 1, 3), Update.UNBUFFERED, 7),
+                   "square_hinge", Quantise(Widths(8, 8, 16), Headroom(0, 1, 3), Update.UNBUFFERED, 7, 2),
                    Prune(Magnitude(density=0.1, rows=4, scope=Scope.NETWORK, norm=Norm.L2, exceptions={"a": 0.5}),
                          CubicSchedule(0, 2.5, 3), ExchangeSchedule(1, 4, 0.5)), True, "cuda")
 
@@ -56,6 +56,8 @@ def test_formats_of_files(tmp_path: Path) -> None:
      r"^The configuration, 'prune.method': Input tag 'random' found using 'kind' does not match any of the expected "),
     ({"prune": {"method": {"kind": "lamp", "density": 0.1, "scope": "layer"}, "schedule": {"start": 0, "end": 2}}},
      r"^The configuration, 'prune.method.lamp.scope': "),
+    ({"epochs": 2, "quantise": {"start": 2}}, r"^Fixed point starts in one of the 2 epochs, counted from 0, not in 2: "
+                                              r"leave 'quantise' out to train in float32$"),
     ({"epochs": 2, "prune": {"method": {"kind": "lamp", "density": 0.1}, "schedule": {"start": 0, "end": 1},
                              "exchange": {"start": 0, "end": 2}}},
      r"^Pruning must end before the last epoch does, and epoch 2.0 of 2 leaves no time to train what lives: end it "

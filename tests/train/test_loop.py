@@ -26,6 +26,7 @@ from espalier.ir.differentiate import differentiate
 from espalier.ir.graph import Graph
 from espalier.ir.interpret import interpret
 from espalier.ir.types import FLOAT, Fixed, TensorType, Value
+from espalier.numerics.update import EXTRA_BITS
 from espalier.numerics.window import Window
 from espalier.train import convolve, loop, step
 from espalier.train.calibrate import Headroom, Widths
@@ -153,14 +154,15 @@ def train_step(config: TrainConfig, start: Checkpoint) -> TrainingStep:
 
 @pytest.mark.parametrize(("quantise", "stop_at"), [
     (SHORT.quantise, 1), (SHORT.quantise, 4), (SHORT.quantise, 9), (Quantise(update=Update.NARROW, probe_steps=2), 5),
-    (Quantise(update=Update.UNBUFFERED, probe_steps=2), 6), (None, 2), (None, 7)])
+    (Quantise(update=Update.UNBUFFERED, probe_steps=2), 6), (None, 2), (None, 7),
+    (Quantise(Widths(8, 8, 16), probe_steps=2, start=1), 3), (Quantise(Widths(8, 8, 16), probe_steps=2, start=1), 12)])
 def test_interrupted_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                             quantise: Quantise | None, stop_at: int) -> None:
     decay = 0.0 if quantise is not None and quantise.update is Update.NARROW else 1e-4
     config = replace(SHORT, quantise=quantise, sgd=Sgd(0.05, 0.9, decay))
     whole = train(config, few(), *tiny())
     with monkeypatch.context() as patch:
-        _interrupt_at(patch, stop_at + (0 if quantise is None else quantise.probe_steps + 1))
+        _interrupt_at(patch, stop_at + (0 if quantise is None or quantise.start else quantise.probe_steps + 1))
         with pytest.raises(TrainingInterrupted, match=rf"^Training was interrupted in epoch [12] and is saved in "
                                                       rf"{re.escape(str(tmp_path))}: run the same command again to go "
                                                       rf"on$"):
@@ -168,6 +170,44 @@ def test_interrupted_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.
     assert Checkpoint.load(tmp_path / "checkpoint.safetensors").position.epoch < 2
     assert same(train(config, few(), *tiny(), tmp_path), whole)
     assert same(train(config, few(), *tiny(), tmp_path), whole)  # finished: read back
+
+
+@pytest.mark.parametrize("update", [Update.BUFFERED, Update.UNBUFFERED, Update.NARROW])
+def test_fixed_point_from_a_later_epoch_on(tmp_path: Path, update: Update) -> None:
+    """Weights, momenta and masks of the epochs in float32 are taken over, to the nearest word."""
+    prune = Prune(Magnitude(density=0.3, rows=2), CubicSchedule(0.2, 0.8, 4))
+    rule = Quantise(update=update, probe_steps=2, start=1)
+    config = replace(SHORT, quantise=rule, prune=prune, sgd=Sgd(0.1, 0.9))
+    early = train(replace(config, quantise=None), few(), *tiny(), tmp_path / "float")
+    shown = {}
+    with pytest.MonkeyPatch.context() as patch:
+        quantised = loop._quantised
+        patch.setattr(loop, "_quantised", lambda start, split: shown.setdefault("after", quantised(
+            shown.setdefault("before", start), split)))
+        found = train(config, few(), *tiny(), tmp_path / "later")
+    before, after = shown["before"], shown["after"]
+    assert before.log == early.log[:1] == found.log[:1] and before.position.epoch == 1
+    for value in after.graph.parameters:
+        name, format_ = value.name, value.format
+        assert isinstance(format_, Fixed)
+        assert np.array_equal(before.live[name], after.live[name])
+        assert np.array_equal(after.weights[name], format_.quantise(before.weights[name])) or update is Update.BUFFERED
+        assert np.abs(after.weights[name] * format_.resolution - before.weights[name]).max() <= format_.resolution
+        kept, moved = before.state[f"{name}.momentum"], after.state[f"{name}.momentum"]
+        if update is Update.NARROW:
+            assert not moved.any()
+        else:
+            assert np.abs(moved * format_.resolution * 2.0 ** -EXTRA_BITS - kept).max() <= 2.0 ** -EXTRA_BITS
+    assert found.log[-1].live == before.log[-1].live and found.log[-1].loss < before.log[-1].loss
+    assert same(Checkpoint.load(tmp_path / "later" / "checkpoint.safetensors"), found)
+
+
+def test_float_weights_after_fixed_point_began_wrong(tmp_path: Path) -> None:
+    config = replace(SHORT, quantise=Quantise(start=1))
+    found = train(replace(config, quantise=None), few(), *tiny())
+    replace(found, config=config).save(tmp_path / "a.safetensors")
+    with pytest.raises(DataError, match=r"contradicts itself \(the update is buffered, but .* is not of that kind\)"):
+        Checkpoint.load(tmp_path / "a.safetensors")
 
 
 @pytest.fixture(autouse=True)
