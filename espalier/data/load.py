@@ -53,12 +53,18 @@ def load(name_or_path: str, root: Path | None = None, image_size: tuple[int, int
     return annotated(split)
 
 
+def data_folder(root: Path | None = None) -> Path | None:
+    """The folder of the named data sets: ``root``, else that of ESPALIER_DATA, else none."""
+    named = os.environ.get(ROOT_VARIABLE, "")
+    return root if root is not None or not named else Path(named)
+
+
 def _root(name: str, root: Path | None) -> Path:
-    folder = os.environ.get(ROOT_VARIABLE, "") if root is None else root
-    if folder == "":
+    folder = data_folder(root)
+    if folder is None:
         raise DataError(f"Data set {name!r} needs the folder that holds it: give it, or set {ROOT_VARIABLE} "
                         "(only 'digits' needs none)")
-    return Path(folder)
+    return folder
 
 
 def _load_named(name: str, root: Path) -> Split:

@@ -8,21 +8,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier import zoo
-from espalier.data import Dataset, Split, batches, normalise
+from espalier.data import Dataset, Split, batches, data_folder, normalise
 from espalier.errors import DataError, UnsupportedError
 from espalier.frontend.module_file import is_module_file, module_from_file
 from espalier.frontend.onnx_import import from_onnx
 from espalier.frontend.torch_export import from_torch
 from espalier.ir.graph import Graph
 from espalier.ir.types import Fixed
+from espalier.zoo import pretrained
+
+PRETRAINED = "pretrained:"
 
 
-def load_network(network: str, split: Split, seed: int = 0) -> tuple[Graph, dict[str, NDArray]]:
-    """The float graph and parameters of a network: of the zoo, an ``.onnx`` file, or ``FILE.py:FACTORY``.
+def load_network(network: str, split: Split, seed: int = 0, root: Path | None = None
+                 ) -> tuple[Graph, dict[str, NDArray]]:
+    """The float graph and parameters of a network.
 
-    A network of the zoo gets as many classes as the data has, and its weights from ``seed``. Raises the
-    errors of the frontend; UnsupportedError for an unknown name.
+    It is of the zoo, with weights from ``seed``; ``pretrained:NAME``, or the ``.npz`` file that holds its published
+    weights; an ``.onnx`` file; or ``FILE.py:FACTORY``. One of the zoo gets as many classes as the data has, as does
+    a pretrained one, by a new last layer where they are others; its name is looked up in the data folder ``root``.
+    Raises the errors of the frontend and of the files; UnsupportedError for an unknown name.
     """
+    if network.startswith(PRETRAINED) or network.endswith(".npz"):
+        name = network.removeprefix(PRETRAINED)
+        if name != network and name not in pretrained.names():
+            raise UnsupportedError(f"There is no pretrained network {name!r}: choose one of "
+                                   f"{', '.join(pretrained.names())}, or give the path of an .npz file")
+        found = pretrained.for_classes(pretrained.load(name, data_folder(root)), split.train.class_count, seed)
+        return from_torch(pretrained.standardised(found).module, found.input_shape, found.name)
     if network.endswith(".onnx"):
         graph, parameters = from_onnx(network)
         _require_classifier(graph)

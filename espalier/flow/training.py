@@ -33,7 +33,7 @@ def train_network(config: TrainConfig, output: Path, *, data_root: Path | None =
     with steps.step("load data"):
         split = load(config.data, data_root)
     with steps.step("import network"):
-        graph, parameters = load_network(config.network, split, config.seed)
+        graph, parameters = load_network(config.network, split, config.seed, data_root)
         check_fit(config, split, graph)
     steps.tell(_summary(config, split, graph))
     if dry_run:

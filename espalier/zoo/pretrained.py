@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from espalier.errors import DataError
+from espalier.zoo.initialise import initialise
 from espalier.zoo.registry import build, input_shape
 from espalier.zoo.squeezenet import SqueezeNet
 from espalier.zoo.tflite_network import tflite_network
@@ -117,6 +118,26 @@ def standardised(network: Pretrained) -> Pretrained:
         new.weight = nn.Parameter((old.weight * (128 / deviation))[:, np.argsort(network.scale.order)])
     module.set_submodule("conv1", new)
     return replace(network, module=module.eval(), scale=STANDARD_SCALE)
+
+
+def for_classes(network: Pretrained, classes: int, seed: int) -> Pretrained:
+    """``network``, or where its classes are others a copy with a new last layer, its weights drawn from ``seed``.
+
+    Raises DataError where that layer is no ``nn.Linear``.
+    """
+    *_, (name, last) = network.module.named_children()
+    if not isinstance(last, nn.Linear):
+        raise DataError(f"Network {network.name!r} ends in {name!r} ({type(last).__name__}), and only an nn.Linear can "
+                        f"be replaced for {classes} classes: use data with the classes it was trained on")
+    if last.out_features == classes:
+        return network
+    module = copy.deepcopy(network.module)
+    with torch.device("meta"):  # draws no random numbers
+        new = nn.Linear(last.in_features, classes, last.bias is not None)
+    new.to_empty(device="cpu")
+    initialise(new, seed)
+    module.set_submodule(name, new)
+    return replace(network, module=module.eval())
 
 
 def names() -> tuple[str, ...]:

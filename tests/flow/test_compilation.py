@@ -11,7 +11,8 @@ import onnx
 import pytest
 from rich.console import Console
 
-from espalier.data import load
+from espalier import zoo
+from espalier.data import Dataset, Split, load
 from espalier.errors import DataError, FitError, FormatError, UnsupportedError
 from espalier.flow import CompileRequest, Steps, compile_network
 from espalier.flow.compilation import PASSES
@@ -195,6 +196,25 @@ def test_an_onnx_network_gets_formats_from_data(made, tmp_path):
     design = compile_network(tmp_path / "net.onnx", tmp_path / "build", replace(SMALL, data=data), dry_run=True)
     assert [value.shape for value in design.graph.parameters] == [value.shape for value in found.graph.parameters]
     assert all(mask.all() for mask in design.live.values())
+
+
+def test_published_weights_get_the_classes_of_the_data(tmp_path, monkeypatch):
+    arrays = {name: tensor.numpy() for name, tensor in zoo.build("resnet20", 3).state_dict().items()
+              if "shortcut" not in name and not name.endswith("num_batches_tracked")}
+    place = tmp_path / "cifar10-weights" / "resnet20.npz"
+    place.parent.mkdir()
+    np.savez(place, **arrays)
+    images = Dataset("colours", np.zeros((5, 3, 32, 32), np.uint8), np.arange(5), tuple("abcde"))
+    split = Split(images, images)
+    graph, parameters = load_network(str(place), split)
+    assert graph.inputs[0].shape == (3, 32, 32) and graph.outputs[0].shape == (5,)
+    monkeypatch.setenv("ESPALIER_DATA", str(tmp_path))
+    for named in (load_network("pretrained:resnet20", split), load_network("pretrained:resnet20", split, 0, tmp_path)):
+        assert all(np.array_equal(named[1][name], words) for name, words in parameters.items())
+    with pytest.raises(DataError, match=r"^The weights .*none.npz cannot be read "):
+        load_network(str(tmp_path / "none.npz"), split)
+    with pytest.raises(UnsupportedError, match=r"^There is no pretrained network 'resnet': choose one of resnet20, "):
+        load_network("pretrained:resnet", split)
 
 
 def test_a_build_behind_a_symbolic_link_is_replaced_in_place(made, build, tmp_path):

@@ -16,7 +16,7 @@ from espalier import zoo
 from espalier.data import normalise
 from espalier.errors import DataError
 from espalier.zoo import pretrained
-from espalier.zoo.pretrained import STANDARD_SCALE, PixelScale, load, standardised
+from espalier.zoo.pretrained import STANDARD_SCALE, PixelScale, for_classes, load, standardised
 from espalier.zoo.squeezenet import SqueezeNet
 
 RANDOM = np.random.default_rng(0)
@@ -75,6 +75,22 @@ def test_resnet_for_standard_images(tmp_path: Path, resnet_arrays: Arrays) -> No
     before, after = (part.module.conv1(part.scale(images))[:, :, 1:-1, 1:-1] for part in (network, standard))
     torch.testing.assert_close(after, before, rtol=0, atol=FLOAT32_TOLERANCE)
     assert np.array_equal(STANDARD_SCALE(images).numpy(), normalise(images))
+
+
+def test_other_classes_get_a_new_last_layer(tmp_path: Path, resnet_arrays: Arrays) -> None:
+    network = load(save(tmp_path / "net.npz", resnet_arrays))
+    assert for_classes(network, 3, 0) is network
+    before = torch.get_rng_state()
+    first, again, other = (for_classes(network, 7, seed).module.state_dict() for seed in (0, 0, 1))
+    assert torch.equal(before, torch.get_rng_state())
+    assert first["linear.weight"].shape == (7, 64) and not first["linear.bias"].any()
+    assert torch.equal(first["linear.weight"], again["linear.weight"])
+    assert not torch.equal(first["linear.weight"], other["linear.weight"])
+    assert all(torch.equal(first[name], tensor) for name, tensor in network.module.state_dict().items()
+               if not name.startswith("linear"))
+    with pytest.raises(DataError, match=r"^Network 'squeezed' ends in 'conv10' \(Conv2d\), and only an nn.Linear can "
+                                        r"be replaced for 7 classes: use data with the classes it was trained on$"):
+        for_classes(load(save(tmp_path / "squeezed.npz", squeezenet_arrays())), 7, 0)
 
 
 def test_standardised_takes_the_channels_in_their_order(tmp_path: Path) -> None:
