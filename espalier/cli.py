@@ -171,6 +171,40 @@ def train(
     _done(steps, as_json, record, lines)
 
 
+@app.command()
+@one_sentence
+def compress(
+    source: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A training directory, a checkpoint, or ONNX.")],
+    output_dir: Annotated[Path, typer.Option(help="Where checkpoint and record go; what compress wrote there before "
+                                                  "is replaced.")],
+    method: Annotated[str, typer.Option(help="reconstruct (the weights that live are rebuilt on images), lamp, "
+                                             "magnitude, flat, triangular, relative, or rules (the best of these "
+                                             "three).")] = "reconstruct",
+    density: Annotated[float | None, typer.Option(help="Fraction of weights that stay.")] = None,
+    loss: Annotated[float | None, typer.Option(help="Or: accuracy points that the sparsest network may lose.")] = None,
+    block: Annotated[int, typer.Option(help="Edge of the blocks in which weights die.")] = 1,
+    images: Annotated[int | None, typer.Option(help="Of the training set, to rebuild on and choose by; default: 1000, "
+                                                    "or all if there are fewer.")] = None,
+    data: DataName = None,
+    data_root: DataRoot = None,
+    seed: Annotated[int, typer.Option(help="Of the draw of the images.")] = 0,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prune a trained network without training it again: checkpoint and record."""
+    steps = _steps()
+    request = flow.CompressRequest(method=method, density=density, loss=loss, block=block, images=images, data=data,
+                                   data_root=data_root, seed=seed)
+    content = flow.compress_network(source, output_dir, request, dry_run=dry_run, steps=steps)
+    if content is None:
+        _done(steps, as_json, {}, ["dry run: nothing was compressed"])
+        return
+    found = {figure["name"]: figure["value"] for figure in content["figures"]}
+    _done(steps, as_json, content,
+          [f"{content['chosen']}: {found['live weights']:,} weights live ({found['density']:.2%}), test accuracy "
+           f"{found['test accuracy after']:.2%}, before {found['test accuracy before']:.2%}"])
+
+
 @app.command("compile")
 @one_sentence
 def compile_command(
@@ -294,3 +328,25 @@ def report(
     page = output or folders[-1] / "report.html"
     found = flow.write_report(folders, page, title=title, baseline=baseline, steps=progress)
     _done(progress, as_json, found.to_json(), [])
+
+
+@app.command()
+@one_sentence
+def compare(
+    output_dir: Annotated[Path, typer.Option(help="Where a training of each recipe and seed goes, and the table.")],
+    recipes: Annotated[list[Path] | None, typer.Argument(metavar="RECIPE...", help=".yaml, .toml or .json.")] = None,
+    network: Annotated[str | None, typer.Option(help="In the place of the recipes' own.")] = None,
+    data: Annotated[str | None, typer.Option(help="In the place of the recipes' own, by name or path.")] = None,
+    data_root: DataRoot = None,
+    epochs: Annotated[int | None, typer.Option(help="Of all; times in a recipe keep their part of the run.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 0,1,2; default: each recipe's own.")] = None,
+    rows: Annotated[int, typer.Option(help="Of the lattice on which cycles are counted.")] = 8,
+    lanes: Annotated[int, typer.Option(help="Its images computed together.")] = 16,
+    as_json: AsJson = False,
+) -> None:
+    """Train by several recipes, and tabulate accuracy, live weights, MACs, index bytes and cycles."""
+    progress = _steps()
+    found = flow.compare(recipes or [], output_dir, flow.CompareRequest(
+        network=network, data=data, data_root=data_root, epochs=epochs, seeds=flow.parse_seeds(seeds), rows=rows,
+        lanes=lanes), steps=progress)
+    _done(progress, as_json, found.to_json(), found.table())

@@ -1,0 +1,229 @@
+"""Compare: a set of recipes -> a training of each with each seed, and one table of what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from espalier.arch.machine import MULTIPLIERS_BESIDE_LATTICE, Machine
+from espalier.compiler.machine_choice import Constraints
+from espalier.data import load
+from espalier.errors import DataError, EspalierError
+from espalier.flow.directory import require_writable
+from espalier.flow.steps import Steps
+from espalier.flow.training import train_network
+from espalier.flow.work import layer_work, on_lattice, training_macs
+from espalier.records import Figure, write_json, write_text_atomically
+from espalier.report.comparison_page import Column, Comparison, Row, Run, render_comparison
+from espalier.report.model import Fact
+from espalier.train.checkpoint import Checkpoint
+from espalier.train.config import Prune, TrainConfig
+from espalier.train.loop import finished
+
+COMPARE, COMPARE_PAGE = "compare.json", "compare.html"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareRequest:
+    """What recipes are compared on.
+
+    Parameters
+    ----------
+    network, data : str or None
+        In the place of the recipes' own.
+    data_root : Path or None
+        Folder of the named data sets.
+    epochs : int or None
+        In the place of the recipes' own; the times in a recipe (of pruning, exchange, fixed point and lower learning
+        rates) keep their place as a part of the run.
+    seeds : tuple of int
+        Each recipe is trained with each; empty for the recipe's own.
+    rows, lanes : int
+        The lattice on which cycles are counted.
+    """
+
+    network: str | None = None
+    data: str | None = None
+    data_root: Path | None = None
+    epochs: int | None = None
+    seeds: tuple[int, ...] = ()
+    rows: int = 8
+    lanes: int = 16
+
+    def __post_init__(self) -> None:
+        Machine(rows=self.rows, lanes=self.lanes, activation_depth=2, gradient_depth=2, weight_depth=2, index_depth=2,
+                table_depth=2)  # refuses what no machine has
+        if self.epochs is not None and self.epochs < 1:
+            raise DataError(f"Recipes are compared over at least one epoch, not {self.epochs}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise DataError(f"Each seed is trained once, and one of {', '.join(map(str, self.seeds))} is there twice: "
+                            f"give different ones")
+
+    @property
+    def multipliers(self) -> int:
+        return self.rows * self.lanes
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A recipe by its name, and its configuration for each seed."""
+
+    name: str
+    configs: tuple[TrainConfig, ...]
+
+    def folder(self, config: TrainConfig) -> str:
+        """Name of the training directory of one of the configurations."""
+        return f"{self.name}-{config.seed}"
+
+
+def parse_seeds(text: str | None) -> tuple[int, ...]:
+    """The seeds of ``0,1,2``; none of None. Raises DataError."""
+    try:
+        return () if text is None else tuple(int(seed) for seed in text.split(","))
+    except ValueError:
+        raise DataError(f"Seeds are whole numbers with commas between them, such as 0,1,2, not {text!r}") from None
+
+
+def compare(recipes: Sequence[Path], output: Path, request: CompareRequest, *, steps: Steps | None = None
+            ) -> Comparison:
+    """Train every recipe with every seed into ``output/NAME-SEED``, and write the table and the page of all.
+
+    A training that is there already is not done again, and one that was interrupted goes on. Everything that is
+    cheap to check (recipes, data, networks, what ``output`` holds) is checked before the first training.
+
+    Raises
+    ------
+    DataError
+        No recipe, a bad one, two of one name, or a directory that holds another training.
+    TrainingInterrupted
+        Control-C; what is trained so far is kept.
+    """
+    steps = steps or Steps()
+    plans = plan(recipes, request)
+    require_writable(output)
+    with steps.step("check"):
+        for item in plans:
+            done = [finished(config, output / item.folder(config)) is not None for config in item.configs]
+            if not all(done):
+                train_network(item.configs[0], output, data_root=request.data_root, dry_run=True)
+    rows = tuple(Row(name=item.name, settings=settings(item.configs[0]),
+                     runs=tuple(_run(item, config, output, request, steps) for config in item.configs))
+                 for item in plans)
+    comparison = Comparison(machine_rows=request.rows, machine_lanes=request.lanes, rows=rows)
+    page = render_comparison(comparison)
+    write_json(output / COMPARE, comparison.to_json())
+    write_text_atomically(output / COMPARE_PAGE, page)
+    steps.wrote(output / COMPARE, output / COMPARE_PAGE)
+    return comparison
+
+
+def plan(recipes: Sequence[Path], request: CompareRequest) -> tuple[Plan, ...]:
+    """The trainings that are asked for, in order. Raises DataError before anything is trained."""
+    if not recipes:
+        raise DataError("There is nothing to compare: give at least one recipe, a .yaml, .toml or .json file")
+    files: dict[str, Path] = {}
+    for file in recipes:
+        if file.stem in files:
+            raise DataError(f"Two recipes are called {file.stem!r} ({files[file.stem]} and {file}), and trainings are "
+                            f"kept by the recipe's name: rename one")
+        files[file.stem] = file
+    return tuple(Plan(name, _configs(file, request)) for name, file in files.items())
+
+
+def _configs(file: Path, request: CompareRequest) -> tuple[TrainConfig, ...]:
+    fields = TrainConfig.load(file).to_json()
+    if request.epochs is not None:
+        _stretch(fields, request.epochs)
+    given = {"network": request.network, "data": request.data}
+    fields |= {name: value for name, value in given.items() if value is not None}
+    return tuple(TrainConfig.from_json({**fields, "seed": seed}, f"Recipe {file} and the command line")
+                 for seed in request.seeds or (fields["seed"],))
+
+
+def _stretch(fields: dict[str, Any], epochs: int) -> None:
+    """Change the length of a run; the times in it keep their place as a part of it."""
+    factor = epochs / fields["epochs"]
+    prune = fields["prune"] or {}
+    for schedule in (prune.get("schedule"), prune.get("exchange")):
+        if schedule is not None:
+            schedule |= {"start": schedule["start"] * factor, "end": schedule["end"] * factor}
+    if fields["quantise"] is not None:
+        fields["quantise"]["start"] = int(fields["quantise"]["start"] * factor)
+    fields["rate"]["milestones"] = [round(milestone * factor) for milestone in fields["rate"]["milestones"]]
+    fields["epochs"] = epochs
+
+
+def settings(config: TrainConfig) -> tuple[Fact, ...]:
+    """What a reader must know of a recipe."""
+    numbers = "float32" if config.quantise is None else (
+        f"{config.quantise.widths.weight}-bit fixed point"
+        + (f" from epoch {config.quantise.start}" if config.quantise.start else ""))
+    return (Fact("Network", config.network), Fact("Data", config.data), Fact("Epochs", str(config.epochs)),
+            Fact("Batch", str(config.batch)), Fact("Numbers", numbers), Fact("Pruning", _pruning(config.prune)))
+
+
+def _pruning(prune: Prune | None) -> str:
+    if prune is None:
+        return "none"
+    schedule, rows = prune.schedule, prune.method.rows
+    what = "single weights" if rows == 1 else f"{rows}×{rows} blocks"
+    when = (f"at epoch {schedule.start:g}" if schedule.start == schedule.end
+            else f"epochs {schedule.start:g} to {schedule.end:g}")
+    text = f"{what} by {prune.method.kind} to {prune.method.density:.0%}, {when}"
+    if prune.exchange is None:
+        return text
+    return f"{text}; exchange of {prune.exchange.fraction:.0%} until epoch {prune.exchange.end:g}"
+
+
+def _run(item: Plan, config: TrainConfig, output: Path, request: CompareRequest, steps: Steps) -> Run:
+    """Train one configuration, unless it is trained already, and count."""
+    folder = item.folder(config)
+    steps.tell(folder)
+    own = Steps(steps.console)
+    checkpoint = finished(config, output / folder)
+    if checkpoint is not None:
+        own.tell("  trained already")
+    else:
+        checkpoint = train_network(config, output / folder, data_root=request.data_root, steps=own)
+        steps.wrote(*own.written)
+    assert checkpoint is not None and checkpoint.log, "a training of at least one epoch"
+    with own.step("count"):
+        return outcome(checkpoint, folder, len(load(config.data, request.data_root).train), request)
+
+
+def outcome(checkpoint: Checkpoint, folder: str, images: int, request: CompareRequest) -> Run:
+    """The figures of a finished training on ``images`` images; those that cannot be had, with the reason."""
+    config = checkpoint.config
+    figures, missing, lattice = work_figures(checkpoint, images), [], ""
+    try:
+        own = on_lattice(checkpoint, own_lattice(config, request))
+        figures += [Column.INDEX.figure(own.index_bytes),
+                    Column.OWN_CYCLES.figure(own.step_cycles / own.machine.lanes)]
+        lattice = f"{own.machine.rows}×{own.machine.lanes}"
+    except EspalierError as error:
+        missing += [Fact(column.value, str(error)) for column in (Column.INDEX, Column.OWN_CYCLES)]
+    try:
+        given = on_lattice(checkpoint, Constraints(rows=request.rows, lanes=request.lanes, batch=config.batch))
+        figures.append(Column.CYCLES.figure(given.step_cycles))
+    except EspalierError as error:
+        missing.append(Fact(Column.CYCLES.value, str(error)))
+    return Run(seed=config.seed, folder=folder, figures=tuple(figures), missing=tuple(missing), lattice=lattice)
+
+
+def work_figures(checkpoint: Checkpoint, images: int) -> list[Figure]:
+    """The figures that need no machine."""
+    last, work = checkpoint.log[-1], layer_work(checkpoint)
+    forward = sum(layer.live for layer in work.values())
+    backward = sum(layer.live for layer in work.values() if layer.backward)
+    return [Column.ACCURACY.figure(last.test_accuracy), Column.LIVE.figure(sum(last.live.values())),
+            Column.FP.figure(forward), Column.BP.figure(backward), Column.WU.figure(forward),
+            Column.TRAINING.figure(training_macs(checkpoint, work, images))]
+
+
+def own_lattice(config: TrainConfig, request: CompareRequest) -> Constraints:
+    """As many multipliers as the given lattice has, in rows of the recipe's blocks, and a step of one group."""
+    rows = request.rows if config.prune is None else config.prune.method.rows
+    return Constraints(name=f"{request.multipliers} multipliers", rows=rows,
+                       multipliers=request.multipliers + MULTIPLIERS_BESIDE_LATTICE)
