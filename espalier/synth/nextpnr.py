@@ -11,6 +11,7 @@ from typing import Any
 
 from espalier.errors import DataError, ToolError, UnsupportedError
 from espalier.records import Figure, Provenance
+from espalier.synth.floorplan import floorplan
 from espalier.synth.timing import CriticalPath, clock_name
 from espalier.synth.tool import Tool, find_tool, publish, run_tool, scratch_directory
 from espalier.targets import ECP5_85F, Device, Family
@@ -161,6 +162,8 @@ def place_and_route(netlist: Path, output: Path, options: RouteOptions | None = 
                     timeout_seconds: float = 7200) -> Routing:
     """Place and route the ECP5 netlist that :func:`espalier.synth.yosys.synthesise` wrote.
 
+    A lattice that is large for its part gets a floorplan first (:mod:`espalier.synth.floorplan`).
+
     Into ``output``: ``route.json`` (the tool's report), ``design.config`` (for
     :func:`pack_bitstream`; not out of context) and ``nextpnr.log``. A run that fails leaves only
     the log and earlier results.
@@ -181,7 +184,7 @@ def place_and_route(netlist: Path, output: Path, options: RouteOptions | None = 
     tool = find_nextpnr()
     names = ["route.json"] if options.pins is Pins.OUT_OF_CONTEXT else ["route.json", "design.config"]
     with scratch_directory(output) as scratch:
-        shutil.copyfile(netlist, scratch / "netlist.json")
+        _write_floorplanned(netlist, scratch / "netlist.json", options.device)
         if isinstance(options.pins, Path):
             shutil.copyfile(options.pins, scratch / "pins.lpf")
         run_tool(tool, _arguments(options, names), directory=scratch, log=output / "nextpnr.log",
@@ -191,6 +194,23 @@ def place_and_route(netlist: Path, output: Path, options: RouteOptions | None = 
     if options.pins is Pins.OUT_OF_CONTEXT:
         (output / "design.config").unlink(missing_ok=True)  # of an earlier run; it would not match the report
     return result
+
+
+def _write_floorplanned(netlist: Path, output: Path, device: Device) -> None:
+    """The netlist with the places of :func:`espalier.synth.floorplan.floorplan` in it."""
+    try:
+        content = json.loads(netlist.read_text())
+        places = floorplan(content, device)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"The netlist {netlist} cannot be read: {type(error).__name__} {error}; run synthesis again"
+                        ) from error
+    if not places:
+        shutil.copyfile(netlist, output)
+        return
+    for cell in (module["cells"] for module in content["modules"].values() if "top" in module["attributes"]):
+        for name, place in places.items():
+            cell[name]["attributes"]["BEL"] = place
+    output.write_text(json.dumps(content))
 
 
 def _arguments(options: RouteOptions, names: list[str]) -> list[str]:

@@ -126,7 +126,10 @@ def test_missing_files_wrong(tmp_path):
 
 def test_nextpnr_wrong_leaves_only_the_log(tmp_path):
     netlist = tmp_path / "netlist.json"
-    netlist.write_text("this is no netlist")
+    unknown = {"type": "TUBE", "hide_name": 0, "parameters": {}, "attributes": {}, "port_directions": {},
+               "connections": {}}
+    netlist.write_text(json.dumps({"modules": {"top": {"attributes": {"top": "1"}, "ports": {}, "netnames": {},
+                                                       "cells": {"a": unknown}}}}))
     with pytest.raises(ToolError, match=r"nextpnr-ecp5 .* failed with status"):
         place_and_route(netlist, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["nextpnr.log"]
