@@ -13,30 +13,19 @@ done is merged into ``benchmarks/results/accuracy.json``.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import os
-import signal
 import sys
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
-import torch
+from jobs import Job, Place, command_of, do_all, results_of, trained
 
-from espalier import zoo
 from espalier.compress.magnitude import Magnitude, Scope
 from espalier.compress.schedule import CubicSchedule
-from espalier.data import Dataset, Split, load
-from espalier.errors import EspalierError
-from espalier.frontend.torch_export import from_torch
 from espalier.records import Bar, Figure, Provenance, write_json
 from espalier.train.calibrate import Headroom, Widths
 from espalier.train.config import Prune, Quantise, RateKind, RateSchedule, TrainConfig
-from espalier.train.loop import TrainingInterrupted, train
 from espalier.train.optimise import Sgd, Update
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
@@ -92,24 +81,6 @@ VARIANTS = (
 BASE, BARRED = "float32-dense", "fixed16-pruned90"
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One run: a task, a variant and a seed, with what the command line changed."""
-
-    task: Task
-    variant: Variant
-    config: TrainConfig
-    data: str
-    root: str | None
-    images: int
-    folder: Path
-    deadline: float
-
-    @property
-    def result(self) -> Path:
-        return self.folder / "result.json"
-
-
 def configuration(task: Task, variant: Variant, seed: int, options: argparse.Namespace) -> TrainConfig:
     """What the run is told."""
     epochs = options.epochs or task.epochs
@@ -123,57 +94,28 @@ def configuration(task: Task, variant: Variant, seed: int, options: argparse.Nam
 def jobs(options: argparse.Namespace) -> list[Job]:
     """Every run asked for, the longest first."""
     found = []
+    given = dict(pair.split("=", 1) for pair in options.source)
     for task in sorted(TASKS, key=lambda task: -task.epochs):
         if options.tasks and task.name not in options.tasks:
             continue
-        given = dict(pair.split("=", 1) for pair in options.source)
+        place = Place(given.get(task.data, task.data), options.data, options.images)
         for variant in VARIANTS:
             if options.variants and variant.name not in options.variants:
                 continue
             for seed in options.seeds if task.network == "lenet5" else options.seeds[: options.long_seeds]:
-                found.append(Job(task, variant, configuration(task, variant, seed, options),
-                                 given.get(task.data, task.data), options.data, options.images,
-                                 options.work / f"{task.network}-{task.data}-{variant.name}-{seed}",
-                                 time.time() + options.limit))
+                found.append(Job(options.work / f"{task.network}-{task.data}-{variant.name}-{seed}",
+                                 partial(run, task, variant, configuration(task, variant, seed, options), place)))
     return found
 
 
-@cache
-def split_of(data: str, root: str | None, images: int) -> Split:
-    """A data set, loaded once per process; ``images`` cuts it short for a trial."""
-    split = load(data, Path(root) if root else None)
-    if not images:
-        return split
-    return Split(*(Dataset(part.name, part.images[:images], part.labels[:images], part.classes)
-                   for part in (split.train, split.test)))
-
-
-def run(job: Job) -> str:
-    """Do one job in this process and write its result. Returns a line for the terminal."""
-    name = job.folder.name
-    if job.result.exists():
-        return f"{name}: done before"
-    if time.time() >= job.deadline:
-        return f"{name}: not begun, out of time"
-    torch.set_num_threads(1)
-    started = time.time()
-    shape = zoo.input_shape(job.task.network)
-    network, parameters = from_torch(zoo.build(job.task.network, seed=job.config.seed), shape, job.task.network)
-    split = split_of(job.data, job.root, job.images)
-    signal.signal(signal.SIGALRM, lambda number, frame: signal.raise_signal(signal.SIGINT))
-    signal.setitimer(signal.ITIMER_REAL, max(0.1, job.deadline - time.time()))
-    try:
-        found = train(job.config, split, network, parameters, job.folder)
-    except (TrainingInterrupted, KeyboardInterrupt) as stop:
-        return f"{name}: {stop or 'interrupted'}"
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+def run(task: Task, variant: Variant, config: TrainConfig, place: Place, folder: Path) -> dict:
+    """Train in ``folder``."""
+    found = trained(config, place.split(), folder)
     last = found.log[-1]
-    write_json(job.result, {
-        "task": job.task.name, "variant": job.variant.name, "seed": job.config.seed, "config": job.config.to_json(),
+    return {
+        "task": task.name, "variant": variant.name, "seed": config.seed, "config": config.to_json(),
         "test_accuracy": last.test_accuracy, "live": last.live, "saturated": last.saturated,
-        "curve": [entry.test_accuracy for entry in found.log], "loss": [entry.loss for entry in found.log]})
-    return f"{name}: {last.test_accuracy:.2%} after {time.time() - started:.0f} s"
+        "curve": [entry.test_accuracy for entry in found.log], "loss": [entry.loss for entry in found.log]}
 
 
 def merged(results: list[dict], command: str) -> dict:
@@ -218,32 +160,12 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def command_of(arguments: list[str]) -> str:
-    """The command line without the paths of this machine, and without what changes no result."""
-    kept, skip = [], False
-    for argument in arguments:
-        option = argument.split("=")[0]
-        if skip or option in ("--data", "--work", "--output", "--source", "--limit"):
-            skip = not skip and "=" not in argument
-            continue
-        kept.append(argument)
-    return " ".join(["python benchmarks/accuracy.py", *kept])
-
-
 def main() -> int:
     """Do the jobs, write what is done, print figures and bars; 0 if every job is done and every bar met."""
     options = parser().parse_args()
     asked = jobs(options)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    failed = 0
-    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(run, job) for job in asked]):
-            try:
-                print(future.result(), flush=True)
-            except EspalierError as error:
-                failed += 1
-                print(f"failed: {error}", flush=True)
-    results = [json.loads(job.result.read_text()) for job in asked if job.result.exists()]
+    failed = do_all(asked, options.limit, options.jobs)
+    results = results_of(asked)
     record = merged(results, command_of(sys.argv[1:]))
     write_json(options.output, record)
     for entry in record["figures"]:

@@ -119,14 +119,14 @@ def training_optimiser(prepared: Prepared, sgd: Sgd) -> Optimiser:
 
 
 def write_results(name: str, *, seeds: Iterable[int], figures: Iterable[Figure], bars: Iterable[Bar],
-                  notes: str = "", command: str = "", **more: object) -> None:
-    """Write ``benchmarks/results/NAME.json`` and print the bars.
+                  notes: str = "", command: str = "", output: Path | None = None, **more: object) -> None:
+    """Write ``benchmarks/results/NAME.json`` (or ``output``) and print the bars.
 
     ``command`` made the figures; by default the one that runs now.
     """
     bars = list(bars)
     command = command or " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    write_json(RESULTS / f"{name}.json", {
+    write_json(output or RESULTS / f"{name}.json", {
         "command": command, "seeds": list(seeds), "figures": [figure.to_json() for figure in figures],
         "bars": [bar.to_json() for bar in bars], "notes": notes, **more})
     for bar in bars:

@@ -36,13 +36,14 @@ class Case:
     rows: int = 8
     lanes: int = 16
     exceptions: dict[str, float] = field(default_factory=dict)
+    frequency_mhz: float = 70.0  #: to aim for
 
 
 CASES = {
     "lenet5-pruned": Case(network="lenet5", data="mnist", density=0.1,
                           exceptions={"conv1.weight": 1.0, "conv2.weight": 0.4, "fc3.weight": 0.5}),
     "digits": Case(network="digits", data="digits", density=1.0),
-    "digits-4x4": Case(network="digits", data="digits", density=1.0, rows=4, lanes=4),
+    "digits-4x4": Case(network="digits", data="digits", density=1.0, rows=4, lanes=4, frequency_mhz=100.0),
 }
 
 
@@ -64,8 +65,8 @@ def build(name: str, output: Path, route: bool, timeout: int) -> dict:
     if not route:
         return {**found, "limit": "place and route was not run"}
     try:
-        routing = place_and_route(output / "netlist.json", output, RouteOptions(device=device),
-                                  timeout_seconds=timeout)
+        options = RouteOptions(device=device, frequency_mhz=case.frequency_mhz)
+        routing = place_and_route(output / "netlist.json", output, options, timeout_seconds=timeout)
     except ToolError as error:
         return {**found, "limit": f"place and route gave no result: {error}"}
     found["figures"] += [figure.to_json() for figure in routing.figures]

@@ -144,6 +144,8 @@ def train(
     prune_end: Annotated[float | None, typer.Option(help="In epochs.")] = None,
     exchange: Annotated[float | None, typer.Option(help="Fraction of live weights to exchange meanwhile for dead "
                                                         "ones of large gradient (GraNet, RigL).")] = None,
+    freeze: Annotated[list[str] | None, typer.Option(help="Parameters that stay as they are, by name or pattern "
+                                                          "('conv*'); may be repeated.")] = None,
     compute: Annotated[str | None, typer.Option(help="cpu or cuda; results in fixed point are the same.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output directory.")] = True,
     dry_run: DryRun = False,
@@ -157,7 +159,7 @@ def train(
         update=update, weight_bits=weight_bits, activation_bits=activation_bits, gradient_bits=gradient_bits,
         quantise_start=quantise_start,
         density=density, block=block, method=method, scope=scope, prune_start=prune_start, prune_end=prune_end,
-        exchange=exchange))
+        exchange=exchange, freeze=tuple(freeze) if freeze else None))
     found = flow.train_network(told, output_dir, data_root=data_root, resume=resume, dry_run=dry_run, steps=steps)
     record: dict[str, object] = {"config": told.to_json()}
     lines = ["dry run: nothing was trained"]
@@ -174,7 +176,8 @@ def train(
 @app.command()
 @one_sentence
 def compress(
-    source: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A training directory, a checkpoint, or ONNX.")],
+    source: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A training directory, a checkpoint, ONNX, or "
+                                                                  "pretrained:NAME.")],
     output_dir: Annotated[Path, typer.Option(help="Where checkpoint and record go; what compress wrote there before "
                                                   "is replaced.")],
     method: Annotated[str, typer.Option(help="reconstruct (the weights that live are rebuilt on images), lamp, "
@@ -188,20 +191,25 @@ def compress(
     data: DataName = None,
     data_root: DataRoot = None,
     seed: Annotated[int, typer.Option(help="Of the draw of the images.")] = 0,
+    top: Annotated[int, typer.Option(help="An image is recognised by any of so many largest logits (Top-1, "
+                                          "Top-5).")] = 1,
+    bits: Annotated[int | None, typer.Option(help="2..16: width of words, where the source is no checkpoint; default: "
+                                                  "16.")] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Prune a trained network without training it again: checkpoint and record."""
     steps = _steps()
     request = flow.CompressRequest(method=method, density=density, loss=loss, block=block, images=images, data=data,
-                                   data_root=data_root, seed=seed)
+                                   data_root=data_root, seed=seed, top=top, bits=bits)
     content = flow.compress_network(source, output_dir, request, dry_run=dry_run, steps=steps)
     if content is None:
         _done(steps, as_json, {}, ["dry run: nothing was compressed"])
         return
     found = {figure["name"]: figure["value"] for figure in content["figures"]}
     _done(steps, as_json, content,
-          [f"{content['chosen']}: {found['live weights']:,} weights live ({found['density']:.2%}), test accuracy "
+          [f"{content['chosen']}: {found['live weights']:,} weights live ({found['density']:.2%}), test accuracy"
+           f"{'' if top == 1 else f' (Top-{top})'} "
            f"{found['test accuracy after']:.2%}, before {found['test accuracy before']:.2%}"])
 
 

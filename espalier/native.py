@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from espalier.errors import ToolError
@@ -26,9 +27,9 @@ def find_compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
-def run_command(command: list[str], what: str, **options) -> None:
+def run_command(command: list[str], what: str, env: Mapping[str, str] | None = None) -> None:
     """Run a build tool. Raises ToolError with the end of what it said when it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         raise ToolError(f"{what} failed: {(done.stderr or done.stdout).strip()[-800:]}")
 

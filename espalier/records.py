@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 
 class Provenance(Enum):
@@ -32,11 +33,11 @@ class Figure:
     unit: str
     provenance: Provenance
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "provenance": self.provenance.value}
 
     @classmethod
-    def from_json(cls, fields: dict) -> Figure:
+    def from_json(cls, fields: dict[str, Any]) -> Figure:
         return cls(fields["name"], fields["value"], fields["unit"], Provenance(fields["provenance"]))
 
 
@@ -55,7 +56,7 @@ class Bar:
                 "<": self.value < self.bound, ">": self.value > self.bound,
                 "==": self.value == self.bound}[self.op]
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "met": self.met}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from espalier.errors import FitError
 
@@ -97,11 +98,11 @@ class Machine:
                 "weights": (self.rows * self.weight_depth, self.word_bits),
                 "masters": (self.master_depth, wide), "momenta": (self.master_depth, wide), **sums}
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, fields: dict) -> Machine:
+    def from_json(cls, fields: dict[str, Any]) -> Machine:
         """The machine of :meth:`to_json`. Raises FitError for fields that are not a machine's."""
         for name, value in fields.items():
             if type(value) is not (bool if name == "groups" else int):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from espalier.arch.machine import Machine
 from espalier.compiler.legalise import Layer, Loss
-from espalier.compiler.lists import LayerBlocks
+from espalier.compiler.lists import Block, LayerBlocks
 from espalier.compiler.place import Memory
 from espalier.errors import UnsupportedError
 from espalier.ir.differentiate import gradient_name
 from espalier.ir.graph import Graph
-from espalier.ir.types import Fixed
+from espalier.ir.types import MapShape
 from espalier.numerics.update import BufferedSgd
 from espalier.program.program import Command, Entry, Placement, Program
 from espalier.program.words import Opcode
+
+Place = tuple[int, int, int]  #: of blocks in a list: the block that the list is ordered by, and the tap
 
 
 def emit(machine: Machine, graph: Graph, layers: tuple[Layer, ...], loss: Loss, blocks: tuple[LayerBlocks, ...],
@@ -35,14 +37,12 @@ def emit(machine: Machine, graph: Graph, layers: tuple[Layer, ...], loss: Loss, 
     end = Command(opcode=Opcode.END, layer="end")
     addresses = {name: places.reshape(graph.value(name).shape)
                  for item in blocks for name, places in item.addresses().items()}
-    image = graph.inputs[0]
-    assert isinstance(image.format, Fixed)
     return Program(
         machine=machine, commands=(*train, end, *infer, end), entries_at={"train": 0, "infer": len(train) + 1},
         entries=tuple(lists.entries), table=tuple(lists.table), addresses=addresses,
-        weight_formats={name: graph.value(name).format for name in addresses},
-        placements=_placements(layers, memory), image=image.shape, image_base=memory.activations[0],
-        image_format=image.format)
+        weight_formats={name: layer.weight_format for layer in layers for name in (layer.weight, layer.bias) if name},
+        placements=_placements(layers, memory), image=layers[0].in_shape, image_base=memory.activations[0],
+        image_format=layers[0].x_format)
 
 
 def _placements(layers: tuple[Layer, ...], memory: Memory) -> tuple[Placement, ...]:
@@ -69,7 +69,7 @@ class _Lists:
         self.entries: list[Entry] = []
         self.table: list[int] = []
 
-    def forward(self, item: LayerBlocks, base: int, source: tuple[int, int, int]) -> int:
+    def forward(self, item: LayerBlocks, base: int, source: MapShape) -> int:
         """Append a layer's FP list, ordered by output block, then tap; return its table position."""
         start, layer = len(self.table), item.layer
         taps = self._taps(layer)
@@ -86,7 +86,7 @@ class _Lists:
         self.table.append(len(self.entries))
         return start
 
-    def backward(self, item: LayerBlocks, base: int, gradient: tuple[int, int, int]) -> int:
+    def backward(self, item: LayerBlocks, base: int, gradient: MapShape) -> int:
         """Append a layer's BP list, ordered by source block, then mirrored tap; return its table position."""
         start, layer = len(self.table), item.layer
         channels, _, height, width = layer.weight_shape
@@ -107,8 +107,8 @@ class _Lists:
         return [(ky, kx) for ky in range(layer.weight_shape[2]) for kx in range(layer.weight_shape[3])]
 
 
-def _grouped(blocks, key) -> dict:
-    groups: dict = {}
+def _grouped(blocks: Iterable[Block], key: Callable[[Block], Place]) -> dict[Place, list[Block]]:
+    groups: dict[Place, list[Block]] = {}
     for block in blocks:
         groups.setdefault(key(block), []).append(block)
     return groups

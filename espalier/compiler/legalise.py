@@ -18,7 +18,7 @@ from espalier.ir.ops import (
     SoftmaxCrossEntropy,
     SquareHinge,
 )
-from espalier.ir.types import Fixed, Value
+from espalier.ir.types import Fixed, MapShape, Value
 from espalier.numerics.update import GRADIENT_BITS
 from espalier.numerics.window import Window
 
@@ -58,9 +58,9 @@ class Layer:
     bias: str | None
     weight_shape: tuple[int, int, int, int]
     pad: tuple[int, int]
-    in_shape: tuple[int, int, int]
-    conv_shape: tuple[int, int, int]
-    out_shape: tuple[int, int, int]
+    in_shape: MapShape
+    conv_shape: MapShape
+    out_shape: MapShape
     rectify: bool
     pool: bool
     x_format: Fixed
@@ -150,7 +150,7 @@ def _same_formats(graph: Graph, x: Value, out: Value) -> None:
 
 
 def _layer(graph: Graph, op: Conv2d | Linear, previous: Layer | None, flat: bool) -> Layer:
-    source = previous.out_shape if previous else graph.inputs[0].shape
+    source = previous.out_shape if previous else graph.inputs[0].map_shape
     shape, window = _as_convolution(op, source, flat or len(op.x.shape) == 1)
     x_format, weight_format, out_format = _fixed(op.x), _fixed(op.w), _fixed(op.out)
     gradient = _fixed(graph.value(gradient_name(op.out.name)))
@@ -177,7 +177,7 @@ def _layer(graph: Graph, op: Conv2d | Linear, previous: Layer | None, flat: bool
         weight_gradient_format=weight_gradient)
 
 
-def _as_convolution(op: Conv2d | Linear, source: tuple[int, int, int], flat: bool
+def _as_convolution(op: Conv2d | Linear, source: MapShape, flat: bool
                     ) -> tuple[tuple[int, int, int, int], Window]:
     """The weight's shape (O, I, KH, KW) and the window with which the engine runs this layer."""
     name = op.out.name
@@ -185,7 +185,8 @@ def _as_convolution(op: Conv2d | Linear, source: tuple[int, int, int], flat: boo
         height, width = source[1:]
         shape, window = (op.w.shape[0], source[0], height, width), Window((height, width))
     else:
-        shape, window = op.w.shape, op.window
+        window = op.window
+        shape = (op.w.shape[0], op.w.shape[1], *window.kernel)
         if flat:
             raise UnsupportedError(f"Layer {name!r} is a convolution on a flattened map")
         if op.groups != 1 or window.stride != (1, 1) or window.dilation != (1, 1):

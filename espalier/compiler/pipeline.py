@@ -65,12 +65,14 @@ def step_schedule(build: Build) -> Build:
         column = blocks[-1].columns if blocks else 0
         blocks.append(layer_blocks(layer, build.live[layer.weight], build.machine.rows, column))
     build = replace(build, blocks=tuple(blocks))
+    assert build.loss_layer is not None and build.memory is not None, "legalise and place come first"
     check_fit(build.machine, build.layers, build.loss_layer, build.blocks, build.memory)
     return build
 
 
 def step_emit(build: Build) -> Build:
     """Encode index lists and commands."""
+    assert build.loss_layer is not None and build.memory is not None, "legalise and place come first"
     return replace(build, program=emission.emit(build.machine, build.graph, build.layers, build.loss_layer,
                                                 build.blocks, build.memory, build.rules))
 

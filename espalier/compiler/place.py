@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from espalier.compiler.legalise import Layer
+from espalier.ir.types import MapShape
 from espalier.numerics.live import block_grid
 
 
@@ -22,12 +23,12 @@ class Memory:
     gradient_depth: int
 
 
-def vectors(shape: tuple[int, int, int]) -> int:
+def vectors(shape: MapShape) -> int:
     """Vectors of a tensor in the activation memory."""
     return shape[0] * shape[1] * shape[2]
 
 
-def bank_vectors(shape: tuple[int, int, int], rows: int) -> int:
+def bank_vectors(shape: MapShape, rows: int) -> int:
     """Vectors of a tensor in each gradient bank."""
     return -(-shape[0] // rows) * shape[1] * shape[2]
 

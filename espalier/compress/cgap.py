@@ -1,101 +1,271 @@
 """Continuous growth and pruning: the network grows its important units while it learns, then sheds the secondary.
 
-Du, Li, Ma and Cao (CGaP, JETCAS 2019); what is the paper's and what is ours stands in ``growth.py``. The numbers
-given as defaults are remembered from the paper, not read in it.
+Du, Li, Ma and Cao (CGaP, JETCAS 2019). What a unit is, how it splits, and what of that is the paper's and what ours
+stands in ``growth.py``. Here: when, how many, and within what size. The numbers given as defaults are remembered from
+the paper, not read in it.
+
+Ours: sizes are parts of the size of the network that is named, so that a recipe fits every network, and the training
+may start from a part of its units (the paper's small seed network). Where the paper drops a filter once enough of its
+weights were zeroed, we drop the units of least saliency until the size is met: one measure for growing and for leaving.
+The network is dense before and after: what leaves takes its storage with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.compress.growth import (
-    Birth,
-    ChannelGroup,
-    Tensors,
-    grow,
-    keep_units,
-    most_salient,
-    surviving,
-    unit_density,
-    unit_saliency,
-)
+from espalier.compress.growth import Birth, ChannelGroup, Tensors, grow, keep_units, most_salient
 from espalier.errors import UnsupportedError
 
+Units = tuple[NDArray[np.int64], ...]  #: of each group, some of its units
+Saliency = Sequence[NDArray[np.float64]]  #: of each group, that of its units
+ROUNDING = 1e-6  #: by which times may miss an end that they are meant to reach
+PARTS = 64  #: in how many steps a growth is made smaller until there is room for it
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CGaP:
-    """When units are born, how many, and when they leave.
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """When something is done: at ``start`` and then ``every`` so many epochs, ``end`` included.
+
+    Times are in epochs and need not be whole. ``start`` is above 0: of an untrained network the important units are
+    not known.
+    """
+
+    start: float
+    end: float
+    every: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.start <= self.end < float("inf") or not self.every > 0:
+            raise UnsupportedError(f"Units are born and leave at times above 0, from a start to an end that is no "
+                                   f"earlier, each some time after the other, not at {self.start}..{self.end} every "
+                                   f"{self.every} epochs")
+
+    @property
+    def all(self) -> tuple[float, ...]:
+        """Each time, in order."""
+        count = int((self.end - self.start) / self.every + ROUNDING)
+        return tuple(self.start + number * self.every for number in range(count + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How the network grows.
 
     Parameters
     ----------
-    bound : int
-        The most weights (tensors of two or more axes) that the network may grow to, at least 1.
+    times : Times
     fraction : float
         Of the units of each group, the most salient, that split at each growth; above 0, at most 1.
-    every : int
-        Epochs between one growth and the next, at least 1.
-    least : float
-        A unit leaves when less than this fraction of its filters' weights lives; 0..1.
+    bound : float
+        The most weights that the network may grow to, as a part of those of the network that is named; above 0. A
+        growth that would pass it is made as much smaller, in all groups alike.
     birth : Birth
         How a unit splits.
     """
 
-    bound: int
+    times: Times
     fraction: float = 0.6
-    every: int = 3
-    least: float = 0.1
+    bound: float = 1.0
     birth: Birth = field(default_factory=Birth)
 
     def __post_init__(self) -> None:
-        if self.bound < 1 or self.every < 1:
-            raise UnsupportedError(f"A network grows to at least 1 weight every 1 or more epochs, not to {self.bound} "
-                                   f"every {self.every}")
-        if not 0 < self.fraction <= 1 or not 0 <= self.least <= 1:
-            raise UnsupportedError(f"Above 0 and at most all units split at a growth, and a unit leaves when less than "
-                                   f"0..1 of it lives, not {self.fraction} and {self.least}")
+        if not 0 < self.fraction <= 1:
+            raise UnsupportedError(f"Above 0 and at most all units split at a growth, not {self.fraction}")
+        if not 0 < self.bound < float("inf"):
+            raise UnsupportedError(f"The most weights to grow to are a part above 0 of those of the network, not "
+                                   f"{self.bound}")
 
-    def grown(self, tensors: Mapping[str, NDArray], gradients: Mapping[str, NDArray], groups: Sequence[ChannelGroup],
-              seed: int) -> Tensors:
-        """The tensors after one growth of every group, in order, that the bound leaves room for.
+    def parents(self, saliency: Saliency, size: Size, named: Size) -> Units:
+        """The units of each group that split, of a network of ``size``."""
+        for part in range(PARTS, 0, -1):
+            parents = tuple(most_salient(units, self.fraction * part / PARTS) for units in saliency)
+            widths = [len(units) + len(born) for units, born in zip(saliency, parents, strict=True)]
+            if size.weights(widths) <= self.bound * named.weights():
+                return parents
+        return tuple(np.array([], dtype=np.int64) for _ in saliency)
 
-        Parameters
-        ----------
-        tensors : mapping of ndarray
-            Every tensor of the network by name.
-        gradients : mapping of ndarray
-            Of the loss with respect to (at least) the filters of all groups.
-        seed : int
-            Of the noise: give each growth its own.
+
+@dataclass(frozen=True, slots=True)
+class Shedding:
+    """How units leave.
+
+    Parameters
+    ----------
+    times : Times
+        Equal parts of what must go go at each.
+    weights, macs : float
+        What the network has left at the end, as parts of those of the network that is named (MACs of a forward pass,
+        padding counted); above 0. One that it meets anyway makes no unit leave.
+    """
+
+    times: Times
+    weights: float = 1.0
+    macs: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.weights <= 1 and 0 < self.macs <= 1) or self.weights == self.macs == 1:
+            raise UnsupportedError(f"Units leave until weights or MACs are a part above 0 and below 1 of those of the "
+                                   f"network, not {self.weights} and {self.macs}")
+
+    def kept(self, saliency: Saliency, size: Size, named: Size, time: float) -> Units:
+        """The units of each group, in order, that stay in a network of ``size`` at ``time``, one of the times.
+
+        Saliencies of different groups are compared as multiples of their group's mean. Every group keeps a unit.
         """
-        saliency = [unit_saliency(tensors, gradients, group) for group in groups]
-        now = dict(tensors)
-        for number, group in enumerate(groups):
-            parents = most_salient(saliency[number], self.fraction)
-            larger = grow(now, group, parents, self.birth, seed + number)
-            if weight_count(larger) <= self.bound:
-                now = larger
-        return now
-
-    def pruned(self, tensors: Mapping[str, NDArray], live: Mapping[str, NDArray[np.bool_]],
-               groups: Sequence[ChannelGroup]) -> Tensors:
-        """The tensors without the units of which too little lives; dead weights of the others become zero.
-
-        Parameters
-        ----------
-        live : mapping of ndarray
-            Live masks of the filters of all groups, as ``Magnitude`` gives.
-        """
-        kept = [surviving(unit_density(live, group), self.least) for group in groups]
-        now = {name: array * live[name] if name in live else array for name, array in tensors.items()}
-        for group, units in zip(groups, kept, strict=True):
-            now = keep_units(now, group, units)
-        return now
+        left = sum(later >= time for later in self.times.all)
+        weights, macs = (now - max(0.0, now - final * whole) / left
+                         for now, final, whole in ((size.weights(), self.weights, named.weights()),
+                                                   (size.macs(), self.macs, named.macs())))
+        leaving: list[set[int]] = [set() for _ in saliency]
+        widths = list(size.widths)
+        for group, unit in _least_first(saliency):
+            if size.weights(widths) <= weights and size.macs(widths) <= macs:
+                break
+            if widths[group] > 1:
+                leaving[group].add(unit)
+                widths[group] -= 1
+        return tuple(np.array([unit for unit in range(len(units)) if unit not in gone])
+                     for units, gone in zip(saliency, leaving, strict=True))
 
 
-def weight_count(tensors: Mapping[str, NDArray]) -> int:
-    """The number of weights: elements of all tensors of two or more axes."""
-    return sum(array.size for array in tensors.values() if array.ndim > 1)
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What changes the widths of a network in training.
+
+    Parameters
+    ----------
+    seed : float
+        The part of each group's units that the run starts with; above 0, at most 1.
+    growth : Growth or None
+    shedding : Shedding or None
+        Begins after the last growth.
+    looks : int
+        Batches, the next of the epoch, over which saliency is summed before each change; at least 1.
+    """
+
+    seed: float = 1.0
+    growth: Growth | None = None
+    shedding: Shedding | None = None
+    looks: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seed <= 1:
+            raise UnsupportedError(f"A network starts from a part above 0 and at most 1 of its units, not {self.seed}")
+        if self.looks < 1:
+            raise UnsupportedError(f"Saliency is summed over at least 1 batch, not {self.looks}")
+        if self.growth is not None and self.shedding is not None and (
+                self.shedding.times.start <= self.growth.times.all[-1]):
+            raise UnsupportedError(f"Units leave after the last growth, at epoch {self.growth.times.all[-1]:g}, not "
+                                   f"from epoch {self.shedding.times.start:g} on: start later")
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """When widths change, in order; without the seed, which is before all."""
+        return tuple(time for part in (self.growth, self.shedding) if part is not None for time in part.times.all)
+
+    @property
+    def end(self) -> float:
+        """The time (in epochs) from which on the widths are fixed."""
+        return max(self.times, default=0.0)
+
+    def due_steps(self, steps_per_epoch: int) -> dict[int, float]:
+        """The steps (counted from 0 over all epochs) before which widths change, and the time each stands for."""
+        return {round(time * steps_per_epoch): time for time in self.times}
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many weights (tensors of two or more axes) and MACs a network has, by the units of its groups.
+
+    Parameters
+    ----------
+    widths : tuple of int
+        Units of each group as they are.
+    terms : tuple
+        For each weight: its elements for one unit of each group on its axes, pixels of its result, those groups.
+    """
+
+    widths: tuple[int, ...]
+    terms: tuple[tuple[int, int, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, NDArray], groups: Sequence[ChannelGroup], pixels: Mapping[str, int]) -> Size:
+        """The size of ``tensors`` (of which those count whose result has ``pixels``)."""
+        widths = tuple(group.units(tensors) for group in groups)
+        terms = []
+        for name, count in pixels.items():
+            here = tuple(number for number, group in enumerate(groups) for member in (*group.made, *group.read)
+                         if member.name == name)
+            terms.append((tensors[name].size // _product(widths[number] for number in here), count, here))
+        return cls(widths, tuple(terms))
+
+    def weights(self, widths: Sequence[int] | None = None) -> int:
+        """With other widths on demand."""
+        return sum(each * _product((widths or self.widths)[number] for number in here) for each, _, here in self.terms)
+
+    def macs(self, widths: Sequence[int] | None = None) -> int:
+        """Of a forward pass of one image, with other widths on demand."""
+        return sum(each * pixels * _product((widths or self.widths)[number] for number in here)
+                   for each, pixels, here in self.terms)
+
+
+def seeded(tensors: Mapping[str, NDArray], groups: Sequence[ChannelGroup], part: float) -> Tensors:
+    """The tensors with the first ``part`` of each group's units, at least one; what reads them is larger by as much.
+
+    Weights that read fewer units are scaled so that the variance of what they sum is kept.
+    """
+    now = dict(tensors)
+    for group in groups:
+        units = group.units(now)
+        kept = max(1, round(part * units))
+        now = keep_units(now, group, np.arange(kept))
+        for member in group.read:
+            if not member.fixed:
+                now[member.name] = now[member.name] * sqrt(units / kept)
+    return now
+
+
+def grown(tensors: Mapping[str, NDArray], groups: Sequence[ChannelGroup], parents: Units, birth: Birth,
+          seed: Sequence[int]) -> Tensors:
+    """The tensors after the ``parents`` of each group have split; each group draws its noise from ``seed``."""
+    now = dict(tensors)
+    for number, (group, units) in enumerate(zip(groups, parents, strict=True)):
+        now = grow(now, group, units, birth, (*seed, number))
+    return now
+
+
+def grown_momenta(momenta: Mapping[str, NDArray], groups: Sequence[ChannelGroup], parents: Units, birth: Birth
+                  ) -> Tensors:
+    """The momenta of the tensors that :func:`grown` gives: the network goes on moving as it did.
+
+    Parent and child have the parent's, and their readers share what theirs had, as they shared its weights.
+    """
+    return grown(momenta, groups, parents, replace(birth, noise=0.0), (0,))
+
+
+def shed(tensors: Mapping[str, NDArray], groups: Sequence[ChannelGroup], kept: Units) -> Tensors:
+    """The tensors (or their momenta) with only the units ``kept`` of each group."""
+    now = dict(tensors)
+    for group, units in zip(groups, kept, strict=True):
+        now = keep_units(now, group, units)
+    return now
+
+
+def _least_first(saliency: Saliency) -> Iterable[tuple[int, int]]:
+    """(group, unit) by saliency in multiples of the group's mean; of equal ones the later first, as they are born."""
+    scores = [(score / (units.mean() or 1.0), group, unit) for group, units in enumerate(saliency)
+              for unit, score in enumerate(units)]
+    return [(group, unit) for _, group, unit in sorted(scores, key=lambda item: (item[0], -item[1], -item[2]))]
+
+
+def _product(numbers: Iterable[int]) -> int:
+    result = 1
+    for number in numbers:
+        result *= number
+    return result

@@ -10,12 +10,50 @@ means the same at every block size and at the edge of a layer.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from espalier.compress.ranking import block_counts, check_rows
 from espalier.errors import UnsupportedError
 from espalier.numerics.live import block_grid, block_sums
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLasso:
+    """When blocks shrink in training, and how strongly.
+
+    Parameters
+    ----------
+    weight : float
+        Of the term beside the loss, above 0.
+    start, end : float
+        In epochs; they need not be whole.
+    frequency : int
+        How many times per epoch, at least 1: steps in between are made up for at once.
+    """
+
+    weight: float
+    start: float
+    end: float
+    frequency: int = 10
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < float("inf"):
+            raise UnsupportedError(f"The weight of a group lasso is above 0, not {self.weight}")
+        if not 0 <= self.start < self.end < float("inf") or self.frequency < 1:
+            raise UnsupportedError(f"A group lasso starts at 0 or later, ends after it starts and acts once or more an "
+                                   f"epoch, not {self.frequency} times in {self.start}..{self.end} epochs")
+
+    def due_steps(self, steps_per_epoch: int) -> dict[int, float]:
+        """The steps (counted from 0 over all epochs) before which blocks shrink.
+
+        With each, what makes a strength for :func:`shrink` of a learning rate: the weight times the steps since.
+        """
+        first, last = round(self.start * steps_per_epoch), round(self.end * steps_per_epoch)
+        every = max(1, steps_per_epoch // self.frequency)
+        return {step: self.weight * every for step in range(first + every, last + 1, every)}
 
 
 def penalty(weights: NDArray, rows: int = 1) -> float:

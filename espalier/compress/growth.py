@@ -6,8 +6,7 @@ later layers that read it. Where a residual connection adds channels of several 
 a :class:`ChannelGroup` says which tensors share units (``channel_groups.py`` finds the groups of a network).
 
 The paper's: saliency of a unit is the sum of ``|w · dL/dw|`` over its filter, compared within a layer; the top
-fraction of the units grows every few epochs up to a bound on the network's size; after growth weights are zeroed by
-magnitude, and a filter is dropped once few enough are left.
+fraction of the units grows every few epochs up to a bound on the network's size (``cgap.py``).
 
 Ours, since the formulas of the paper were not at hand: how a unit splits. The child copies its parent's filter, and
 the two share what the parent's readers gave it, in *unequal* parts, so that the network computes what it did before
@@ -18,7 +17,7 @@ the old: arXiv 2605.15435.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,13 +100,6 @@ def unit_saliency(weights: Mapping[str, NDArray], gradients: Mapping[str, NDArra
                 for member in _filters(weights, group)), np.zeros(group.units(weights)))
 
 
-def unit_density(live: Mapping[str, NDArray[np.bool_]], group: ChannelGroup) -> NDArray[np.float64]:
-    """The fraction (units,) of the weights in the filters of each unit that live."""
-    masks = [_by_unit(live[member.name], member) for member in _filters(live, group)]
-    density: NDArray[np.float64] = np.concatenate(masks, axis=1).mean(axis=1)
-    return density
-
-
 def most_salient(saliency: NDArray[np.float64], fraction: float) -> NDArray[np.int64]:
     """The top ``fraction`` (0..1, rounded to the nearest number) of the units, in order; of equal ones the earlier."""
     if not 0 <= fraction <= 1:
@@ -115,14 +107,8 @@ def most_salient(saliency: NDArray[np.float64], fraction: float) -> NDArray[np.i
     return np.sort(np.argsort(-saliency, kind="stable")[: round(fraction * len(saliency))])
 
 
-def surviving(density: NDArray[np.float64], least: float) -> NDArray[np.int64]:
-    """The units of which at least the fraction ``least`` lives, in order; the densest (first) if there is none."""
-    kept = np.flatnonzero(density >= least)
-    return kept if len(kept) else np.array([np.argmax(density)])
-
-
-def grow(tensors: Mapping[str, NDArray], group: ChannelGroup, parents: NDArray[np.int64], birth: Birth, seed: int
-         ) -> Tensors:
+def grow(tensors: Mapping[str, NDArray], group: ChannelGroup, parents: NDArray[np.int64], birth: Birth,
+         seed: int | Sequence[int]) -> Tensors:
     """The tensors after each unit of ``parents`` has split; the children stand behind all others, in that order.
 
     The network computes the same function: exactly (in real numbers) without noise, and with it as far as parent and
@@ -134,7 +120,7 @@ def grow(tensors: Mapping[str, NDArray], group: ChannelGroup, parents: NDArray[n
         Every tensor of the network by name; those outside the group are left as they are.
     parents : ndarray of int
         Units, each at most once.
-    seed : int
+    seed : int or sequence of int
         Of the noise.
     """
     count = group.units(tensors)

@@ -105,3 +105,33 @@ class Procrustes:
         else:
             tracked = keep_network(layers, self.density * sum(w.size for w in weights.values()))
         return Tracked({name: np.where(tracked[name], w, rest[name]) for name, w in weights.items()}, tracked)
+
+
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """Procrustes in training: after which steps the rule is applied.
+
+    While anything remains of the initial values, after every step, as in the papers. From then on untracked weights
+    are dead; ``frequency`` times per epoch a step is taken with the gradients of all weights, and the rule applied
+    after it, so that a dead weight comes to life that this one step moves further than a tracked one has come in all.
+    Where the initial values never vanish (Dropback), after every step.
+
+    Parameters
+    ----------
+    rule : Procrustes
+    frequency : int
+        At least 1.
+    """
+
+    rule: Procrustes
+    frequency: int = 4
+
+    def __post_init__(self) -> None:
+        if self.frequency < 1:
+            raise UnsupportedError(f"What is tracked is chosen at least once per epoch, not {self.frequency} times")
+
+    def due_steps(self, steps_per_epoch: int, epochs: int) -> frozenset[int]:
+        """The steps, counted from 0 over all epochs, after which the rule is applied."""
+        every = max(1, steps_per_epoch // self.frequency)
+        return frozenset(step for step in range(steps_per_epoch * epochs)
+                         if step % every == 0 or self.rule.remaining(step - 1))

@@ -1,7 +1,7 @@
 """A tar archive of images in class folders, and beside it ``classes.csv``: the number and the name of each class.
 
 The columns ``index``, ``wnid`` (the folder) and ``name`` are read. So a sample of ImageNet keeps ImageNet's
-class numbers, which trained networks answer with. It is one set of images, for measuring, not a split.
+class numbers, which trained networks answer with. It is one set of images, which is halved where a split is needed.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from espalier.data.dataset import Dataset
+from espalier.data.dataset import Dataset, Split
+from espalier.data.draw import draws
 from espalier.data.picture import ENDINGS, check_size, read_pixels
 from espalier.data.source import Folder, read, tar_members
 from espalier.errors import DataError
 
 CLASSES_FILE = "classes.csv"
 COLUMNS = ("index", "wnid", "name")
+SPLIT_SEED = 0
 ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.xz")
 
 
@@ -48,6 +50,26 @@ def read_archive(folder: Path, name: str, size: tuple[int, int] | None = None) -
     if not images:
         raise DataError(f"{archive} must hold images ({', '.join(sorted(ENDINGS))}), and has none")
     return Dataset(name, np.stack(images), np.array(labels, np.int64), tuple(title for _, title in classes))
+
+
+def recognises(folder: Path) -> bool:
+    """Whether the folder has a table of classes."""
+    return (folder / CLASSES_FILE).is_file()
+
+
+def read_split(folder: Path, name: str, size: tuple[int, int] | None = None) -> Split:
+    """The images that :func:`read_archive` reads in two halves, drawn at random, but always the same.
+
+    The halves have different images, not the same share of each class: a sample may hold one image of each.
+    """
+    whole = read_archive(folder, name, size)
+    chosen = np.zeros(len(whole), bool)
+    chosen[draws(SPLIT_SEED).permutation(len(whole))[:len(whole) // 2]] = True
+    if not chosen.any():
+        raise DataError(f"{folder} must hold at least two images to halve, and has {len(whole)}")
+    train, test = (Dataset(f"{name}-{part}", whole.images[own], whole.labels[own], whole.classes)
+                   for part, own in (("train", chosen), ("test", ~chosen)))
+    return Split(train, test)
 
 
 def _archive(folder: Path) -> Path:

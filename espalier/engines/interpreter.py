@@ -51,8 +51,8 @@ class InterpreterEngine:
         for op in graph.ops:
             if isinstance(op, MaxPool):
                 found[f"{op.out.name}.code"] = max_pool(values[op.x.name], op.window)[1]
-        found["loss"] = values["loss"].sum()
-        found["correct"] = np.int64(self._correct(values, labels))
+        found["loss"] = np.array(values["loss"].sum())
+        found["correct"] = np.array(self._correct(values, labels))
         for parameter in graph.parameters:
             name, live = parameter.name, network.live[parameter.name]
             gradient = np.where(live, values[gradient_name(name)], 0)

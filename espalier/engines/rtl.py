@@ -170,7 +170,7 @@ class RtlEngine:
                         words = host.unpooled(words, codes)
                     found[placement.value] = words.reshape(len(images), *graph.value(placement.value).shape)
         totals = self._totals()
-        found["loss"], found["correct"] = np.int64(totals.loss), np.int64(totals.correct)
+        found["loss"], found["correct"] = np.array(totals.loss), np.array(totals.correct)
         for name, places in self.program.addresses.items():
             found[gradient_name(name)] = np.where(places >= 0, self.gradients[places], 0).astype(np.int64)
         return {**found, **self.state()}

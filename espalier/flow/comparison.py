@@ -9,6 +9,7 @@ from typing import Any
 
 from espalier.arch.machine import MULTIPLIERS_BESIDE_LATTICE, Machine
 from espalier.compiler.machine_choice import Constraints
+from espalier.compress.cgap import Structure, Times
 from espalier.data import load
 from espalier.errors import DataError, EspalierError
 from espalier.flow.directory import require_writable
@@ -19,7 +20,7 @@ from espalier.records import Figure, write_json, write_text_atomically
 from espalier.report.comparison_page import Column, Comparison, Row, Run, render_comparison
 from espalier.report.model import Fact
 from espalier.train.checkpoint import Checkpoint
-from espalier.train.config import Prune, TrainConfig
+from espalier.train.config import TrainConfig
 from espalier.train.loop import finished
 
 COMPARE, COMPARE_PAGE = "compare.json", "compare.html"
@@ -146,9 +147,13 @@ def _stretch(fields: dict[str, Any], epochs: int) -> None:
     """Change the length of a run; the times in it keep their place as a part of it."""
     factor = epochs / fields["epochs"]
     prune = fields["prune"] or {}
-    for schedule in (prune.get("schedule"), prune.get("exchange")):
+    for schedule in (prune.get("schedule"), prune.get("exchange"), prune.get("lasso")):
         if schedule is not None:
             schedule |= {"start": schedule["start"] * factor, "end": schedule["end"] * factor}
+    structure = fields["structure"] or {}
+    for part in (structure.get("growth"), structure.get("shedding")):
+        if part is not None:
+            part["times"] = {name: time * factor for name, time in part["times"].items()}
     if fields["quantise"] is not None:
         fields["quantise"]["start"] = int(fields["quantise"]["start"] * factor)
     fields["rate"]["milestones"] = [round(milestone * factor) for milestone in fields["rate"]["milestones"]]
@@ -161,10 +166,14 @@ def settings(config: TrainConfig) -> tuple[Fact, ...]:
         f"{config.quantise.widths.weight}-bit fixed point"
         + (f" from epoch {config.quantise.start}" if config.quantise.start else ""))
     return (Fact("Network", config.network), Fact("Data", config.data), Fact("Epochs", str(config.epochs)),
-            Fact("Batch", str(config.batch)), Fact("Numbers", numbers), Fact("Pruning", _pruning(config.prune)))
+            Fact("Batch", str(config.batch)), Fact("Numbers", numbers), Fact("Pruning", _pruning(config)),
+            Fact("Widths", _widths(config.structure)), Fact("Frozen", ", ".join(config.frozen) or "none"))
 
 
-def _pruning(prune: Prune | None) -> str:
+def _pruning(config: TrainConfig) -> str:
+    prune, tracking = config.prune, config.tracking
+    if tracking is not None:
+        return f"the {tracking.rule.density:.0%} that have moved most are tracked (Procrustes)"
     if prune is None:
         return "none"
     schedule, rows = prune.schedule, prune.method.rows
@@ -172,9 +181,31 @@ def _pruning(prune: Prune | None) -> str:
     when = (f"at epoch {schedule.start:g}" if schedule.start == schedule.end
             else f"epochs {schedule.start:g} to {schedule.end:g}")
     text = f"{what} by {prune.method.kind} to {prune.method.density:.0%}, {when}"
-    if prune.exchange is None:
-        return text
-    return f"{text}; exchange of {prune.exchange.fraction:.0%} until epoch {prune.exchange.end:g}"
+    if prune.lasso is not None:
+        text += f"; group lasso of {prune.lasso.weight:g}, epochs {prune.lasso.start:g} to {prune.lasso.end:g}"
+    if prune.exchange is not None:
+        text += f"; exchange of {prune.exchange.fraction:.0%} until epoch {prune.exchange.end:g}"
+    return text
+
+
+def _widths(structure: Structure | None) -> str:
+    if structure is None:
+        return "as they are"
+    parts = [f"from {structure.seed:.0%} of the units"] if structure.seed < 1 else []
+    growth, shedding = structure.growth, structure.shedding
+    if growth is not None:
+        parts.append(f"{growth.fraction:.0%} of the units split {_times(growth.times)}, up to {growth.bound:.0%} of "
+                     f"the weights")
+    if shedding is not None:
+        what = (("weights", shedding.weights), ("MACs", shedding.macs))
+        parts.append("units leave {} until {} are left".format(_times(shedding.times), " and ".join(
+            f"{part:.0%} of the {name}" for name, part in what if part < 1)))
+    return "; ".join(parts) or "as they are"
+
+
+def _times(times: Times) -> str:
+    all_ = times.all
+    return f"at epoch {all_[0]:g}" if len(all_) == 1 else f"{len(all_)} times, epochs {all_[0]:g} to {all_[-1]:g}"
 
 
 def _run(item: Plan, config: TrainConfig, output: Path, request: CompareRequest, steps: Steps) -> Run:
@@ -224,6 +255,6 @@ def work_figures(checkpoint: Checkpoint, images: int) -> list[Figure]:
 
 def own_lattice(config: TrainConfig, request: CompareRequest) -> Constraints:
     """As many multipliers as the given lattice has, in rows of the recipe's blocks, and a step of one group."""
-    rows = request.rows if config.prune is None else config.prune.method.rows
+    rows = config.rows or request.rows
     return Constraints(name=f"{request.multipliers} multipliers", rows=rows,
                        multipliers=request.multipliers + MULTIPLIERS_BESIDE_LATTICE)

@@ -13,7 +13,6 @@ from espalier.compiler.fit import required_acc_bits, required_depths
 from espalier.compiler.legalise import legalise
 from espalier.compiler.machine_choice import Constraints, choose_machine, phase_estimates
 from espalier.compiler.pipeline import PIPELINE, Build
-from espalier.data import load
 from espalier.errors import DataError, UnsupportedError
 from espalier.flow.design import Design, read_machine, sha256
 from espalier.flow.directory import require_replaceable, whole_directory
@@ -31,7 +30,7 @@ from espalier.flow.manifest import (
     Manifest,
     OnMachine,
 )
-from espalier.flow.network import load_network
+from espalier.flow.source import data_for, is_checkpoint, load_checkpoint, quantised
 from espalier.flow.stages import describe
 from espalier.flow.steps import Steps
 from espalier.gateware.verilog import verilog
@@ -41,7 +40,6 @@ from espalier.records import write_json
 from espalier.targets import find_device
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import TrainConfig
-from espalier.train.loop import CHECKPOINT, check_fit, prepare
 from espalier.train.optimise import Sgd
 
 PASSES = tuple(name for name, _ in PIPELINE)
@@ -162,14 +160,11 @@ def compile_network(source: Path, output: Path, request: CompileRequest, *, stop
 
 
 def read_source(source: Path, request: CompileRequest) -> Checkpoint:
-    """The network to compile: a checkpoint, or ONNX quantised by a look at ``request.data``."""
-    if source.suffix != ".onnx":
-        return Checkpoint.load(source / CHECKPOINT if source.is_dir() else source)
-    split = load(request.data, request.data_root)
-    graph, parameters = load_network(str(source), split)
-    config = TrainConfig(network=source.name, data=request.data, batch=min(TrainConfig().batch, len(split.train)))
-    check_fit(config, split, graph)
-    return prepare(config, split, graph, parameters)
+    """The network to compile: a checkpoint, or a real-valued one quantised by a look at ``request.data``."""
+    if is_checkpoint(source):
+        return load_checkpoint(source)
+    split = data_for(source, request.data, request.data_root)
+    return quantised(source, split, request.data, request.data_root)
 
 
 def choose(checkpoint: Checkpoint, request: CompileRequest) -> Machine:

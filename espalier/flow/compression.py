@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +18,26 @@ from espalier.compress.magnitude import Magnitude
 from espalier.compress.network_reconstruction import Arrays, Evaluate, reconstruct_network
 from espalier.compress.ranking import Masks, check_density, check_rows
 from espalier.compress.retraining_free import Rule, live_density, live_weights, lowest_density
-from espalier.data import Dataset, Split, load, normalise
+from espalier.data import Dataset, Split, normalise
 from espalier.data.draw import draws
 from espalier.errors import DataError, UnsupportedError
-from espalier.flow.compilation import CompileRequest, read_source
 from espalier.flow.directory import require_replaceable, whole_directory
+from espalier.flow.source import (
+    data_for,
+    data_in_size,
+    data_of,
+    is_checkpoint,
+    load_checkpoint,
+    quantised,
+    require_no_bits,
+)
 from espalier.flow.steps import Steps
 from espalier.ir.graph import Graph
 from espalier.ir.types import Format
 from espalier.ir.view import conv_shape
 from espalier.numerics.fixed import Fixed
 from espalier.records import Figure, Provenance, write_json
-from espalier.train.calibrate import initial_state
+from espalier.train.calibrate import Widths, initial_state
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.device_data import DeviceData
 from espalier.train.evaluate import run, to_array, to_tensor
@@ -80,6 +88,10 @@ class CompressRequest:
     data_root : Path or None
     seed : int
         Of the draw of the images.
+    top : int
+        An image is recognised if its class is among so many of the largest logits.
+    bits : int or None
+        Width of words, if the source is real-valued; None is 16.
     """
 
     method: str = Method.RECONSTRUCT.value
@@ -90,6 +102,8 @@ class CompressRequest:
     data: str | None = None
     data_root: Path | None = None
     seed: int = 0
+    top: int = 1
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         if self.method not in [method.value for method in Method]:
@@ -104,6 +118,10 @@ class CompressRequest:
             check_density(self.density)
         if self.loss is not None and not 0 <= self.loss <= 100:
             raise DataError(f"The loss allowed is in 0..100 accuracy points, not {self.loss:g}")
+        if self.top < 1:
+            raise DataError(f"An image is recognised by at least 1 of the largest logits, not {self.top}")
+        if self.bits is not None:
+            Widths(self.bits, self.bits, self.bits)
         check_rows(self.block)
 
     @property
@@ -114,15 +132,19 @@ class CompressRequest:
     def command(self, source: Path, output: Path) -> str:
         """The command line that asks for this."""
         options = {"density": self.density, "loss": self.loss, "block": self.block, "images": self.images,
-                   "data": self.data, "data-root": self.data_root, "seed": self.seed}
+                   "data": self.data, "data-root": self.data_root, "seed": self.seed,
+                   "top": None if self.top == 1 else self.top, "bits": self.bits}
         given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
         return shlex.join(["espalier", "compress", str(source), "--output-dir", str(output), "--method", self.method,
                            *given])
 
 
 def compress_network(source: Path, output: Path, request: CompressRequest, *, dry_run: bool = False,
-                     steps: Steps | None = None) -> dict | None:
-    """Compress a checkpoint (or the directory that holds one, or an ``.onnx`` file) into the directory ``output``.
+                     steps: Steps | None = None) -> dict[str, Any] | None:
+    """Compress a network into the directory ``output``.
+
+    ``source`` is a checkpoint, the directory that holds one, an ``.onnx`` file, or ``pretrained:NAME`` or the ``.npz``
+    file of published weights.
 
     Writes ``checkpoint.safetensors`` and ``compress.json``, both or neither; returns the content of the latter, or
     None after a dry run, which only checks. The dead weights have neither value nor momentum; rebuilt weights are
@@ -138,11 +160,9 @@ def compress_network(source: Path, output: Path, request: CompressRequest, *, dr
     steps = steps or Steps()
     _require_apart(source, output)
     require_replaceable(output, COMPRESS)
-    with steps.step("read network"):
-        checkpoint = read_source(source, CompileRequest(data=request.data or "digits", data_root=request.data_root))
+    checkpoint, split = _read(source, request, steps)
+    with steps.step("draw images"):
         _check_density(checkpoint, request)
-    with steps.step("load data"):
-        split = load(request.data or checkpoint.config.data, request.data_root)
         check_fit(replace(checkpoint.config, device="cpu", batch=1), split, checkpoint.graph)
         images = _Images.drawn(split.train, request)
     if dry_run:
@@ -156,6 +176,23 @@ def compress_network(source: Path, output: Path, request: CompressRequest, *, dr
         write_json(folder / COMPRESS, content)
     steps.wrote(output / CHECKPOINT, output / COMPRESS)
     return content
+
+
+def _read(source: Path, request: CompressRequest, steps: Steps) -> tuple[Checkpoint, Split]:
+    """The network and the data."""
+    root = request.data_root
+    if is_checkpoint(source):
+        require_no_bits(source, request.bits)
+        with steps.step("read network"):
+            checkpoint = load_checkpoint(source)
+        with steps.step("load data"):
+            shape = checkpoint.graph.inputs[0].shape
+            return checkpoint, data_in_size(request.data or checkpoint.config.data, root, shape)
+    with steps.step("load data"):
+        data = request.data or data_of(source, root)
+        split = data_for(source, data, root)
+    with steps.step("read network"):
+        return quantised(source, split, data, root, request.bits), split
 
 
 def _require_apart(source: Path, output: Path) -> None:
@@ -280,7 +317,7 @@ class _Search:
         return _with_live(replace(self.checkpoint, state={**state, **kept}), found.live)
 
     def _accuracy(self, checkpoint: Checkpoint) -> float | None:
-        return None if self.selection is None else _accuracy(checkpoint, self.selection)
+        return None if self.selection is None else _accuracy(checkpoint, self.selection, self.request.top)
 
 
 def _evaluator(update: Update) -> Evaluate:
@@ -302,10 +339,10 @@ def _stored(numbers: NDArray, format_: Format) -> NDArray:
     return _compact(format_.quantise(numbers)) if isinstance(format_, Fixed) else numbers
 
 
-def _accuracy(checkpoint: Checkpoint, data: DeviceData) -> float:
+def _accuracy(checkpoint: Checkpoint, data: DeviceData, top: int) -> float:
     weights = {value.name: to_tensor(checkpoint.state[value.name], value.format)
                for value in checkpoint.graph.parameters}
-    return accuracy(checkpoint.graph, weights, data)
+    return accuracy(checkpoint.graph, weights, data, top=top)
 
 
 def _optimiser(checkpoint: Checkpoint) -> Optimiser:
@@ -329,19 +366,19 @@ def _with_live(checkpoint: Checkpoint, masks: Masks) -> Checkpoint:
 
 
 def _record(before: Checkpoint, found: _Found, split: Split, images: _Images, request: CompressRequest, command: str
-            ) -> dict:
+            ) -> dict[str, Any]:
     """What ``compress.json`` holds."""
     after, live = found.checkpoint, _live(found.checkpoint)
     test = DeviceData(split.test, before.graph.inputs[0].format, "cpu")
     return {
         "espalier": __version__, "network": before.graph.name, "command": command,
-        "method": request.method, "chosen": found.method.value, "block": request.block,
+        "method": request.method, "chosen": found.method.value, "block": request.block, "top": request.top,
         "asked": {"density": request.density, "loss_points": request.loss},
         "figures": [_figure("density", live_density(live)),
                     _figure("live weights", sum(int(mask.sum()) for mask in live.values())),
                     _figure("saturated weights", _saturated(after)),
-                    _figure("test accuracy before", _accuracy(before, test)),
-                    _figure("test accuracy after", _accuracy(after, test))],
+                    _figure("test accuracy before", _accuracy(before, test, request.top)),
+                    _figure("test accuracy after", _accuracy(after, test, request.top))],
         "layers": [{"name": name, "weights": mask.size, "live_weights": int(mask.sum())}
                    for name, mask in live.items()],
         "images": {"training_set": split.train.name, "calibration": len(images.calibration or ()),
@@ -356,5 +393,5 @@ def _saturated(checkpoint: Checkpoint) -> int:
                for value in checkpoint.graph.parameters if isinstance(value.format, Fixed))
 
 
-def _figure(name: str, value: float) -> dict:
+def _figure(name: str, value: float) -> dict[str, Any]:
     return Figure(name, value, "", Provenance.MEASURED).to_json()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from espalier.flow.manifest import MACHINE, NETWORK, load_manifest, read_object
 from espalier.ir.differentiate import differentiate, gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.types import Fixed
-from espalier.numerics.update import BufferedSgd
+from espalier.numerics.update import BufferedSgd, Factor
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.optimise import Sgd, Update, buffered_rule
 
@@ -86,8 +86,8 @@ class Design:
 def update_rules(checkpoint: Checkpoint, sgd: Sgd, batch: int) -> dict[str, BufferedSgd]:
     """The rules with which a machine updates the parameters of ``checkpoint``.
 
-    Raises UnsupportedError for a network that is not in fixed point with the accumulation buffer, and
-    FormatError for a rate that has no word.
+    What is frozen has a rate and decay of zero. Raises UnsupportedError for a network that is not in fixed point with
+    the accumulation buffer or has half a layer frozen, and FormatError for a rate that has no word.
     """
     if checkpoint.config.update is not Update.BUFFERED:
         raise UnsupportedError(f"The machine trains in fixed point through the accumulation buffer, and this network "
@@ -98,11 +98,22 @@ def update_rules(checkpoint: Checkpoint, sgd: Sgd, batch: int) -> dict[str, Buff
         gradient = checkpoint.gradient_formats[gradient_name(value.name)]
         assert isinstance(value.format, Fixed) and isinstance(gradient, Fixed)
         try:
-            rules[value.name] = buffered_rule(sgd, batch, value.format, gradient)
+            rule = buffered_rule(sgd, batch, value.format, gradient)
         except FormatError as error:
             raise FormatError(f"The learning rate {sgd.learning_rate:g} over a batch of {batch} is too large for the "
                               f"formats of {value.name!r} ({error}): choose a lower rate or a larger batch") from None
+        still = value.name in checkpoint.frozen
+        rules[value.name] = replace(rule, rate=Factor(0, 0), decay=Factor(0, 0)) if still else rule
+    _check_alike(checkpoint)
     return rules
+
+
+def _check_alike(checkpoint: Checkpoint) -> None:
+    """Raise UnsupportedError where a layer's weights are frozen and its bias is not, or the other way round."""
+    for layer in checkpoint.graph.layers():
+        if layer.b is not None and (layer.w.name in checkpoint.frozen) != (layer.b.name in checkpoint.frozen):
+            raise UnsupportedError(f"The machine updates the weights and the bias of a layer together, and of "
+                                   f"{layer.w.name!r} and {layer.b.name!r} only one is frozen: freeze both or none")
 
 
 def load_design(folder: Path) -> Design:

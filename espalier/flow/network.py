@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from espalier.data import Dataset, Split, batches, data_folder, normalise
 from espalier.errors import DataError, UnsupportedError
 from espalier.frontend.module_file import is_module_file, module_from_file
 from espalier.frontend.onnx_import import from_onnx
-from espalier.frontend.torch_export import from_torch
+from espalier.frontend.torch_export import fixed_parameters, from_torch
 from espalier.ir.graph import Graph
 from espalier.ir.types import Fixed
 from espalier.zoo import pretrained
@@ -20,30 +21,62 @@ from espalier.zoo import pretrained
 PRETRAINED = "pretrained:"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Imported:
+    """A float network, its parameters, and those of them (by name) that its own definition does not train."""
+
+    graph: Graph
+    parameters: dict[str, NDArray]
+    fixed: frozenset[str] = frozenset()
+
+
+def is_pretrained(network: str) -> bool:
+    """Whether ``network`` names one with published weights."""
+    return network.startswith(PRETRAINED) or network.endswith(".npz")
+
+
+def read_pretrained(network: str, root: Path | None = None) -> pretrained.Pretrained:
+    """The network that ``pretrained:NAME`` (in the data folder ``root``) or an ``.npz`` file holds: its classes alone.
+
+    Raises UnsupportedError for an unknown name, and the errors of the file.
+    """
+    name = network.removeprefix(PRETRAINED)
+    if name != network and name not in pretrained.names():
+        raise UnsupportedError(f"There is no pretrained network {name!r}: choose one of "
+                               f"{', '.join(pretrained.names())}, or give the path of an .npz file")
+    return pretrained.without_background(pretrained.load(name, data_folder(root)))
+
+
 def load_network(network: str, split: Split, seed: int = 0, root: Path | None = None
                  ) -> tuple[Graph, dict[str, NDArray]]:
-    """The float graph and parameters of a network.
+    """The float graph and parameters of a network, named as for :func:`import_network`."""
+    found = import_network(network, split, seed, root)
+    return found.graph, found.parameters
+
+
+def import_network(network: str, split: Split, seed: int = 0, root: Path | None = None) -> Imported:
+    """Read a network.
 
     It is of the zoo, with weights from ``seed``; ``pretrained:NAME``, or the ``.npz`` file that holds its published
     weights; an ``.onnx`` file; or ``FILE.py:FACTORY``. One of the zoo gets as many classes as the data has, as does
     a pretrained one, by a new last layer where they are others; its name is looked up in the data folder ``root``.
     Raises the errors of the frontend and of the files; UnsupportedError for an unknown name.
     """
-    if network.startswith(PRETRAINED) or network.endswith(".npz"):
-        name = network.removeprefix(PRETRAINED)
-        if name != network and name not in pretrained.names():
-            raise UnsupportedError(f"There is no pretrained network {name!r}: choose one of "
-                                   f"{', '.join(pretrained.names())}, or give the path of an .npz file")
-        found = pretrained.for_classes(pretrained.load(name, data_folder(root)), split.train.class_count, seed)
-        return from_torch(pretrained.standardised(found).module, found.input_shape, found.name)
+    if is_pretrained(network):
+        read = read_pretrained(network, root)
+        found = pretrained.for_classes(read, split.train.class_count, seed)
+        module = pretrained.standardised(found).module
+        return Imported(*from_torch(module, found.input_shape, found.name), fixed_parameters(module))
     if network.endswith(".onnx"):
         graph, parameters = from_onnx(network)
         _require_classifier(graph)
-        return graph, parameters
+        return Imported(graph, parameters)
     if is_module_file(network):
         module = module_from_file(network, seed)
-        return from_torch(module, split.train.image_shape, Path(network.rpartition(":")[0]).stem)
-    return from_torch(zoo.build(network, split.train.class_count, seed), zoo.input_shape(network), network)
+        name = Path(network.rpartition(":")[0]).stem
+        return Imported(*from_torch(module, split.train.image_shape, name), fixed_parameters(module))
+    module = zoo.build(network, split.train.class_count, seed)
+    return Imported(*from_torch(module, zoo.input_shape(network), network), fixed_parameters(module))
 
 
 def _require_classifier(graph: Graph) -> None:

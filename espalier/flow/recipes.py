@@ -44,6 +44,7 @@ class TrainFlags:
     prune_start: float | None = None
     prune_end: float | None = None
     exchange: float | None = None
+    freeze: tuple[str, ...] | None = None
 
 
 def recipe(file: Path | None, flags: TrainFlags) -> TrainConfig:
@@ -52,6 +53,7 @@ def recipe(file: Path | None, flags: TrainFlags) -> TrainConfig:
     _put(fields, flags, {name: name for name in ("network", "data", "epochs", "batch", "seed", "device", "loss",
                                                  "augment")})
     _put(fields["sgd"], flags, {name: name for name in ("learning_rate", "momentum", "weight_decay")})
+    _put(fields, flags, {"freeze": "frozen"})
     _put(fields["rate"], flags, {"rate": "kind"})
     if flags.rate == RateKind.STEP.value and not fields["rate"]["milestones"]:
         raise DataError("The rate 'step' falls at milestones, and none are given: name them in a recipe "
@@ -76,7 +78,7 @@ def _quantise(fields: dict[str, Any] | None, flags: TrainFlags) -> dict[str, Any
                             "out --float32 or these")
         return None
     if fields is None and wanted:
-        found = TrainConfig().to_json()["quantise"]
+        found: dict[str, Any] = TrainConfig().to_json()["quantise"]
     elif fields is None:
         return None
     else:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.errors import DataError
+from espalier.flow.comparison import settings
 from espalier.flow.design import Design, load_design
 from espalier.flow.manifest import MACHINE, MANIFEST, Manifest, load_manifest
 from espalier.flow.simulation import SIMULATE
@@ -100,7 +101,7 @@ def collect_report(folders: Sequence[Path], title: str | None, baseline: Path | 
 def _with_baseline(report: Report, folder: Path) -> Report:
     checkpoint = Checkpoint.load(folder / CHECKPOINT)
     config = checkpoint.config
-    if config.quantise is not None or config.prune is not None or not checkpoint.log:
+    if any((config.quantise, config.prune, config.structure, config.tracking)) or not checkpoint.log:
         raise DataError(f"The baseline is the accuracy in float32 without pruning after at least one epoch, and "
                         f"{folder} does not hold that: train it with --float32 and without --density")
     if report.training is None:
@@ -134,6 +135,11 @@ def _with_training(report: Report, checkpoint: Checkpoint) -> Report:
         if prune.exchange is not None:
             recipe.append(Fact("exchange", f"{prune.exchange.fraction:.0%} of the live blocks at first, epochs "
                                            f"{prune.exchange.start:g} to {prune.exchange.end:g}"))
+        if prune.lasso is not None:
+            recipe.append(Fact("group lasso", f"{prune.lasso.weight:g}, epochs {prune.lasso.start:g} to "
+                                              f"{prune.lasso.end:g}"))
+    shown = {"Pruning": config.tracking, "Widths": config.structure, "Frozen": config.frozen}
+    recipe += [Fact(fact.name.lower(), fact.value) for fact in settings(config) if shown.get(fact.name)]
     epochs = tuple(Epoch(epoch=entry.epoch, loss=entry.loss, train_accuracy=entry.train_accuracy,
                          test_accuracy=entry.test_accuracy, live_weights=sum(entry.live.values()))
                    for entry in checkpoint.log)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,7 @@ class SimulateRequest:
             raise DataError("A simulation must train for at least one step or epoch")
 
 
-def simulate(folder: Path, request: SimulateRequest, steps: Steps | None = None) -> dict:
+def simulate(folder: Path, request: SimulateRequest, steps: Steps | None = None) -> dict[str, Any]:
     """Train a build in RTL simulation and write ``simulate.json`` into it; returns that content.
 
     Raises MismatchError if the RTL and the definition differ in a tensor of the first steps, in a total,
@@ -207,7 +208,7 @@ class _Run:
         dense.close()
         return cycle_record(self.design, counted, found)
 
-    def record(self, checks: list[Verification], cycles: Cycles) -> dict:
+    def record(self, checks: list[Verification], cycles: Cycles) -> dict[str, Any]:
         """The content of ``simulate.json``."""
         images = (len(self.order) - self.traced) * self.design.batch
         figures: list[Figure] = []

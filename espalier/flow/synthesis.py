@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from espalier.errors import DataError
 from espalier.flow.design import load_design
@@ -56,7 +57,7 @@ class SynthRequest:
             raise DataError(f"The placer's seed must be in 0..{SEED_LIMIT - 1}, not {self.seed}")
 
 
-def synth(folder: Path, request: SynthRequest, steps: Steps | None = None) -> dict:
+def synth(folder: Path, request: SynthRequest, steps: Steps | None = None) -> dict[str, Any]:
     """Run the tools on a build's Verilog and write ``synth.json`` into it; returns that content.
 
     The tools' own files and logs go to ``synth/``, with a vendor's script for parts of that vendor.
@@ -92,7 +93,7 @@ def _reason(device: Device, request: SynthRequest) -> str:
     return "place and route did not finish" if request.route else "place and route was not asked for (--route)"
 
 
-def _content(device: Device, synthesis: Synthesis, routing: Routing | None, not_routed: str) -> dict:
+def _content(device: Device, synthesis: Synthesis, routing: Routing | None, not_routed: str) -> dict[str, Any]:
     return {"device": device.name, "synthesis": synthesis.to_json(), "not_routed": not_routed,
             "routing": None if routing is None else routing.to_json()}
 

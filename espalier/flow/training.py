@@ -7,7 +7,7 @@ from pathlib import Path
 
 from espalier.data import Split, load
 from espalier.flow.directory import require_writable
-from espalier.flow.network import load_network
+from espalier.flow.network import import_network
 from espalier.flow.steps import Steps
 from espalier.ir.graph import Graph
 from espalier.train.checkpoint import Checkpoint
@@ -33,16 +33,17 @@ def train_network(config: TrainConfig, output: Path, *, data_root: Path | None =
     with steps.step("load data"):
         split = load(config.data, data_root)
     with steps.step("import network"):
-        graph, parameters = load_network(config.network, split, config.seed, data_root)
-        check_fit(config, split, graph)
-    steps.tell(_summary(config, split, graph))
+        network = import_network(config.network, split, config.seed, data_root)
+        check_fit(config, split, network.graph, network.fixed)
+    steps.tell(_summary(config, split, network.graph))
     if dry_run:
         return None
     done = finished(config, output) if resume else None
     if done is not None:
         return done
     with steps.step("train", spinner=False):
-        checkpoint = train(config, split, graph, parameters, output, resume=resume, progress=steps.shown)
+        checkpoint = train(config, split, network.graph, network.parameters, output, fixed=network.fixed,
+                           resume=resume, progress=steps.shown)
     steps.wrote(output / CHECKPOINT, output / LOG, output / CONFIG)
     return checkpoint
 
@@ -50,6 +51,7 @@ def train_network(config: TrainConfig, output: Path, *, data_root: Path | None =
 def _summary(config: TrainConfig, split: Split, graph: Graph) -> str:
     weights = sum(prod(value.shape) for value in graph.parameters)
     numbers = "float32" if config.quantise is None else f"{config.quantise.widths.weight}-bit fixed point"
-    kept = "" if config.prune is None else f", pruned to {config.prune.method.density:.0%}"
+    kept = (f", pruned to {config.prune.method.density:.0%}" if config.prune is not None else
+            f", {config.tracking.rule.density:.0%} of them tracked" if config.tracking is not None else "")
     return (f"  {graph.name}: {weights:,} weights in {numbers}{kept}; {len(split.train):,} training and "
             f"{len(split.test):,} test images; {config.epochs} epochs of batches of {config.batch}")

@@ -101,22 +101,33 @@ def _tap(window: Window, source: tuple[int, ...], result: tuple[int, ...], ky: i
 def training_macs(checkpoint: Checkpoint, work: dict[str, LayerWork], images: int) -> int:
     """The useful MACs of all steps of a finished training on ``images`` images.
 
-    From the live weights that the log has after each epoch; within an epoch they follow the pruning schedule, and
-    each weight counts with its layer's mean over borders. An exchange of weights adds a pass over its batch with
-    the gradients of dead weights, too. The steps that only choose formats are not counted.
+    From the live weights that the log has after each epoch; within an epoch they follow the pruning schedule, or
+    change in equal parts where widths do (in the first epoch they are as at its end), and each weight counts with its
+    layer's mean over borders. An exchange of weights adds a pass over its batch with the gradients of dead weights,
+    too, and a change of widths one for each batch it looks at. Steps after which weights are tracked (Procrustes) have
+    all weights. The steps that only choose formats are not counted.
     """
     config = checkpoint.config
-    batch, steps, prune = config.batch, images // config.batch, config.prune
+    batch, steps, prune, structure = config.batch, images // config.batch, config.prune, config.structure
     exchanges = prune.exchange.due_steps(steps) if prune is not None and prune.exchange is not None else {}
-    before: dict[str, float] = {name: layer.weights for name, layer in work.items()}
+    widening = {} if structure is None else structure.due_steps(steps)
+    tracked = () if config.tracking is None else config.tracking.due_steps(steps, config.epochs)
+    before: dict[str, float] = {name: checkpoint.log[0].live[name] if widening else layer.weights
+                                for name, layer in work.items()}
     total = 0.0
     for epoch, entry in enumerate(checkpoint.log):
-        share = 1.0 if prune is None else pruned_share(prune.schedule, epoch, steps)
+        changes = [number - epoch * steps for number in widening if epoch * steps <= number < (epoch + 1) * steps]
+        share = (float(np.mean([1 - number / steps for number in changes])) if changes else
+                 1.0 if prune is None else pruned_share(prune.schedule, epoch, steps))
         exchanged = sum(epoch * steps <= number < (epoch + 1) * steps for number in exchanges)
+        looked = 0 if structure is None else sum(min(structure.looks, steps - number) for number in changes)
+        whole = sum(epoch * steps <= number < (epoch + 1) * steps for number in tracked)
         for name, layer in work.items():
             live = before[name] + (entry.live[name] - before[name]) * share
             passes, weight_macs = 2 + layer.backward, layer.dense / layer.weights
-            total += batch * weight_macs * (steps * live * passes + exchanged * (live * (passes - 1) + layer.weights))
+            taken = (steps - whole) * live + whole * layer.weights
+            total += batch * weight_macs * (taken * passes + exchanged * (live * (passes - 1) + layer.weights)
+                                            + looked * before[name] * passes)
             before[name] = entry.live[name]
     return round(total)
 

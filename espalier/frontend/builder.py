@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +15,8 @@ from espalier.ir.graph import Graph
 from espalier.ir.ops import (
     Add,
     AveragePool,
+    ClippedRelu,
+    Concat,
     Conv2d,
     GlobalAveragePool,
     Linear,
@@ -28,6 +31,7 @@ from espalier.ir.verify import verify
 from espalier.numerics.window import Window
 
 RESERVED = frozenset({"labels", "loss"})  #: names that ``differentiate`` gives
+LARGEST_BOUND = 1 << 20                   #: of a clipped rectifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,15 @@ class BatchNorm:
         return self.scale / np.sqrt(self.variance + self.epsilon)
 
 
+@dataclass(frozen=True, slots=True)
+class _Padded:
+    """What a value is that only a convolution may read: ``x`` with zeros around it (top, left, bottom, right)."""
+
+    x: Value
+    pad: tuple[int, int, int, int]
+    label: str
+
+
 class GraphBuilder:
     """A float :class:`Graph` and its parameters (float64, by name) in the making.
 
@@ -77,6 +90,7 @@ class GraphBuilder:
         self.ops: list[Op] = []
         self.state: dict[str, NDArray[np.float64]] = {}
         self._names: set[str] = set(RESERVED)
+        self._padded: dict[Value, _Padded] = {}
 
     def input(self, name: str, shape: tuple[int, ...], *, labels: bool = False) -> Value:
         """An input of ``shape`` without the batch axis; ``labels`` are whole numbers."""
@@ -96,6 +110,8 @@ class GraphBuilder:
         return Value(self._unique(site.name), TensorType(shape, FLOAT))
 
     def _emit(self, op: Op) -> Value:
+        for value in op.inputs:
+            self._require_unpadded(value)
         self.ops.append(op)
         return op.out
 
@@ -125,6 +141,10 @@ class GraphBuilder:
                window: Window, groups: int) -> Value:
         """A convolution; ``weight`` and ``bias`` are (name, array)."""
         layer = supported.CONV2D
+        if x in self._padded:
+            before = self._padded[x]
+            top, left, bottom, right = (own + more for own, more in zip(window.pad, before.pad, strict=True))
+            x, window = before.x, replace(window, pad=(top, left, bottom, right))
         self._plane(layer, site, x)
         layer.check(site.label, kernel=window.kernel, stride=window.stride, padding=window.pad,
                     dilation=window.dilation, groups=groups)
@@ -199,32 +219,81 @@ class GraphBuilder:
         self.parameters.insert(self.parameters.index(op.w) + 1, b)
         self.ops[self.ops.index(op)] = replace(op, b=b)
 
+    def pad(self, site: Site, x: Value, pad: tuple[int, int, int, int]) -> Value:
+        """``x`` with zeros around it (top, left, bottom, right), as which the convolutions that read it take them."""
+        layer = supported.PAD
+        self._plane(layer, site, x)
+        if min(pad) < 0:
+            raise layer.refuse(supported.CROPPING, site.label, f"padding {pad}")
+        if not any(pad):
+            return x
+        if x in self._padded:
+            before = self._padded[x]
+            top, left, bottom, right = (own + more for own, more in zip(pad, before.pad, strict=True))
+            x, pad = before.x, (top, left, bottom, right)
+        channels, height, width = x.shape
+        value = self._value(site, (channels, height + pad[0] + pad[2], width + pad[1] + pad[3]))
+        self._padded[value] = _Padded(x, pad, site.label)
+        return value
+
+    def _require_unpadded(self, value: Value) -> None:
+        if value in self._padded:
+            raise supported.PAD.refuse(supported.NOT_BEFORE_CONV2D, self._padded[value].label)
+
     def relu(self, site: Site, x: Value) -> Value:
         return self._emit(Relu(self._value(site, x.shape), x))
 
+    def clipped_relu(self, site: Site, x: Value, low: float, high: float) -> Value:
+        """``x`` between ``low`` and ``high``; without an upper end where that is infinite."""
+        layer = supported.CLIPPED_RELU
+        if low != 0:
+            raise layer.refuse(supported.LOWER_END, site.label, f"{low:g}")
+        if high == np.inf:
+            return self.relu(site, x)
+        if not 1 <= high <= LARGEST_BOUND or high != int(high):
+            raise layer.refuse(supported.UPPER_END, site.label, f"{high:g}")
+        return self._emit(ClippedRelu(self._value(site, x.shape), x, int(high)))
+
+    def concat(self, site: Site, parts: Sequence[Value], axis: int) -> Value:
+        """The channels of one part after the other; ``axis`` counts from the batch axis."""
+        layer = supported.CONCAT
+        whole, *others = parts
+        if not whole.shape or axis not in (1, -len(whole.shape)):
+            raise layer.refuse(supported.CONCAT_AXIS, site.label, f"axis {axis}, shape {whole.shape} of an image")
+        for part in others:
+            if part.shape[:1] + whole.shape[1:] != part.shape:
+                raise GraphError(f"{site.label}: parts of shapes {whole.shape} and {part.shape} of an image do not fit "
+                                 f"together")
+            shape = (whole.shape[0] + part.shape[0], *whole.shape[1:])
+            whole = self._emit(Concat(self._value(site, shape), whole, part))
+        return whole
+
     def max_pool(self, site: Site, x: Value, window: Window, *, ceil_mode: bool = False) -> Value:
+        """A partial last window of ``ceil_mode`` becomes padding behind the input, which never wins."""
         layer = supported.MAX_POOL
-        self._pool(layer, site, x, window, ceil_mode)
+        self._pool(layer, site, x, window)
+        if ceil_mode:
+            window = _reaching(window, x, _ceil_size(window, x))
         return self._emit(MaxPool(self._value(site, (x.shape[0], *_out_size(site, window, x))), x, window))
 
     def average_pool(self, site: Site, x: Value, window: Window, *, ceil_mode: bool = False,
                      counts_padding: bool = True) -> Value:
         layer = supported.AVERAGE_POOL
-        self._pool(layer, site, x, window, ceil_mode)
+        self._pool(layer, site, x, window)
+        if ceil_mode and _ceil_size(window, x) != _out_size(site, window, x):
+            raise layer.refuse(supported.CEIL_MODE, site.label, f"window {window.kernel}, stride {window.stride}, "
+                               f"input {x.shape[1:]}")
         if any(window.pad) and not counts_padding:
             raise layer.refuse(supported.COUNT_WITHOUT_PADDING, site.label, f"padding {window.pad}")
         return self._emit(AveragePool(self._value(site, (x.shape[0], *_out_size(site, window, x))), x, window))
 
-    def _pool(self, layer: Layer, site: Site, x: Value, window: Window, ceil_mode: bool) -> None:
+    def _pool(self, layer: Layer, site: Site, x: Value, window: Window) -> None:
         self._plane(layer, site, x)
         layer.check(site.label, kernel=window.kernel, stride=window.stride, padding=window.pad,
                     dilation=window.dilation)
         extent = tuple(d * (k - 1) + 1 for k, d in zip(window.kernel, window.dilation, strict=True))
         if any(pad >= extent[i % 2] for i, pad in enumerate(window.pad)):
             raise layer.refuse(supported.WIDE_POOL_PADDING, site.label, f"padding {window.pad}, kernel {window.kernel}")
-        if ceil_mode and _ceil_size(window, x) != _out_size(site, window, x):
-            raise layer.refuse(supported.CEIL_MODE, site.label, f"window {window.kernel}, stride {window.stride}, "
-                               f"input {x.shape[1:]}")
 
     def global_average_pool(self, site: Site, x: Value) -> Value:
         self._plane(supported.GLOBAL_AVERAGE_POOL, site, x)
@@ -255,6 +324,8 @@ class GraphBuilder:
 
     def finish(self, outputs: tuple[Value, ...]) -> tuple[Graph, dict[str, NDArray[np.float64]]]:
         """The verified graph and its parameters."""
+        for value in outputs:
+            self._require_unpadded(value)
         if not self.ops and not self.inputs:
             raise UnsupportedError(f"Network {self.name!r} has no layer; give one that computes something")
         graph = Graph(self.name, tuple(self.inputs), tuple(self.parameters), tuple(self.ops), outputs)
@@ -290,6 +361,15 @@ def _ceil_size(window: Window, x: Value) -> tuple[int, int]:
         count = -((extent - size - before - after) // stride) + 1
         return count - 1 if (count - 1) * stride >= size + before else count
     return along(0), along(1)
+
+
+def _reaching(window: Window, x: Value, size: tuple[int, int]) -> Window:
+    """``window`` with as much more padding behind ``x`` as ``size`` positions need."""
+    def behind(axis: int) -> int:
+        extent = window.dilation[axis] * (window.kernel[axis] - 1) + 1
+        reach = (size[axis] - 1) * window.stride[axis] + extent - window.pad[axis] - x.shape[1 + axis]
+        return max(window.pad[axis + 2], reach)
+    return replace(window, pad=(*window.pad[:2], behind(0), behind(1)))
 
 
 def _first_odd(words: NDArray[np.float64]) -> str:

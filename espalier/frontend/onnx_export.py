@@ -17,6 +17,10 @@ from espalier.ir.ops import (
     AveragePool,
     AveragePoolGrad,
     BiasGrad,
+    ClippedRelu,
+    ClippedReluGrad,
+    Concat,
+    ConcatGrad,
     Conv2d,
     Conv2dInputGrad,
     Conv2dWeightGrad,
@@ -64,6 +68,9 @@ def to_onnx(graph: Graph, state: Mapping[str, NDArray]) -> onnx.ModelProto:
         if isinstance(op, Reshape):
             shape = np.array((0, *op.out.shape), dtype=np.int64)
             initialisers.append(numpy_helper.from_array(shape, _shape_name(op)))
+        if isinstance(op, ClippedRelu):
+            initialisers += [numpy_helper.from_array(np.array(limit, dtype=np.float32), name)
+                             for name, limit in zip(_clip_names(op), (0, op.bound), strict=True)]
     for index, value in enumerate(graph.outputs):
         if graph.producer(value) is None:
             raise GraphError(f"Output {index} of graph {graph.name!r} is {value}, which no operation computes; "
@@ -94,6 +101,10 @@ def _shape_name(op: Reshape) -> str:
     return f"{op.out.name}.shape"
 
 
+def _clip_names(op: ClippedRelu) -> tuple[str, str]:
+    return f"{op.out.name}.low", f"{op.out.name}.high"
+
+
 def _node(op: Op) -> onnx.NodeProto:
     """The one ONNX node of an operation."""
     match op:
@@ -103,6 +114,9 @@ def _node(op: Op) -> onnx.NodeProto:
             return _make("Gemm", op, [x, w, b], transB=1)
         case Relu(x=x):
             return _make("Relu", op, [x])
+        case ClippedRelu(x=x):
+            names = [x.name, *_clip_names(op)]
+            return helper.make_node("Clip", names, [op.out.name], name=op.out.name)
         case MaxPool(x=x, window=window):
             return _make("MaxPool", op, [x], **_attributes(window))
         case AveragePool(x=x, window=window):
@@ -111,11 +125,14 @@ def _node(op: Op) -> onnx.NodeProto:
             return _make("GlobalAveragePool", op, [x])
         case Add(a=a, b=b):
             return _make("Add", op, [a, b])
+        case Concat(a=a, b=b):
+            return _make("Concat", op, [a, b], axis=1)
         case Reshape(x=x):
             return helper.make_node("Reshape", [x.name, _shape_name(op)], [op.out.name], name=op.out.name)
         case (SoftmaxCrossEntropy() | SquareHinge() | SoftmaxCrossEntropyGrad() | SquareHingeGrad()
               | Conv2dInputGrad() | Conv2dWeightGrad() | LinearInputGrad() | LinearWeightGrad() | BiasGrad()
-              | ReluGrad() | MaxPoolGrad() | AveragePoolGrad() | GlobalAveragePoolGrad()):
+              | ReluGrad() | ClippedReluGrad() | ConcatGrad() | MaxPoolGrad() | AveragePoolGrad()
+              | GlobalAveragePoolGrad()):
             raise GraphError(f"ONNX export takes inference graphs, and {op.out} is part of a loss or a backward pass; "
                              f"export the graph from before differentiate")
         case _:

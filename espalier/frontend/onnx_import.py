@@ -106,6 +106,8 @@ class _Importer:
                 return self._batch_norm(node)
             case "Relu":
                 return build.relu(node.site, self._value(node, 0, supported.RELU))
+            case "Clip":
+                return self._clip(node)
             case "MaxPool":
                 return self._max_pool(node)
             case "AveragePool":
@@ -117,6 +119,11 @@ class _Importer:
                 return build.global_average_pool(node.site, self._plane(node, supported.GLOBAL_AVERAGE_POOL))
             case "Add":
                 return self._add(node)
+            case "Concat":
+                parts = [self._part(node, position) for position in range(len(node.proto.input))]
+                return build.concat(node.site, parts, node.integer("axis", 1))
+            case "Pad":
+                return self._pad(node)
             case "Flatten":
                 return self._flatten(node)
             case "Reshape":
@@ -199,6 +206,44 @@ class _Importer:
         if matrix.ndim != 2:
             raise layer.refuse(supported.MATRIX, node.site.label, f"shape {matrix.shape}")
         return self.builder.linear(node.site, x, (name, matrix.T), None)
+
+    def _clip(self, node: Node) -> Value:
+        """Ends are attributes in operator sets before 11, later constants; without them there is no end."""
+        layer = supported.CLIPPED_RELU
+        x = self._value(node, 0, layer)
+        ends = []
+        for position, name, absent in ((1, "min", -np.inf), (2, "max", np.inf)):
+            given = self._optional_constant(node, position, layer, supported.CLIP_CONSTANTS)
+            end = node.real(name, absent) if given is None else float(given[1].reshape(()))
+            ends.append(absent if abs(end) >= np.finfo(np.float32).max else end)
+        return self.builder.clipped_relu(node.site, x, *ends)
+
+    def _part(self, node: Node, position: int) -> Value:
+        name = node.input(position)
+        if name in self.constants:
+            raise supported.CONCAT.refuse(supported.CONSTANT_PART, node.site.label, f"{name!r} is a constant")
+        return self._value(node, position, supported.CONCAT)
+
+    def _pad(self, node: Node) -> Value:
+        """Sizes are an attribute in operator sets before 11, later a constant, with the axes in another."""
+        layer = supported.PAD
+        x = self._plane(node, layer)
+        given, axes = (self._optional_constant(node, position, layer, supported.CONSTANT_PADDING)
+                       for position in (1, 3))
+        value = self._optional_constant(node, 2, layer, supported.CONSTANT_PADDING)
+        mode, fill = node.text("mode", "constant"), node.real("value", 0.0) if value is None else value[1].reshape(())
+        if mode != "constant" or fill:
+            raise layer.refuse(supported.PAD_VALUE, node.site.label, f"{mode}, value {fill}")
+        sizes = node.integers("pads", ()) if given is None else tuple(int(size) for size in given[1])
+        named = range(4) if axes is None else [int(axis) % 4 for axis in axes[1]]
+        if len(sizes) != 2 * len(named):
+            raise GraphError(f"{node.site.label}: pads {sizes} must be two numbers for each of the {len(named)} axes")
+        before = dict(zip(named, sizes, strict=False))
+        after = dict(zip(named, sizes[len(named):], strict=True))
+        if any(sides.get(axis, 0) for sides in (before, after) for axis in (0, 1)):
+            raise layer.refuse(supported.PAD_AXES, node.site.label, f"pads {sizes}")
+        top, left, bottom, right = (sides.get(axis, 0) for sides in (before, after) for axis in (2, 3))
+        return self.builder.pad(node.site, x, (top, left, bottom, right))
 
     def _max_pool(self, node: Node) -> Value:
         layer = supported.MAX_POOL

@@ -130,6 +130,16 @@ ADD_ALPHA = Limit("a factor (alpha)", "add with alpha=1")
 BATCH_AXIS = Limit("a shape that does not keep the batch axis first", "flatten from axis 1, or keep the first size")
 CONSTANT_SHAPE = Limit("a shape that is computed", "export with a constant shape, or use Flatten")
 ELEMENTS = Limit("elements that are not floating-point numbers", "export the network in float32")
+LOWER_END = Limit("a lower end other than zero", "use a range that begins at 0, as ReLU6 does")
+UPPER_END = Limit("an upper end that is no whole number in 1..2**20", "use a whole number, such as 6, or ReLU")
+CLIP_CONSTANTS = Limit("ends that are computed", "export with constant ends")
+CONCAT_AXIS = Limit("an axis other than the channels", "concatenate along axis 1")
+CONSTANT_PART = Limit("a part that does not depend on the image", "concatenate results of layers only")
+NOT_BEFORE_CONV2D = Limit("anything but convolutions that read the padded map", "set the padding of the layer itself")
+PAD_VALUE = Limit("a value other than zero, or copies of the map (mode)", "pad with zeros")
+PAD_AXES = Limit("padding of other axes than height and width", "pad height and width only")
+CROPPING = Limit("negative padding", "take fewer pixels by the stride or the kernel of a convolution")
+CONSTANT_PADDING = Limit("padding that is computed", "export with constant padding")
 TENSORS = Limit("a value that is not a tensor", "use plain tensors")
 NOT_AFTER_LAYER = Limit("an input other than the result of a Conv2d or Linear that nothing else reads",
                         "put it directly after that layer, or make it a 1×1 Conv2d of one group a channel")
@@ -171,12 +181,16 @@ BATCH_NORM = Layer(
     Ranges(notes=("as in inference, directly after Conv2d or Linear: folded into its weight and bias",)),
     Ranges(notes=("folded, as everywhere",)), (NOT_AFTER_LAYER, BATCH_STATISTICS, PIXEL_STATISTICS, WEIGHT, ELEMENTS))
 RELU = Layer("ReLU", ("relu.default",), ("Relu",), Ranges(), Ranges(notes=("after Conv2d or Linear",)), (ELEMENTS,))
+CLIPPED_RELU = Layer(
+    "ClippedReLU", ("relu6.default", "hardtanh.default", "clamp.default"), ("Clip",),
+    Ranges(notes=("from 0 to a whole number of at least 1, such as ReLU6",)), None,
+    (LOWER_END, UPPER_END, CLIP_CONSTANTS, ELEMENTS))
 MAX_POOL = Layer(
     "MaxPool", ("max_pool2d.default",), ("MaxPool",),
-    Ranges(WINDOW, ("padding smaller than the kernel",)),
+    Ranges(WINDOW, ("padding smaller than the kernel; a partial last window (ceil_mode)",)),
     Ranges(((Option.PADDING, Span(0, 0)), (Option.DILATION, Span(1, 1))),
            ("2×2 with stride 2, on maps of even height and width; after Conv2d (and ReLU)",)),
-    (PLANE, CEIL_MODE, INDICES, STORAGE_ORDER, WIDE_POOL_PADDING, ELEMENTS))
+    (PLANE, INDICES, STORAGE_ORDER, WIDE_POOL_PADDING, ELEMENTS))
 AVERAGE_POOL = Layer(
     "AveragePool", ("avg_pool2d.default", "adaptive_avg_pool2d.default"), ("AveragePool",),
     Ranges(WINDOW, ("padding smaller than the kernel, counted in the mean",
@@ -188,6 +202,14 @@ GLOBAL_AVERAGE_POOL = Layer(
 ADD = Layer(
     "Add", ("add.Tensor",), ("Add",), Ranges(notes=("two operands of one shape, or a bias after its layer",)), None,
     (ADD_SHAPES, ADD_ALPHA, ELEMENTS))
+CONCAT = Layer(
+    "Concat", ("cat.default",), ("Concat",), Ranges(notes=("along the channels (axis 1), all else of one size",)), None,
+    (CONCAT_AXIS, CONSTANT_PART, ELEMENTS))
+PAD = Layer(
+    "Pad", ("pad.default", "constant_pad_nd.default"), ("Pad",),
+    Ranges(notes=("zeros around a map that only convolutions read: becomes their padding",)),
+    Ranges(notes=("the padding of the convolution, smaller than its kernel",)),
+    (PLANE, NOT_BEFORE_CONV2D, PAD_VALUE, PAD_AXES, CROPPING, CONSTANT_PADDING, ELEMENTS))
 RESHAPE = Layer(
     "Reshape", ("flatten.using_ints", "view.default", "reshape.default", "_unsafe_view.default", "squeeze.dims",
                 "squeeze.dim", "squeeze.default", "unsqueeze.default"), ("Flatten", "Reshape"),
@@ -214,8 +236,8 @@ MOMENTUM = Layer(
     Ranges(notes=("mode standard; beta 1, or the first step",)), Ranges(notes=("named in the recipe",)),
     (NESTEROV, DAMPENING))
 
-LAYERS = (IMAGE, CONV2D, LINEAR, BATCH_NORM, RELU, MAX_POOL, AVERAGE_POOL, GLOBAL_AVERAGE_POOL, ADD, RESHAPE,
-          DROPOUT, IDENTITY, CONSTANT, SOFTMAX_CROSS_ENTROPY, SQUARE_HINGE, MOMENTUM)
+LAYERS = (IMAGE, CONV2D, LINEAR, BATCH_NORM, RELU, CLIPPED_RELU, MAX_POOL, AVERAGE_POOL, GLOBAL_AVERAGE_POOL, ADD,
+          CONCAT, PAD, RESHAPE, DROPOUT, IDENTITY, CONSTANT, SOFTMAX_CROSS_ENTROPY, SQUARE_HINGE, MOMENTUM)
 
 OPSETS = Span(7, 28)       #: versions of ONNX's default operator set; before 7, Add and Gemm broadcast otherwise
 IR_VERSIONS = Span(3, 14)  #: versions of the ONNX file format
@@ -228,20 +250,18 @@ NEAREST = (
     ("dropout", "use torch.nn.Dropout, or give the function training=self.training"),
     ("softmax", "let the network end in its logits: the loss holds the softmax, and the largest logit is the class"),
     ("argmax", "let the network end in its logits"),
-    *((name, "use ReLU") for name in ("hardtanh", "clip", "relu", "elu", "silu", "swish", "mish", "tanh", "sigmoid",
-                                      "softplus", "hardswish", "erf", "clamp")),
+    *((name, "use ReLU or ReLU6") for name in ("relu", "elu", "silu", "swish", "mish", "tanh", "sigmoid", "softplus",
+                                               "hardswish", "erf", "clamp", "clip")),
     ("transpose", "use Conv2d, or another order of the axes"),
     ("convtranspose", "use Conv2d"),
     ("conv", "use Conv2d"),
     ("adaptive_max_pool", "use MaxPool2d with its kernel and stride"),
     ("maxpool", "use MaxPool2d"),
     ("max_pool", "use MaxPool2d"),
-    ("pad", "set the padding of the layer that follows"),
+    ("pad", "pad with zeros before a convolution"),
     ("mul", "fold a constant factor into the weights before it"),
     ("sub", "use Add, with the sign in the weights before it"),
     ("slice", "take every second pixel by the stride of a convolution, with a fixed 1×1 weight if need be"),
-    ("cat", "use Add of branches of one shape"),
-    ("concat", "use Add of branches of one shape"),
     ("reducemean", "use GlobalAveragePool"),
     ("addmm", "use torch.nn.Linear"),
     ("mm", "use torch.nn.Linear"),

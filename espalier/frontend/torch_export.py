@@ -146,6 +146,12 @@ class _Call:
         numbers = self.numbers(name)
         return numbers[0], numbers[-1]
 
+    def number(self, name: str, absent: float) -> float:
+        """An argument of one number; ``absent`` where it is None."""
+        found = self.arguments[name]
+        assert found is None or isinstance(found, int | float), (self.site.label, name, found)
+        return absent if found is None else float(found)
+
     def node(self, name: str) -> Node | None:
         """An argument that is a tensor, as the fx node that computes it; None where it is not."""
         found = self.arguments[name]
@@ -244,6 +250,8 @@ class _Importer:
                 raise supported.BATCH_NORM.refuse(supported.BATCH_STATISTICS, call.site.label)
             case "relu.default":
                 return build.relu(call.site, self._only(call))
+            case name if name in supported.CLIPPED_RELU.torch:
+                return self._clipped_relu(call)
             case "max_pool2d.default":
                 ceil_mode = bool(call["ceil_mode"])
                 return build.max_pool(call.site, self._only(call), _pool_window(call), ceil_mode=ceil_mode)
@@ -257,6 +265,10 @@ class _Importer:
                 return self._mean(call)
             case "add.Tensor":
                 return self._add(call)
+            case "cat.default":
+                return self._concat(call)
+            case name if name in supported.PAD.torch:
+                return self._pad(call)
             case name if name in supported.RESHAPE.torch:
                 return self._reshape(call)
             case name if name in (*supported.DROPOUT.torch, *supported.IDENTITY.torch):
@@ -328,6 +340,37 @@ class _Importer:
             raise supported.ADD.refuse(supported.ADD_ALPHA, call.site.label, f"alpha {call['alpha']}")
         a, b = (self._value(call, supported.ADD, name, supported.ADD_SHAPES) for name in ("self", "other"))
         return self.builder.add(call.site, a, b)
+
+    def _clipped_relu(self, call: _Call) -> Value:
+        x = self._only(call)
+        match call.operator:
+            case "relu6.default":
+                low, high = 0.0, 6.0
+            case "hardtanh.default":
+                low, high = call.number("min_val", 0.0), call.number("max_val", 0.0)
+            case _:
+                low, high = call.number("min", -np.inf), call.number("max", np.inf)
+        return self.builder.clipped_relu(call.site, x, low, high)
+
+    def _concat(self, call: _Call) -> Value:
+        nodes = call["tensors"]
+        assert isinstance(nodes, Sequence), (call.site.label, nodes)
+        parts = []
+        for node in nodes:
+            if not isinstance(node, Node) or node not in self.values:
+                raise supported.CONCAT.refuse(supported.CONSTANT_PART, call.site.label, f"{node}")
+            parts.append(self.values[node])
+        return self.builder.concat(call.site, parts, call.numbers("dim")[0])
+
+    def _pad(self, call: _Call) -> Value:
+        x, sizes = self._only(call), call.numbers("pad")
+        mode = call.arguments.get("mode", "constant")
+        if mode != "constant" or call.number("value", 0.0):
+            raise supported.PAD.refuse(supported.PAD_VALUE, call.site.label, f"{mode}, value {call['value']}")
+        left, right, top, bottom, *others = (*sizes, *(4 - len(sizes)) * (0,))
+        if any(others):
+            raise supported.PAD.refuse(supported.PAD_AXES, call.site.label, f"padding {sizes}, from the last axis on")
+        return self.builder.pad(call.site, x, (top, left, bottom, right))
 
     def _reshape(self, call: _Call) -> Value:
         x, shape = self._only(call), call.result_shape

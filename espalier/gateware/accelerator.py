@@ -49,7 +49,7 @@ class Accelerator(wiring.Component):
             "gradient_valid": Out(1), "gradient_address": Out(bits_for(machine.master_depth)),
             "gradient": Out(signed(GRADIENT_BITS))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         machine = self.machine
         tree, update = LaneTree(machine), UpdateUnit(

@@ -32,7 +32,7 @@ class CountedLoop(wiring.Component):
     def __init__(self, bits: int):
         super().__init__({"count": In(bits), "reset": In(1), "step": In(1), "value": Out(bits), "done": Out(1)})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         single, last_but_one = Signal(), Signal.like(self.value)
         m.d.sync += [single.eq(self.count == 1), last_but_one.eq(self.count - 2)]

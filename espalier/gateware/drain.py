@@ -35,7 +35,7 @@ class RowCounter(wiring.Component):
         super().__init__({"command": In(command_layout(machine)), "loaded": In(1), "tile": In(tile_layout(machine)),
                           "item": Out(item_layout(machine))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         command, item = self.command, self.item
         left = Signal.like(self.tile.rows)
@@ -67,7 +67,7 @@ class VectorRequantizer(wiring.Component):
         super().__init__({"i": In(data.ArrayLayout(signed(machine.acc_bits), machine.lanes)), "shift": In(6),
                           "limit": In(machine.word_bits), "o": Out(values_layout(machine))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         for lane in range(self.machine.lanes):
             self._lane(m, lane)
@@ -113,7 +113,7 @@ class Drain(wiring.Component):
             "activation_write": Out(1), "gradient_write": Out(1), "write": Out(item_layout(machine)),
             "write_data": Out(vector_layout(machine))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         command = self.command
         m.submodules.requantizer = requantizer = VectorRequantizer(self.machine)
@@ -132,7 +132,7 @@ class Drain(wiring.Component):
         self._pool(m, items[narrow], items[narrow + 1], result, forward)
         return m
 
-    def _pool(self, m: Module, coming, item, result, forward: Signal) -> None:
+    def _pool(self, m: Module, coming: data.View, item: data.View, result: data.View, forward: Signal) -> None:
         """Keep the largest of a window's four vectors; write with the fourth.
 
         What is kept of a row is read while its next ``result`` is ``coming``, and the winner written a cycle after
@@ -172,7 +172,7 @@ class LaneTree(wiring.Component):
     def latency_cycles(self) -> int:
         return max(1, (self.machine.lanes - 1).bit_length())
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         terms = [self.i[lane] for lane in range(self.machine.lanes)]
         bits = self.machine.acc_bits

@@ -44,7 +44,7 @@ class ElementWalk(wiring.Component):
             "start": In(1), "classes": In(bits_for(max_classes + 1)), "busy": Out(1),
             "element": Out(element_layout(lanes, max_classes)), "turn": Out(1)})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         element = self.element
         slot = Signal(bits_for(self.slots))

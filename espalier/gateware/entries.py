@@ -68,7 +68,7 @@ class EntryFetcher(wiring.Component):
             "write_en": In(1), "write_address": In(bits_for(machine.index_depth)),
             "write_data": In(entry_layout(machine).size)})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         machine, segment = self.machine, Signal(segment_layout(self.machine))  # what is left of the one in work
         m.submodules.lists = lists = Ram(unsigned(entry_layout(machine).size), machine.index_depth)
@@ -100,7 +100,7 @@ class SpanFinder(wiring.Component):
                           "i": In(stream.Signature(task_layout(machine), always_ready=True)),
                           "o": Out(stream.Signature(span_layout(machine), always_ready=True))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         p, update = self.o.p, Signal()
         tasks = [data.View(task_layout(self.machine), value)
@@ -115,7 +115,7 @@ class SpanFinder(wiring.Component):
                      p.y_single.eq(nothing | (p.y_low == p.y_high)), p.x_single.eq(nothing | (p.x_low == p.x_high))]
         return m
 
-    def _axis(self, m: Module, axis: str, task, then, update: Signal) -> Value:
+    def _axis(self, m: Module, axis: str, task: data.View, then: data.View, update: Signal) -> Value:
         """The pixels along one axis; returns, a cycle early, that the tap is outside the map at all of them."""
         command, p = self.command, self.o.p
         source, out, pad = (command[f"{name}_{axis}"] for name in ("source", "out", "pad"))
@@ -155,7 +155,7 @@ class Issuer(wiring.Component):
                           "i": In(stream.Signature(span_layout(machine))),
                           "step": Out(step_layout(machine)), "finished": Out(1)})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         span, task = Signal(span_layout(self.machine)), self.i.p.task
         self.span, held = span, Signal()
@@ -188,7 +188,7 @@ class Issuer(wiring.Component):
         m.d.sync += self.finished.eq(done & span.task.last & span.task.tile.final)
         return m
 
-    def _first_pixel(self, m: Module, span) -> None:
+    def _first_pixel(self, m: Module, span: data.View) -> None:
         m.d.sync += [self.y.eq(span.y_low), self.x.eq(span.x_low), self.y_done.eq(span.y_single),
                      self.x_done.eq(span.x_single)]
 

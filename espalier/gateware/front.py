@@ -49,7 +49,7 @@ class Front(wiring.Component):
             "address": In(max(bits_for(machine.table_depth), bits_for(machine.index_depth))),
             "pointer": In(bits_for(machine.index_depth + 1)), "entry": In(entry_layout(machine).size)})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         machine = self.machine
         m.submodules.tiles = tiles = TileCounter(machine)

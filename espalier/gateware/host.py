@@ -46,7 +46,7 @@ class HostWriter(wiring.Component):
             "command": Out(self.command_bits), "entry": Out(self.entry_bits), "vector": Out(vector_layout(machine)),
             "labels": Out(data.ArrayLayout(self.bits, 2 * machine.lanes))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         space, offset = Signal(4), self.offset
         m.d.comb += [Cat(offset, space).eq(self.write.address), self.ready.eq(~(self.activation_en & self.blocked))]
@@ -91,7 +91,7 @@ class HostReader(wiring.Component):
             "update_address": Out(bits_for(machine.master_depth)), "update_momentum": Out(1),
             "update_word": In(BUS_BITS), "correct": In(32), "loss": In(signed(48)), "cycles": In(32)})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         machine = self.machine
         space, offset = Signal(4), Signal(SPACE_SHIFT)

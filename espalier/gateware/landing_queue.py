@@ -38,7 +38,7 @@ class LandingQueue(wiring.Component):
         super().__init__({"room": Out(1), "launch": In(1), "i": In(stream.Signature(shape, always_ready=True)),
                           "o": Out(stream.Signature(shape))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.items = items = Memory(shape=self.shape, depth=1 << DEPTH_BITS, init=[])
         read, write = items.read_port(domain="comb"), items.write_port()

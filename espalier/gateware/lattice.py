@@ -40,7 +40,7 @@ class Lattice(wiring.Component):
             "last": In(1), "clear": In(1), "row": Out(data.ArrayLayout(signed(machine.acc_bits), machine.lanes)),
             "loaded": Out(1)})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         machine = self.machine
         early, last, clear = Signal(), Signal(), Signal()
@@ -58,7 +58,7 @@ class Lattice(wiring.Component):
         return m
 
     def _cell(self, m: Module, row: int, lane: int, x: Signal, last: Signal, clear: Signal, held: Signal,
-              following) -> None:
+              following: Signal | int) -> None:
         name = f"{row}_{lane}"
         b = Signal(signed(self.machine.word_bits), name=f"b_{name}")
         product = Signal(signed(2 * self.machine.word_bits), name=f"product_{name}")

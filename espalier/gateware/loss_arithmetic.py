@@ -73,7 +73,7 @@ class LossArithmetic(wiring.Component):
             "exponential": Out(VALUE_BITS), "gradient": Out(signed(word_bits)),
             "term_valid": Out(1), "term": Out(WIDE_BITS)})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         valid = delay_line(m, self.valid, 6, "valid")
         is_label = delay_line(m, self.is_label, 7, "is_label")

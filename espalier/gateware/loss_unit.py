@@ -105,7 +105,7 @@ class LossUnit(wiring.Component):
         """Width of a sum of exponentials."""
         return (self.max_classes << EXP_FRAC).bit_length()
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.steps = steps = ElementWalk(lanes=self.lanes, slots=self.slots, max_classes=self.max_classes)
         arithmetic = LossArithmetic(word_bits=self.word_bits, max_classes=self.max_classes)

@@ -25,7 +25,7 @@ class GradientBanks(wiring.Component):
                           "write_en": In(1), "write_bank": In((machine.rows - 1).bit_length()),
                           "write_address": In(address), "write_data": In(vector)})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         for bank in range(self.machine.rows):
             m.submodules[f"bank_{bank}"] = ram = BankedRam(vector_layout(self.machine), self.machine.gradient_depth)
@@ -52,7 +52,7 @@ class WeightBanks(wiring.Component):
                           "write_en": In(1), "write_bank": In((machine.rows - 1).bit_length()),
                           "write_address": In(address), "write_data": In(word)})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         for bank in range(self.machine.rows):
             m.submodules[f"bank_{bank}"] = ram = BankedRam(signed(self.machine.word_bits), self.machine.weight_depth)

@@ -63,7 +63,7 @@ class Operands(wiring.Component):
             "last": Out(1), "done": Out(step_layout(machine)),
             "probed_vector": Out(vector), "probed_weight": Out(signed(machine.word_bits))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         steps = [data.View(step_layout(self.machine), value)
                  for value in delay_line(m, self.step.as_value(), self.latency_cycles, "step")]
@@ -84,7 +84,7 @@ class Operands(wiring.Component):
                      self.probed_weight.eq(turned[0])]
         return m
 
-    def _addresses(self, m: Module, steps) -> None:
+    def _addresses(self, m: Module, steps: list[data.View]) -> None:
         """Channel, row and column make an address; pooled maps have half the coordinates."""
         command, step, then = self.command, self.step, steps[1]
         bits = address_bits(self.machine)
@@ -108,7 +108,7 @@ class Operands(wiring.Component):
             self.gradient_address.eq(Mux(self.update, late, address))]
         m.d.comb += self.activation_address.eq(address)
 
-    def _weights(self, m: Module, early, turn: Signal):
+    def _weights(self, m: Module, early: data.View, turn: Signal) -> data.View:
         """Banks' addresses a cycle after ``early``, and the words turned by ``turn`` places."""
         rows = self.machine.rows
         turned = Signal(data.ArrayLayout(signed(self.machine.word_bits), rows))
@@ -122,7 +122,7 @@ class Operands(wiring.Component):
             m.d.sync += turned[bank].eq(self.weights[choice] if rows > 1 else self.weights[0])
         return turned
 
-    def _operands(self, m: Module, step, source, turned) -> None:
+    def _operands(self, m: Module, step: data.View, source: data.View, turned: data.View) -> None:
         command, unpool = self.command, Signal()
         position, tile_position = Cat(step.x[0], step.y[0]), Cat(step.tile.x[0], step.tile.y[0])
         m.d.sync += unpool.eq(command.pool_source & self.backward)

@@ -48,7 +48,7 @@ class Ram(wiring.Component):
         super().__init__({"read_address": In(address), "read_data": Out(shape), "write_en": In(1),
                           "write_address": In(address), "write_data": In(shape)})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         if isinstance(platform, VerilogTarget):
             m.submodules.ram = Instance(

@@ -48,7 +48,7 @@ class Reciprocal(wiring.Component):
         """Cycles from ``start`` to ``done``."""
         return self.steps + 1
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         # The leading digits of the dividend, 2**(least - 1), are below any divisor: no quotient digit is 1 there.
         remainder = Signal(unsigned(len(self.divisor)))

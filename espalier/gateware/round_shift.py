@@ -33,7 +33,7 @@ class RoundShift(wiring.Component):
     def __init__(self, *, word_bits: int, shift_bits: int):
         super().__init__({"i": In(signed(word_bits)), "shift": In(shift_bits), "o": Out(signed(word_bits))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         # One digit is kept below the last place: floor((floor(2*i / 2**shift) + 1) / 2) rounds halves up.
         doubled = signed(len(self.i) + 1)

@@ -39,7 +39,7 @@ class Scale(wiring.Component):
         super().__init__({"i": In(signed(word_bits)), "factor": In(FACTOR_BITS), "shift": In(SHIFT_BITS),
                           "o": Out(signed(word_bits + FACTOR_BITS))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.round = rounding = RoundShift(word_bits=len(self.o), shift_bits=SHIFT_BITS)
         low = Signal(unsigned(LOW_BITS + FACTOR_BITS))

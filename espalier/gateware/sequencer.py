@@ -51,7 +51,7 @@ class Sequencer(wiring.Component):
             "write_en": In(1), "write_address": In(self.position_bits),
             "write_data": In(command_layout(machine).size)})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         layout = command_layout(self.machine)
         m.submodules.program = program = Ram(unsigned(layout.size), self.machine.program_depth)

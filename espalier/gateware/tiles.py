@@ -57,7 +57,7 @@ class TileCounter(wiring.Component):
         super().__init__({"command": In(command_layout(machine)), "start": In(1), "room": In(1),
                           "o": Out(stream.Signature(place_layout(machine), always_ready=True))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         command, machine, o = self.command, self.machine, self.o.p
         m.submodules.blocks = blocks = CountedLoop(len(command.blocks))
@@ -119,7 +119,7 @@ class ReachFinder(wiring.Component):
                           "i": In(stream.Signature(place_layout(machine), always_ready=True)),
                           "o": Out(stream.Signature(reach_layout(machine), always_ready=True))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         command, o = self.command, self.o.p
         places = delay_line(m, self.i.p.as_value(), 4, "place")
@@ -181,7 +181,7 @@ class SegmentCutter(wiring.Component):
                           "i": In(stream.Signature(reach_layout(machine))),
                           "o": Out(stream.Signature(lookup_layout(machine), always_ready=True))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         reach, p = Signal(reach_layout(self.machine)), self.o.p  # what is left of the tile in work
         held, advance, done = Signal(), Signal(), Signal()
@@ -217,7 +217,7 @@ class SegmentTable(wiring.Component):
             "write_en": In(1), "write_address": In(bits_for(machine.table_depth)),
             "write_data": In(bits_for(machine.index_depth + 1))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         found = {}
         for name in ("low", "high"):

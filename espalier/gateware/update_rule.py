@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Signal, signed
+from amaranth.hdl import Module, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -47,7 +47,7 @@ class UpdateArithmetic(wiring.Component):
             "rule": In(UPDATE_RULE), "gradient": In(signed(GRADIENT_BITS)), "master": In(wide), "momentum": In(wide),
             "new_master": Out(wide), "new_momentum": Out(wide), "new_weight": Out(signed(word_bits))})
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         wide_bits, rule = self.word_bits + EXTRA_BITS, self.rule
         high = Signal(wide_bits - 1)  # a register, since many bits hang on it
@@ -73,7 +73,7 @@ class UpdateArithmetic(wiring.Component):
         m.d.comb += self.new_momentum.eq(delay_line(m, momentum, 3, "new_momentum")[-1])
         return m
 
-    def _scaled(self, m: Module, name: str, word, factor, shift):
+    def _scaled(self, m: Module, name: str, word: Value, factor: Value, shift: Value) -> Value:
         m.submodules[name] = scale = Scale(word_bits=len(word))
         m.d.comb += [scale.i.eq(word), scale.factor.eq(factor), scale.shift.eq(shift)]
         return scale.o

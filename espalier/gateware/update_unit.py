@@ -95,7 +95,7 @@ class UpdateUnit(wiring.Component):
         """The least distance in cycles of two inputs with the same address."""
         return READ_CYCLES + UpdateArithmetic.latency_cycles + 1
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.arithmetic = arithmetic = UpdateArithmetic(word_bits=self.word_bits)
         update = Signal()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import assert_never
 
 from espalier.errors import GraphError
@@ -13,6 +13,10 @@ from espalier.ir.ops import (
     AveragePool,
     AveragePoolGrad,
     BiasGrad,
+    ClippedRelu,
+    ClippedReluGrad,
+    Concat,
+    ConcatGrad,
     Conv2d,
     Conv2dInputGrad,
     Conv2dWeightGrad,
@@ -21,6 +25,8 @@ from espalier.ir.ops import (
     Linear,
     LinearInputGrad,
     LinearWeightGrad,
+    LossGradOp,
+    LossOp,
     MaxPool,
     MaxPoolGrad,
     Op,
@@ -36,8 +42,9 @@ from espalier.ir.types import FLOAT, INDEX, Fixed, Format, TensorType, Value
 from espalier.numerics.loss import LOSS_FRAC
 
 LOSS_FORMAT = Fixed.of(48, LOSS_FRAC)
-LOSSES = {"softmax_cross_entropy": (SoftmaxCrossEntropy, SoftmaxCrossEntropyGrad),
-          "square_hinge": (SquareHinge, SquareHingeGrad)}
+LOSSES: dict[str, tuple[type[LossOp], type[LossGradOp]]] = {
+    "softmax_cross_entropy": (SoftmaxCrossEntropy, SoftmaxCrossEntropyGrad),
+    "square_hinge": (SquareHinge, SquareHingeGrad)}
 
 
 def gradient_name(name: str) -> str:
@@ -114,7 +121,7 @@ class _Backward:
         self.readers = _gradient_parts(graph)
         self.parts: dict[str, int] = {}
 
-    def contribute(self, value: Value, make) -> None:
+    def contribute(self, value: Value, make: Callable[[Value], Op]) -> None:
         """Add the operation ``make(out)`` whose result is (part of) the gradient of ``value``."""
         if value in self.graph.inputs:
             return
@@ -154,6 +161,8 @@ class _Backward:
                     self.contribute(b, lambda out: BiasGrad(out, g))
             case Relu(x=x):
                 self.contribute(x, lambda out: ReluGrad(out, g, op.out))
+            case ClippedRelu(x=x, bound=bound):
+                self.contribute(x, lambda out: ClippedReluGrad(out, g, op.out, bound))
             case MaxPool(x=x, window=window):
                 self.contribute(x, lambda out: MaxPoolGrad(out, g, x, window))
             case AveragePool(x=x, window=window):
@@ -163,11 +172,15 @@ class _Backward:
             case Add(a=a, b=b):
                 self.contribute(a, lambda out: Reshape(out, g))
                 self.contribute(b, lambda out: Reshape(out, g))
+            case Concat(a=a, b=b):
+                self.contribute(a, lambda out: ConcatGrad(out, g, 0))
+                self.contribute(b, lambda out: ConcatGrad(out, g, a.shape[0]))
             case Reshape(x=x):
                 self.contribute(x, lambda out: Reshape(out, g))
             case (SoftmaxCrossEntropy() | SquareHinge() | SoftmaxCrossEntropyGrad() | SquareHingeGrad()
                   | Conv2dInputGrad() | Conv2dWeightGrad() | LinearInputGrad() | LinearWeightGrad() | BiasGrad()
-                  | ReluGrad() | MaxPoolGrad() | AveragePoolGrad() | GlobalAveragePoolGrad()):
+                  | ReluGrad() | ClippedReluGrad() | ConcatGrad() | MaxPoolGrad() | AveragePoolGrad()
+                  | GlobalAveragePoolGrad()):
                 raise GraphError(f"The graph already holds a backward pass: {op.out}")
             case _:
                 assert_never(op)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 from espalier.errors import GraphError
 from espalier.ir.ops import Conv2d, Linear, Op
@@ -59,12 +59,8 @@ class Graph:
 
     def map_values(self, change: Callable[[Value], Value]) -> Graph:
         """This graph with ``change`` applied to every value, consistently."""
-        def mapped(op: Op) -> Op:
-            new = {field.name: change(getattr(op, field.name)) for field in fields(op)
-                   if isinstance(getattr(op, field.name), Value)}
-            return replace(op, **new)
         return Graph(self.name, tuple(map(change, self.inputs)), tuple(map(change, self.parameters)),
-                     tuple(map(mapped, self.ops)), tuple(map(change, self.outputs)))
+                     tuple(op.map_values(change) for op in self.ops), tuple(map(change, self.outputs)))
 
     def with_formats(self, formats: dict[str, Format]) -> Graph:
         """This graph with the format of each named value replaced. Raises GraphError for unknown names."""

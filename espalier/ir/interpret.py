@@ -15,6 +15,10 @@ from espalier.ir.ops import (
     AveragePool,
     AveragePoolGrad,
     BiasGrad,
+    ClippedRelu,
+    ClippedReluGrad,
+    Concat,
+    ConcatGrad,
     Conv2d,
     Conv2dInputGrad,
     Conv2dWeightGrad,
@@ -23,6 +27,8 @@ from espalier.ir.ops import (
     Linear,
     LinearInputGrad,
     LinearWeightGrad,
+    LossGradOp,
+    LossOp,
     MaxPool,
     MaxPoolGrad,
     Op,
@@ -87,11 +93,18 @@ def frac_of(value: Value) -> int | None:
     return value.format.frac if isinstance(value.format, Fixed) else None
 
 
+def units(bound: int, value: Value) -> int:
+    """The whole number ``bound`` in units of ``value``: the word of that number, or in float the number."""
+    frac = frac_of(value) or 0
+    return bound << frac if frac >= 0 else bound >> -frac
+
+
 def aligned_bias(op: Conv2d | Linear, bias: NDArray) -> NDArray:
     """The bias at the scale of the layer's accumulator."""
     acc_frac = product_frac(op.x, op.w)
     if acc_frac is None or op.b is None:
         return bias
+    assert isinstance(op.b.format, Fixed), "a fixed-point layer has a fixed-point bias"
     return bias << (acc_frac - op.b.format.frac)
 
 
@@ -110,6 +123,8 @@ def evaluate(op: Op, *args: NDArray) -> NDArray:
             return rounded(acc, product_frac(op.x, op.w), op.out)
         case Relu():
             return rounded(activation.relu(args[0]), frac_of(op.x), op.out)
+        case ClippedRelu(bound=bound):
+            return rounded(activation.clipped_relu(args[0], units(bound, op.x)), frac_of(op.x), op.out)
         case MaxPool(window=window):
             return rounded(activation.max_pool(args[0], window)[0], frac_of(op.x), op.out)
         case AveragePool(window=window):
@@ -118,12 +133,14 @@ def evaluate(op: Op, *args: NDArray) -> NDArray:
             return _mean(args[0].sum(axis=(2, 3), keepdims=True), args[0].shape[2] * args[0].shape[3], op.x, op.out)
         case Add():
             return _sum(op, *args)
+        case Concat():
+            return activation.concat(rounded(args[0], frac_of(op.a), op.out), rounded(args[1], frac_of(op.b), op.out))
         case Reshape():
             return rounded(args[0].reshape(-1, *op.out.shape), frac_of(op.x), op.out)
         case SoftmaxCrossEntropy() | SquareHinge() | SoftmaxCrossEntropyGrad() | SquareHingeGrad():
             return _loss(op, *args)
         case Conv2dInputGrad(window=window, groups=groups):
-            acc = convolution.conv2d_input_grad(args[0], args[1], window, op.out.shape[1:], groups)
+            acc = convolution.conv2d_input_grad(args[0], args[1], window, op.out.map_shape[1:], groups)
             return rounded(acc, product_frac(op.g, op.w), op.out)
         case Conv2dWeightGrad(window=window, groups=groups):
             acc = convolution.conv2d_weight_grad(args[0], args[1], window, groups)
@@ -136,14 +153,19 @@ def evaluate(op: Op, *args: NDArray) -> NDArray:
             return rounded(args[0].reshape(*args[0].shape[:2], -1).sum(axis=(0, 2)), frac_of(op.g), op.out)
         case ReluGrad():
             return rounded(activation.relu_grad(*args), frac_of(op.g), op.out)
+        case ClippedReluGrad(bound=bound):
+            return rounded(activation.clipped_relu_grad(args[0], args[1], units(bound, op.y)), frac_of(op.g), op.out)
+        case ConcatGrad(first=first):
+            return rounded(activation.concat_grad(args[0], first, op.out.shape[0]), frac_of(op.g), op.out)
         case MaxPoolGrad(window=window):
             argmax = activation.max_pool(args[1], window)[1]
-            return rounded(activation.max_pool_grad(args[0], argmax, window, op.out.shape[1:]), frac_of(op.g), op.out)
+            scattered = activation.max_pool_grad(args[0], argmax, window, op.out.map_shape[1:])
+            return rounded(scattered, frac_of(op.g), op.out)
         case AveragePoolGrad(window=window):
-            scattered = activation.sum_pool_grad(args[0], window, op.out.shape[1:])
+            scattered = activation.sum_pool_grad(args[0], window, op.out.map_shape[1:])
             return _mean(scattered, window.kernel[0] * window.kernel[1], op.g, op.out)
         case GlobalAveragePoolGrad():
-            _, height, width = op.out.shape
+            _, height, width = op.out.map_shape
             return _mean(np.broadcast_to(args[0], (len(args[0]), *op.out.shape)), height * width, op.g, op.out)
         case _:
             assert_never(op)
@@ -164,8 +186,7 @@ def _sum(op: Add, a: NDArray, b: NDArray) -> NDArray:
     return rounded((a << (frac - frac_a)) + (b << (frac - frac_b)), frac, op.out)
 
 
-def _loss(op: SoftmaxCrossEntropy | SquareHinge | SoftmaxCrossEntropyGrad | SquareHingeGrad,
-          logits: NDArray, labels: NDArray) -> NDArray:
+def _loss(op: LossOp | LossGradOp, logits: NDArray, labels: NDArray) -> NDArray:
     frac = frac_of(op.logits)
     if frac is None:
         return _float_loss(op, logits, labels)
@@ -184,7 +205,7 @@ def _loss(op: SoftmaxCrossEntropy | SquareHinge | SoftmaxCrossEntropyGrad | Squa
                 logit_frac=frac, grad_width=grad.width, grad_frac=grad.frac).grad(logits, labels)
 
 
-def _float_loss(op, logits: NDArray, labels: NDArray) -> NDArray:
+def _float_loss(op: LossOp | LossGradOp, logits: NDArray, labels: NDArray) -> NDArray:
     onehot = np.arange(logits.shape[1]) == labels[:, None]
     match op:
         case SoftmaxCrossEntropy() | SoftmaxCrossEntropyGrad():

@@ -6,7 +6,9 @@ Every operation computes exactly and rounds once, into the format of its result 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 from espalier.ir.types import Value
 from espalier.numerics.window import Window
@@ -21,6 +23,11 @@ class _Op:
         """The values that this operation reads, in field order."""
         found = (getattr(self, field.name) for field in fields(self) if field.name != "out")
         return tuple(value for value in found if isinstance(value, Value))
+
+    def map_values(self, change: Callable[[Value], Value]) -> Self:
+        """This operation with ``change`` applied to the value that it writes and to those that it reads."""
+        found = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return replace(self, **{name: change(value) for name, value in found if isinstance(value, Value)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,14 @@ class Relu(_Op):
 
 
 @dataclass(frozen=True, slots=True)
+class ClippedRelu(_Op):
+    """``min(max(x, 0), bound)``; the bound, 6 for ReLU6, is a real number that is whole, at least 1."""
+
+    x: Value
+    bound: int
+
+
+@dataclass(frozen=True, slots=True)
 class MaxPool(_Op):
     """Maximum under a window; the first of equal maxima wins."""
 
@@ -76,6 +91,14 @@ class GlobalAveragePool(_Op):
 @dataclass(frozen=True, slots=True)
 class Add(_Op):
     """Sum of two values of one shape: a residual connection, or gradients meeting at a branch."""
+
+    a: Value
+    b: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Concat(_Op):
+    """The channels of ``a`` (A, H, W), then those of ``b`` (B, H, W) → (A + B, H, W); or (A,), (B,) → (A + B,)."""
 
     a: Value
     b: Value
@@ -172,6 +195,23 @@ class ReluGrad(_Op):
 
 
 @dataclass(frozen=True, slots=True)
+class ClippedReluGrad(_Op):
+    """``g`` where the clipped rectifier's output ``y`` is above zero and below ``bound``, else zero."""
+
+    g: Value
+    y: Value
+    bound: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConcatGrad(_Op):
+    """The gradient of one part of a concatenation: the channels of ``g`` (C, H, W) from ``first`` on."""
+
+    g: Value
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
 class MaxPoolGrad(_Op):
     """Each gradient to the input position that won: ``g`` (C, OH, OW), ``x`` (C, H, W) → (C, H, W)."""
 
@@ -195,8 +235,9 @@ class GlobalAveragePoolGrad(_Op):
     g: Value
 
 
-Op = (Conv2d | Linear | Relu | MaxPool | AveragePool | GlobalAveragePool | Add | Reshape
+Op = (Conv2d | Linear | Relu | ClippedRelu | MaxPool | AveragePool | GlobalAveragePool | Add | Concat | Reshape
       | SoftmaxCrossEntropy | SoftmaxCrossEntropyGrad | SquareHinge | SquareHingeGrad
       | Conv2dInputGrad | Conv2dWeightGrad | LinearInputGrad | LinearWeightGrad | BiasGrad
-      | ReluGrad | MaxPoolGrad | AveragePoolGrad | GlobalAveragePoolGrad)
+      | ReluGrad | ClippedReluGrad | ConcatGrad | MaxPoolGrad | AveragePoolGrad | GlobalAveragePoolGrad)
 LossOp = SoftmaxCrossEntropy | SquareHinge
+LossGradOp = SoftmaxCrossEntropyGrad | SquareHingeGrad

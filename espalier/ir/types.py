@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from espalier.numerics.fixed import Fixed
+from espalier.numerics.fixed import Fixed as Fixed  # a format, exported with the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Index:
 
 
 Format = Fixed | Float | Index
+MapShape = tuple[int, int, int]  #: (channels, height, width)
 FLOAT = Float()
 INDEX = Index()
 
@@ -62,6 +63,12 @@ class Value:
     @property
     def format(self) -> Format:
         return self.type.format
+
+    @property
+    def map_shape(self) -> MapShape:
+        """The shape of a value that is a map."""
+        channels, height, width = self.shape
+        return channels, height, width
 
     def __str__(self) -> str:
         return f"%{self.name}: {self.type}"

@@ -11,6 +11,10 @@ from espalier.ir.ops import (
     AveragePool,
     AveragePoolGrad,
     BiasGrad,
+    ClippedRelu,
+    ClippedReluGrad,
+    Concat,
+    ConcatGrad,
     Conv2d,
     Conv2dInputGrad,
     Conv2dWeightGrad,
@@ -142,12 +146,28 @@ def verify_shapes(op: Op) -> None:
             _shape(op, "gradient", g, (out.shape[0], 1, 1))
         case Relu(out=out, x=x):
             _shape(op, "result", out, x.shape)
+        case ClippedRelu(out=out, x=x, bound=bound):
+            _shape(op, "result", out, x.shape)
+            _bound(op, bound)
+        case ClippedReluGrad(out=out, g=g, y=y, bound=bound):
+            _shape(op, "gradient", g, y.shape)
+            _shape(op, "result", out, y.shape)
+            _bound(op, bound)
         case ReluGrad(out=out, g=g, y=y):
             _shape(op, "gradient", g, y.shape)
             _shape(op, "result", out, y.shape)
         case Add(out=out, a=a, b=b):
             _shape(op, "second operand", b, a.shape)
             _shape(op, "result", out, a.shape)
+        case Concat(out=out, a=a, b=b):
+            _ranked(op, a, b)
+            _shape(op, "second operand", b, (b.shape[0], *a.shape[1:]))
+            _shape(op, "result", out, (a.shape[0] + b.shape[0], *a.shape[1:]))
+        case ConcatGrad(out=out, g=g, first=first):
+            _ranked(op, g, out)
+            _shape(op, "result", out, (out.shape[0], *g.shape[1:]))
+            if not 0 <= first <= g.shape[0] - out.shape[0]:
+                raise _fail(op, f"the {out.shape[0]} channels from {first} on must be channels of {g}")
         case Reshape(out=out, x=x):
             _reshape(op, x, out)
         case Conv2dInputGrad(out=out, g=g, w=w, window=window, groups=groups):
@@ -199,6 +219,17 @@ def _pool(op: Op, *, x: Value, y: Value, window: Window) -> None:
             if not any(0 <= tap < x.shape[1 + axis] for tap in taps):
                 raise _fail(op, f"every window must see some of {x}, and the one at {'row' if axis == 0 else 'column'} "
                                 f"{position} sees only padding; use less padding")
+
+
+def _ranked(op: Op, *values: Value) -> None:
+    for value in values:
+        if not value.shape:
+            raise _fail(op, f"{value} must have channels")
+
+
+def _bound(op: Op, bound: int) -> None:
+    if bound < 1:
+        raise _fail(op, f"the bound must be at least 1, not {bound}")
 
 
 def _out_size(op: Op, x: Value, window: Window) -> tuple[int, int]:

@@ -11,6 +11,10 @@ from espalier.ir.ops import (
     AveragePool,
     AveragePoolGrad,
     BiasGrad,
+    ClippedRelu,
+    ClippedReluGrad,
+    Concat,
+    ConcatGrad,
     Conv2d,
     Conv2dInputGrad,
     Conv2dWeightGrad,
@@ -131,7 +135,19 @@ def _fixed_formats(op: Op, wide: set[str]) -> None:
         case AveragePool(x=x) | GlobalAveragePool(x=x) | AveragePoolGrad(g=x) | GlobalAveragePoolGrad(g=x):
             _result(op, WORD_BITS)
             _shift(op, x, _fixed(x).frac + AVERAGE_FRAC, _fixed(op.out).frac)
-        case Relu(x=x) | MaxPool(x=x) | ReluGrad(g=x) | MaxPoolGrad(g=x):
+        case ClippedRelu(x=x, bound=bound):
+            _result(op, WORD_BITS)
+            _shift(op, x, _fixed(x).frac, _fixed(op.out).frac)
+            _bound(op, bound, x, op.out)
+        case ClippedReluGrad(g=g, y=y, bound=bound):
+            _result(op, WORD_BITS)
+            _shift(op, g, _fixed(g).frac, _fixed(op.out).frac)
+            _bound(op, bound, y)
+        case Concat(a=a, b=b):
+            _result(op, WORD_BITS)
+            for part in (a, b):
+                _shift(op, part, _fixed(part).frac, _fixed(op.out).frac)
+        case Relu(x=x) | MaxPool(x=x) | ReluGrad(g=x) | MaxPoolGrad(g=x) | ConcatGrad(g=x):
             _result(op, WORD_BITS)
             _shift(op, x, _fixed(x).frac, _fixed(op.out).frac)
         case Add(a=a, b=b):
@@ -174,6 +190,16 @@ def _shift(op: Op, x: Value, from_frac: int, to_frac: int) -> None:
     width = _fixed(x).width + max(0, to_frac - from_frac)
     if width > EXACT_BITS or from_frac - to_frac > EXACT_BITS:
         raise _fail(op, f"{x} cannot be brought from {from_frac} to {to_frac} fraction bits in {EXACT_BITS} bits")
+
+
+def _bound(op: Op, bound: int, *values: Value) -> None:
+    """The bound is a whole number of units of each value, and of at most :data:`EXACT_BITS` bits in them."""
+    for value in values:
+        frac = _fixed(value).frac
+        if frac < 0 and bound % (1 << -frac):
+            raise _fail(op, f"the bound {bound} must be a whole number of units of {value}, which are {1 << -frac}")
+        if bound.bit_length() + frac > EXACT_BITS:
+            raise _fail(op, f"the bound {bound} must have at most {EXACT_BITS} bits in units of {value}")
 
 
 def _sum(op: Add, a: Value, b: Value, wide: set[str]) -> None:

@@ -1,6 +1,8 @@
-"""Rectifier, pooling and residual addition, forward and backward."""
+"""Rectifiers, pooling and concatenation, forward and backward."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,26 @@ def relu(x: NDArray) -> NDArray:
 def relu_grad(g: NDArray, y: NDArray) -> NDArray:
     """The gradient passes where the rectifier's output ``y`` is positive."""
     return np.where(y > 0, g, 0)
+
+
+def clipped_relu(x: NDArray, bound: int) -> NDArray:
+    """``min(max(x, 0), bound)``, the bound in units of ``x``."""
+    return np.clip(x, 0, bound)
+
+
+def clipped_relu_grad(g: NDArray, y: NDArray, bound: int) -> NDArray:
+    """The gradient passes where the output ``y`` is above zero and below ``bound`` (in units of ``y``)."""
+    return np.where((y > 0) & (y < bound), g, 0)
+
+
+def concat(a: NDArray, b: NDArray) -> NDArray:
+    """The channels of ``a`` (N, A, ...), then those of ``b`` (N, B, ...)."""
+    return np.concatenate([a, b], axis=1)
+
+
+def concat_grad(g: NDArray, first: int, channels: int) -> NDArray:
+    """The gradient of one part: ``channels`` channels of ``g`` (N, C, ...) from ``first`` on."""
+    return g[:, first: first + channels]
 
 
 def max_pool(x: NDArray, window: Window) -> tuple[NDArray, NDArray[np.int64]]:
@@ -48,8 +70,9 @@ def sum_pool(x: NDArray, window: Window) -> NDArray:
     """The sum under the window (padding counts as zero): the exact part of average pooling."""
     out_y, out_x = window.out_size(*x.shape[2:])
     padded = window.padded(x)
-    return sum(window.tap(padded, ky, kx, out_y, out_x)
-               for ky in range(window.kernel[0]) for kx in range(window.kernel[1]))
+    taps = (window.tap(padded, ky, kx, out_y, out_x)
+            for ky in range(window.kernel[0]) for kx in range(window.kernel[1]))
+    return sum(taps, np.zeros((*x.shape[:2], out_y, out_x), dtype=x.dtype))
 
 
 def sum_pool_grad(g: NDArray, window: Window, in_size: tuple[int, int]) -> NDArray:
@@ -57,7 +80,7 @@ def sum_pool_grad(g: NDArray, window: Window, in_size: tuple[int, int]) -> NDArr
     return _scatter(lambda ky, kx: g, g, window, in_size)
 
 
-def _scatter(part, g: NDArray, window: Window, in_size: tuple[int, int]) -> NDArray:
+def _scatter(part: Callable[[int, int], NDArray], g: NDArray, window: Window, in_size: tuple[int, int]) -> NDArray:
     top, left, bottom, right = window.pad
     padded = np.zeros((*g.shape[:2], in_size[0] + top + bottom, in_size[1] + left + right), dtype=g.dtype)
     for ky in range(window.kernel[0]):

@@ -162,7 +162,8 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, every figure with its unit and provenance."""
-        return encode(self)
+        fields: dict[str, Any] = encode(self)
+        return fields
 
 
 def cell(row: Row, column: Column) -> str:
@@ -253,7 +254,7 @@ def log_ticks(low: float, high: float) -> tuple[float, ...]:
 
     At least two; ``low`` is at least 1.
     """
-    steps = [digit * 10.0 ** power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 2)
+    steps = [digit * 10.0 ** power for power in range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
              for digit in (1, 2, 5)]
     first = max(tick for tick in steps if tick <= low)
     last = min(tick for tick in steps if tick >= high and tick > first)

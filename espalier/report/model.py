@@ -148,7 +148,8 @@ class Verification:
         return self.words > 0 and self.steps > 0 and self.differing == 0 and not self.mismatch
 
     def to_json(self) -> dict[str, object]:
-        return encode(self)
+        fields: dict[str, object] = encode(self)
+        return fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

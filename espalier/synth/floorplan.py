@@ -73,8 +73,8 @@ def floorplan(netlist: Mapping[str, Any], device: Device) -> dict[str, str]:
     multipliers = _multipliers(module)
     if len(multipliers) <= LEAST_SHARE * len(sites) or len(multipliers) > len(sites):
         return {}
-    lower = _memories(module, _GRADIENTS, 0.0)
-    upper = _memories(module, _ACTIVATIONS, 0.5)
+    lower = _memories(module, _GRADIENTS, 0.25, 0.75)
+    upper = _memories(module, _ACTIVATIONS, 0.75, 1.0)
     return {**_assigned(multipliers, sites), **_assigned([*lower, *upper], BLOCK_RAMS[device.part])}
 
 
@@ -90,16 +90,17 @@ def _multipliers(module: Mapping[str, Any]) -> list[Wish]:
             if place is not None:
                 cells[name] = place
     rows, lanes = (1 + max((place[axis] for place in cells.values()), default=0) for axis in (0, 1))
-    return [Wish(name, (lane + 0.5) / lanes, row / rows) for name, (row, lane) in cells.items()]
+    return [Wish(name, (lane + 0.5) / lanes, (row + 2 / 3) / rows) for name, (row, lane) in cells.items()]
 
 
-def _memories(module: Mapping[str, Any], pattern: re.Pattern[str], base: float) -> list[Wish]:
+def _memories(module: Mapping[str, Any], pattern: re.Pattern[str], low: float, high: float) -> list[Wish]:
     """The block RAMs whose names have a bank and a slice of the word; a word spans the lanes, its first bit lane 0."""
     cells = {name: tuple(map(int, found.groups())) for name, cell in module["cells"].items()
              if cell["type"] in ("DP16KD", "PDPW16KD") and (found := pattern.fullmatch(name))}
     banks = 1 + max((bank for bank, _ in cells.values()), default=0)
     slices = {bank: 1 + max(part for other, part in cells.values() if other == bank) for bank, _ in cells.values()}
-    return [Wish(name, (part + 0.5) / slices[bank], base + bank / banks / 2) for name, (bank, part) in cells.items()]
+    return [Wish(name, (part + 0.5) / slices[bank], low + (high - low) * bank / banks)
+            for name, (bank, part) in cells.items()]
 
 
 def _assigned(wishes: list[Wish], sites: tuple[Site, ...]) -> dict[str, str]:

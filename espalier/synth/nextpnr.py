@@ -23,7 +23,11 @@ _ALWAYS_SHOWN = ("TRELLIS_COMB", "TRELLIS_FF", "MULT18X18D", "DP16KD", "TRELLIS_
 
 
 class Router(Enum):
-    """Routers of nextpnr: the first is the default there, the second is faster on large designs."""
+    """Routers of nextpnr: the first takes one connection at a time, the second all of them, again and again.
+
+    The first is quicker on small designs; on one that fills a part it ends in a long tail, where the second comes to
+    an end.
+    """
 
     ROUTER1 = "router1"
     ROUTER2 = "router2"
@@ -48,8 +52,8 @@ class RouteOptions:
         The clock to aim for. Missing it is reported, not an error.
     seed : int
         Of the placer; equal seeds give equal results with one version of the tool.
-    router : Router
-        Which router runs.
+    router : Router or None
+        Which router runs. None is the second for a lattice that gets a floorplan, the first for all else.
     pins : Pins or Path
         What becomes of the ports, or an LPF constraint file (ports it leaves out stay free).
     """
@@ -57,7 +61,7 @@ class RouteOptions:
     device: Device = ECP5_85F
     frequency_mhz: float = 100.0
     seed: int = 1
-    router: Router = Router.ROUTER1
+    router: Router | None = None
     pins: Pins | Path = Pins.FREE
 
     def __post_init__(self) -> None:
@@ -184,10 +188,11 @@ def place_and_route(netlist: Path, output: Path, options: RouteOptions | None = 
     tool = find_nextpnr()
     names = ["route.json"] if options.pins is Pins.OUT_OF_CONTEXT else ["route.json", "design.config"]
     with scratch_directory(output) as scratch:
-        _write_floorplanned(netlist, scratch / "netlist.json", options.device)
+        planned = _write_floorplanned(netlist, scratch / "netlist.json", options.device)
+        router = options.router or (Router.ROUTER2 if planned else Router.ROUTER1)
         if isinstance(options.pins, Path):
             shutil.copyfile(options.pins, scratch / "pins.lpf")
-        run_tool(tool, _arguments(options, names), directory=scratch, log=output / "nextpnr.log",
+        run_tool(tool, _arguments(options, router, names), directory=scratch, log=output / "nextpnr.log",
                  timeout_seconds=timeout_seconds)
         result = parse_report((scratch / "route.json").read_text(), options.device.name, str(tool))
         publish(scratch, output, names)
@@ -196,8 +201,8 @@ def place_and_route(netlist: Path, output: Path, options: RouteOptions | None = 
     return result
 
 
-def _write_floorplanned(netlist: Path, output: Path, device: Device) -> None:
-    """The netlist with the places of :func:`espalier.synth.floorplan.floorplan` in it."""
+def _write_floorplanned(netlist: Path, output: Path, device: Device) -> bool:
+    """The netlist with the places of :func:`espalier.synth.floorplan.floorplan` in it; whether there are any."""
     try:
         content = json.loads(netlist.read_text())
         places = floorplan(content, device)
@@ -206,18 +211,19 @@ def _write_floorplanned(netlist: Path, output: Path, device: Device) -> None:
                         ) from error
     if not places:
         shutil.copyfile(netlist, output)
-        return
+        return False
     for cell in (module["cells"] for module in content["modules"].values() if "top" in module["attributes"]):
         for name, place in places.items():
             cell[name]["attributes"]["BEL"] = place
     output.write_text(json.dumps(content))
+    return True
 
 
-def _arguments(options: RouteOptions, names: list[str]) -> list[str]:
+def _arguments(options: RouteOptions, router: Router, names: list[str]) -> list[str]:
     device = options.device
     size = device.part.removeprefix("LFE5U-").removesuffix("F")
     arguments = ["--json", "netlist.json", f"--{size}k", "--package", device.package, "--speed", device.speed,
-                 "--freq", f"{options.frequency_mhz:g}", "--seed", str(options.seed), "--router", options.router.value,
+                 "--freq", f"{options.frequency_mhz:g}", "--seed", str(options.seed), "--router", router.value,
                  "--timing-allow-fail", "--report", "route.json"]
     if "design.config" in names:
         arguments += ["--textcfg", "design.config"]

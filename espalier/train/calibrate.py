@@ -2,8 +2,10 @@
 
 The rules that the engine makes, beside those of ``ir/verify.py``:
 
-- A rectifier, a max pool and a reshape keep the format of their input, and so do their gradients: these
-  values form one *family* with one format.
+- A rectifier, a max pool, a concatenation and a reshape keep the format of their inputs, and so do their
+  gradients: these values form one *family* with one format.
+- What only a clipped rectifier reads needs no more range than the clipped result: saturation does the same.
+  A format that holds the bound has room enough.
 - A bias has the format of its layer's weight, and their gradients have one format: a bias is the weight
   of a constant one. That one must be a word, so the input of a layer with a bias has at most
   ``width - 2`` fraction bits (and at least 0).
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from espalier.errors import FormatError
 from espalier.ir.differentiate import differentiate, gradient_name
 from espalier.ir.graph import Graph
-from espalier.ir.ops import Conv2d, Linear, MaxPool, Op, Relu, Reshape
+from espalier.ir.ops import ClippedRelu, Concat, Conv2d, Linear, MaxPool, Op, Relu, Reshape
 from espalier.ir.types import Format, Value
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.loss import LOSS_FRAC
@@ -116,18 +118,24 @@ def initial_state(graph: Graph, parameters: Mapping[str, NDArray], update: Updat
     """The state of a network before its first step, from real-valued parameters."""
     state: dict[str, NDArray] = {}
     for value in graph.parameters:
-        names, real = state_names(value.name, update), np.asarray(parameters[value.name])
-        match value.format:
-            case Fixed() as format_ if update is Update.BUFFERED:
-                state[names["master"]] = master_format(format_).quantise(real)
-                state[names["weight"]] = narrow(state[names["master"]], format_)
-            case Fixed() as format_:
-                state[names["weight"]] = format_.quantise(real)
-            case _:
-                state[names["weight"]] = real.astype(np.float32)
+        names = state_names(value.name, update)
+        state |= weight_words(value, np.asarray(parameters[value.name]), update)
         state[names["momentum"]] = np.zeros_like(state[names["weight"]])
         state[names["live"]] = np.ones(value.shape, dtype=np.bool_)
     return state
+
+
+def weight_words(value: Value, real: NDArray, update: Update) -> dict[str, NDArray]:
+    """A parameter's weight, and its master where it has one, from real values."""
+    names = state_names(value.name, update)
+    match value.format:
+        case Fixed() as format_ if update is Update.BUFFERED:
+            master = master_format(format_).quantise(real)
+            return {names["master"]: master, names["weight"]: narrow(master, format_)}
+        case Fixed() as format_:
+            return {names["weight"]: format_.quantise(real)}
+        case _:
+            return {names["weight"]: real.astype(np.float32)}
 
 
 class _Families:
@@ -183,7 +191,29 @@ def holding_frac(low: float, high: float, width: int, headroom: int = 0) -> int:
 
 
 def _keeps_format(op: Op) -> bool:
-    return isinstance(op, Relu | MaxPool | Reshape)
+    return isinstance(op, Relu | ClippedRelu | MaxPool | Concat | Reshape)
+
+
+def _clipped(graph: Graph, ranges: Ranges) -> Ranges:
+    """``ranges``, with that of the result in place of that of a value which only a clipped rectifier reads."""
+    found = dict(ranges)
+    for op in graph.ops:
+        if isinstance(op, ClippedRelu) and graph.users(op.x) == (op,) and op.x not in graph.outputs:
+            found[op.x.name] = ranges.get(op.out.name, (0.0, 0.0))
+    return found
+
+
+def _bounds(graph: Graph) -> dict[str, int]:
+    """What a value cannot exceed (or need not, where a clipped rectifier alone reads it), by its name."""
+    found: dict[str, int] = {}
+    for op in graph.ops:
+        if isinstance(op, ClippedRelu):
+            found[op.out.name] = op.bound
+            if graph.users(op.x) == (op,) and op.x not in graph.outputs:
+                found[op.x.name] = op.bound
+        elif _keeps_format(op) and all(value.name in found for value in op.inputs):
+            found[op.out.name] = max(found[value.name] for value in op.inputs)
+    return found
 
 
 def _gradient_range(ranges: Ranges, name: str) -> tuple[float, float]:
@@ -193,10 +223,10 @@ def _gradient_range(ranges: Ranges, name: str) -> tuple[float, float]:
 
 
 def _forward_formats(graph: Graph, ranges: Ranges, widths: Widths, headroom: Headroom) -> dict[str, Format]:
-    families = _Families()
+    families, ranges, bounds = _Families(), _clipped(graph, ranges), _bounds(graph)
     for op in graph.ops:
-        if _keeps_format(op):
-            families.join(op.inputs[0].name, op.out.name)
+        for value in op.inputs if _keeps_format(op) else ():
+            families.join(value.name, op.out.name)
         if isinstance(op, Conv2d | Linear) and op.b is not None:
             families.join(op.w.name, op.b.name)
     for value in graph.values():
@@ -204,6 +234,8 @@ def _forward_formats(graph: Graph, ranges: Ranges, widths: Widths, headroom: Hea
                        (widths.activation, 0 if value in graph.inputs else headroom.activation))
         ends = ranges.get(value.name, (0.0, 0.0))
         least = min(0, holding_frac(*ends, width))  # headroom alone never takes the last fraction bit
+        if value.name in bounds:
+            least = max(least, _coarsest(bounds[value.name]), holding_frac(0.0, bounds[value.name], width))
         families.at_most(value.name, max(least, holding_frac(*ends, width, bits)))
     for op in graph.layers():
         families.at_most_sum(op.out.name, op.x.name, op.w.name)
@@ -212,17 +244,24 @@ def _forward_formats(graph: Graph, ranges: Ranges, widths: Widths, headroom: Hea
     logits = graph.outputs[0].name
     families.at_most(logits, LOSS_FRAC)
     families.settle()
-    _check_held(graph, families, ranges, widths)
+    _check_held(graph, families, ranges, widths, bounds)
     return {value.name: Fixed.of(widths.weight if value in graph.parameters else widths.activation,
                                  families.frac(value.name)) for value in graph.values()}
 
 
-def _check_held(graph: Graph, families: _Families, ranges: Ranges, widths: Widths) -> None:
+def _coarsest(bound: int) -> int:
+    """The fewest fraction bits with which ``bound`` is a whole number of units."""
+    return 1 - (bound & -bound).bit_length()
+
+
+def _check_held(graph: Graph, families: _Families, ranges: Ranges, widths: Widths, bounds: Mapping[str, int]) -> None:
     """Raise FormatError where a fraction length is below what the engine takes."""
     layer_inputs = {op.x for op in graph.layers() if op.b is not None}
     for value in graph.values():
         frac, low, high = families.frac(value.name), *ranges.get(value.name, (0.0, 0.0))
         lowest = 0 if value in layer_inputs or value in graph.outputs else COARSEST + 1
+        if value.name in bounds:
+            lowest = max(lowest, _coarsest(bounds[value.name]))
         if frac < lowest:
             width = widths.weight if value in graph.parameters else widths.activation
             raise FormatError(f"Words of {width} bits with at least {lowest} fraction bits must hold every value, and "
@@ -236,7 +275,8 @@ def _gradient_formats(graph: Graph, ranges: Ranges, widths: Widths, loss: str, h
     activations = [op.out for op in graph.ops]
     for op in graph.ops:
         if _keeps_format(op):
-            families.join(gradient_name(op.out.name), gradient_name(op.inputs[0].name))
+            for value in op.inputs:
+                families.join(gradient_name(op.out.name), gradient_name(value.name))
         if isinstance(op, Conv2d | Linear) and op.b is not None:
             families.join(gradient_name(op.w.name), gradient_name(op.b.name))
     for value in activations:

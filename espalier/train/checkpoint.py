@@ -95,6 +95,8 @@ class Checkpoint:
         What the run was told: hyper-parameters, seed, loss, schedule.
     position : Position
     log : tuple of EpochLog
+    frozen : frozenset of str
+        Parameters that are not trained.
     """
 
     graph: Graph
@@ -103,6 +105,7 @@ class Checkpoint:
     config: TrainConfig
     position: Position = field(default_factory=Position)
     log: tuple[EpochLog, ...] = ()
+    frozen: frozenset[str] = frozenset()
 
     @property
     def update(self) -> Update:
@@ -137,7 +140,8 @@ class Checkpoint:
         """The content of the file that :meth:`load` reads."""
         header = {"version": VERSION, "graph": dump(self.graph), "config": self.config.to_json(),
                   "gradient_formats": {name: str(format_) for name, format_ in self.gradient_formats.items()},
-                  "position": asdict(self.position), "log": [asdict(entry) for entry in self.log]}
+                  "position": asdict(self.position), "log": [asdict(entry) for entry in self.log],
+                  "frozen": sorted(self.frozen)}
         tensors: dict[str, NDArray] = {name: np.ascontiguousarray(array, dtype=_stored_type(name, array))
                                        for name, array in self.state.items()}
         return save(tensors, metadata={KEY: json.dumps(header)})
@@ -170,7 +174,9 @@ class Checkpoint:
         formats: dict[str, Format] = {name: FLOAT if text == "float" else Fixed.parse(text)
                                       for name, text in fields["gradient_formats"].items()}
         position = Position(**fields["position"])
-        found = cls(graph, formats, {}, config, position, tuple(EpochLog(**entry) for entry in fields["log"]))
+        log = tuple(EpochLog(**entry) for entry in fields["log"])
+        frozen = frozenset(fields.get("frozen", ()))  # files of before have none
+        found = cls(graph, formats, {}, config, position, log, frozen)
         return replace(found, state=_checked(graph, found.update if found.waits else config.update, tensors))
 
 

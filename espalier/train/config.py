@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import math
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from espalier.compress.balanced import Balanced
+from espalier.compress.cgap import Structure
+from espalier.compress.group_lasso import GroupLasso
 from espalier.compress.lamp import Lamp
 from espalier.compress.magnitude import Magnitude
+from espalier.compress.procrustes import Tracking
 from espalier.compress.rigl import ExchangeSchedule
 from espalier.compress.schedule import CubicSchedule
 from espalier.errors import DataError
@@ -114,16 +119,27 @@ class Prune:
     exchange : ExchangeSchedule or None
         When live weights are exchanged for dead ones with larger gradients, besides: GraNet where the pruning is
         gradual, RigL where it is at once.
+    lasso : GroupLasso or None
+        What draws blocks of the method's size to zero before they die.
     """
 
     method: Method
     schedule: CubicSchedule
     exchange: ExchangeSchedule | None = None
+    lasso: GroupLasso | None = None
 
     def __post_init__(self) -> None:
+        if self.lasso is not None and self.lasso.end > self.schedule.end:
+            raise DataError(f"A group lasso prepares blocks to die, and it ends with the pruning at epoch "
+                            f"{self.schedule.end:g} or before, not at {self.lasso.end:g}")
         if self.exchange is not None and isinstance(self.method, Balanced):
             raise DataError("An exchange of weights would not stay balanced over the output blocks: prune by magnitude "
                             "or LAMP to exchange")
+
+    @property
+    def start(self) -> float:
+        """The epoch before which every weight lives."""
+        return min(self.schedule.start, self.exchange.start if self.exchange else math.inf)
 
     @property
     def end(self) -> float:
@@ -150,6 +166,12 @@ class TrainConfig:
         Random crops (by up to 4 pixels) and mirror images.
     device : str
         ``"cpu"`` or ``"cuda"``; results in fixed point do not depend on it.
+    structure : Structure or None
+        How the network grows and sheds units, before weights are pruned.
+    frozen : tuple of str
+        Names of parameters, or patterns such as ``conv*.bias``, that are neither trained nor decay nor die.
+    tracking : Tracking or None
+        Procrustes: the weights that have moved most live. Takes the place of ``prune``.
     """
 
     network: str = "digits"
@@ -164,6 +186,9 @@ class TrainConfig:
     prune: Prune | None = None
     augment: bool = False
     device: str = "cpu"
+    structure: Structure | None = None
+    frozen: tuple[str, ...] = ()
+    tracking: Tracking | None = None
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -182,15 +207,43 @@ class TrainConfig:
         if self.prune is not None and self.prune.end >= self.epochs:
             raise DataError(f"Pruning must end before the last epoch does, and epoch {self.prune.end} of "
                             f"{self.epochs} leaves no time to train what lives: end it earlier")
+        if self.structure is not None:
+            self._check_structure(self.structure)
+        if self.tracking is not None and (self.prune is not None or self.structure is not None):
+            raise DataError("Tracking decides by itself which weights live: leave out 'prune' and 'structure', or "
+                            "'tracking'")
+
+    def _check_structure(self, structure: Structure) -> None:
+        if structure.end >= self.epochs:
+            raise DataError(f"Units must be born and leave before the last epoch ends, and epoch {structure.end:g} of "
+                            f"{self.epochs} leaves no time to train what stays: end it earlier")
+        if self.prune is not None and self.prune.start < structure.end:
+            raise DataError(f"Weights die once the network has its widths, at epoch {structure.end:g}, not from "
+                            f"epoch {self.prune.start:g} on: prune later")
+
+    def frozen_names(self, names: Collection[str]) -> frozenset[str]:
+        """Those of the parameters' ``names`` that are frozen. Raises DataError for a pattern of none."""
+        for pattern in self.frozen:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise DataError(f"No parameter to freeze is called {pattern!r}: the network has {', '.join(names)}")
+        return frozenset(name for name in names if any(fnmatchcase(name, pattern) for pattern in self.frozen))
+
+    @property
+    def rows(self) -> int | None:
+        """The edge of the blocks in which weights die, where they do."""
+        if self.tracking is not None:
+            return self.tracking.rule.rows
+        return None if self.prune is None else self.prune.method.rows
 
     @property
     def update(self) -> Update:
         """How a step reaches the weights."""
         return Update.FLOAT if self.quantise is None else self.quantise.update
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """As plain dictionaries, lists, strings and numbers, complete."""
-        return _adapter().dump_python(self, mode="json")
+        fields: dict[str, Any] = _adapter().dump_python(self, mode="json")
+        return fields
 
     @classmethod
     def from_json(cls, fields: object, place: str = "The configuration") -> TrainConfig:
@@ -221,7 +274,8 @@ class TrainConfig:
 
     def to_yaml(self) -> str:
         """The complete configuration, as :meth:`load` reads it."""
-        return yaml.safe_dump(self.to_json(), sort_keys=False)
+        text: str = yaml.safe_dump(self.to_json(), sort_keys=False)
+        return text
 
 
 @cache

@@ -20,12 +20,16 @@ from torch.nn import functional
 
 from espalier.errors import GraphError
 from espalier.ir.graph import Graph
-from espalier.ir.interpret import frac_of, product_frac
+from espalier.ir.interpret import frac_of, product_frac, units
 from espalier.ir.ops import (
     Add,
     AveragePool,
     AveragePoolGrad,
     BiasGrad,
+    ClippedRelu,
+    ClippedReluGrad,
+    Concat,
+    ConcatGrad,
     Conv2d,
     Conv2dInputGrad,
     Conv2dWeightGrad,
@@ -128,6 +132,8 @@ def evaluate(op: Op, *args: Tensor) -> Tensor:
             return linear(args[0], args[1], bias, _rounding(product_frac(op.x, op.w), op.out))
         case Relu():
             return _moved(args[0].clamp(min=0), op.x, op.out)
+        case ClippedRelu(bound=bound):
+            return _moved(args[0].clamp(min=0, max=units(bound, op.x)), op.x, op.out)
         case MaxPool(window=window):
             return _moved(_max_pool(args[0], window)[0], op.x, op.out)
         case AveragePool(window=window):
@@ -138,6 +144,8 @@ def evaluate(op: Op, *args: Tensor) -> Tensor:
             return _mean(total, args[0].shape[2] * args[0].shape[3], op.x, op.out)
         case Add():
             return _sum(op, *args)
+        case Concat():
+            return torch.cat([_moved(args[0], op.a, op.out), _moved(args[1], op.b, op.out)], dim=1)
         case Reshape():
             return _moved(args[0].reshape(-1, *op.out.shape), op.x, op.out)
         case SoftmaxCrossEntropy() | SquareHinge() | SoftmaxCrossEntropyGrad() | SquareHingeGrad():
@@ -159,6 +167,11 @@ def evaluate(op: Op, *args: Tensor) -> Tensor:
         case ReluGrad():
             passed = torch.ops.aten.threshold_backward(args[0], args[1].to(args[0].dtype), 0)
             return _moved(passed, op.g, op.out)
+        case ClippedReluGrad(bound=bound):
+            passed = (args[1] > 0) & (args[1] < units(bound, op.y))
+            return _moved(args[0] * passed, op.g, op.out)
+        case ConcatGrad(first=first):
+            return _moved(args[0][:, first: first + op.out.shape[0]], op.g, op.out)
         case MaxPoolGrad(window=window):
             return _rounded(_max_pool_grad(args[0], args[1], window), frac_of(op.g), op.out)
         case AveragePoolGrad(window=window):

@@ -15,6 +15,10 @@ from espalier.ir.ops import (
     AveragePool,
     AveragePoolGrad,
     BiasGrad,
+    ClippedRelu,
+    ClippedReluGrad,
+    Concat,
+    ConcatGrad,
     Conv2d,
     Conv2dInputGrad,
     Conv2dWeightGrad,
@@ -78,12 +82,16 @@ def accumulator(op: Op, batch: int) -> tuple[int, int]:
             return _mean(x, prod(x.shape[1:]))
         case GlobalAveragePoolGrad(g=x):
             return _mean(x, prod(op.out.shape[1:]))
+        case Concat(a=a, b=b):  # each part is rounded by itself
+            frac = max(_frac(a), _frac(b))
+            return max(_largest(value) << frac - _frac(value) for value in (a, b)), frac
         case Add(a=a, b=b):
             frac = max(_frac(a), _frac(b))
             return (_largest(a) << frac - _frac(a)) + (_largest(b) << frac - _frac(b)), frac
         case MaxPoolGrad(g=g, window=window):
             return _overlap(window) * _largest(g), _frac(g)
-        case Relu(x=x) | MaxPool(x=x) | Reshape(x=x) | ReluGrad(g=x):
+        case (Relu(x=x) | ClippedRelu(x=x) | MaxPool(x=x) | Reshape(x=x) | ReluGrad(g=x) | ClippedReluGrad(g=x)
+              | ConcatGrad(g=x)):
             return _largest(x), _frac(x)
         case SoftmaxCrossEntropy() | SquareHinge() | SoftmaxCrossEntropyGrad() | SquareHingeGrad():
             return _largest(op.out), _frac(op.out)

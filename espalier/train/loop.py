@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from espalier.compress.rigl import exchange
+from espalier.compress.graph_groups import groups_of
 from espalier.data import Split, batches
 from espalier.errors import DataError, EspalierError
 from espalier.ir.differentiate import differentiate, gradient_name
@@ -34,7 +34,9 @@ from espalier.train.device_data import DeviceData, draw_moves
 from espalier.train.optimise import Optimiser, Update
 from espalier.train.probe import probe
 from espalier.train.ranges import check_numbers
+from espalier.train.sparsity import Sparsity
 from espalier.train.step import TrainingStep, accuracy
+from espalier.train.structure import changed, named_size, narrowed, saliency
 
 CHECKPOINT, LOG, CONFIG = "checkpoint.safetensors", "log.jsonl", "config.yaml"
 
@@ -44,7 +46,8 @@ class TrainingInterrupted(EspalierError):
 
 
 def train(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[str, NDArray],
-          folder: Path | None = None, *, resume: bool = True, progress: bool = False) -> Checkpoint:
+          folder: Path | None = None, *, fixed: Collection[str] = (), resume: bool = True, progress: bool = False
+          ) -> Checkpoint:
     """Train the float network ``graph`` from ``parameters`` on ``split``.
 
     Parameters
@@ -52,6 +55,8 @@ def train(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[s
     folder : Path or None
         Where ``checkpoint.safetensors``, ``log.jsonl`` (one line an epoch) and ``config.yaml`` (complete) are
         kept, written after each epoch.
+    fixed : collection of str
+        Parameters that are no weights to train by the network's own definition, besides those that ``config`` freezes.
     resume : bool
         Go on from the checkpoint in ``folder`` if there is one. The outcome is bit for bit that of a
         run without a break, wherever it broke off.
@@ -66,19 +71,20 @@ def train(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[s
     TrainingInterrupted
         Control-C: the state, even within an epoch, is saved first.
     """
-    check_fit(config, split, graph)
+    check_fit(config, split, graph, fixed)
     start = _resumed(config, folder) if resume and folder is not None else None
     try:
-        state = start or prepare(config, split, graph, parameters)
+        state = start or prepare(config, split, graph, parameters, fixed)
     except KeyboardInterrupt:
         raise TrainingInterrupted("Training was interrupted before its first step, and nothing was written: run the "
                                   "same command again") from None
     if state.position.epoch >= config.epochs:
         return state
+    named = (graph, parameters)
     with _bar(progress, config.epochs) as bar:
         if config.quantise is not None and state.update is Update.FLOAT:
-            state = _quantised(_Run(config, split, state, folder, bar).train(config.quantise.start), split)
-        return _Run(config, split, state, folder, bar).train(config.epochs)
+            state = _quantised(_Run(config, split, state, folder, bar, named).train(config.quantise.start), split)
+        return _Run(config, split, state, folder, bar, named).train(config.epochs)
 
 
 def finished(config: TrainConfig, folder: Path) -> Checkpoint | None:
@@ -87,10 +93,14 @@ def finished(config: TrainConfig, folder: Path) -> Checkpoint | None:
     return found if found is not None and found.position.epoch >= config.epochs else None
 
 
-def prepare(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[str, NDArray]) -> Checkpoint:
+def prepare(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[str, NDArray],
+            fixed: Collection[str] = ()) -> Checkpoint:
     """The checkpoint before the first step: in a run that starts in fixed point, quantised."""
     check_numbers(parameters)
-    start = Checkpoint(graph, {}, initial_state(graph, parameters, Update.FLOAT), config)
+    frozen = _frozen(config, graph, fixed)
+    if config.structure is not None and config.structure.seed < 1:
+        graph, parameters = narrowed(graph, parameters, frozen, config.structure.seed)
+    start = Checkpoint(graph, {}, initial_state(graph, parameters, Update.FLOAT), config, frozen=frozen)
     return start if config.quantise is None or config.quantise.start else _quantised(start, split)
 
 
@@ -108,8 +118,24 @@ def _quantised(float_: Checkpoint, split: Split) -> Checkpoint:
                    state={**found.state, **momenta, **masks})
 
 
-def check_fit(config: TrainConfig, split: Split, graph: Graph) -> None:
-    """Raise DataError unless images, classes, batch and device suit the network."""
+def _frozen(config: TrainConfig, graph: Graph, fixed: Collection[str]) -> frozenset[str]:
+    """The parameters that are not trained. Raises DataError if that is all of them, or a name is of none."""
+    names = [value.name for value in graph.parameters]
+    frozen = config.frozen_names(names) | frozenset(names).intersection(fixed)
+    if len(frozen) == len(names):
+        raise DataError(f"All {len(names)} parameters of network {graph.name!r} are frozen, and nothing would be "
+                        f"trained: freeze fewer")
+    return frozen
+
+
+def check_fit(config: TrainConfig, split: Split, graph: Graph, fixed: Collection[str] = ()) -> None:
+    """Raise DataError unless images, classes, batch, device and frozen parameters suit the network.
+
+    Raises UnsupportedError for a network whose widths are to change and cannot.
+    """
+    frozen = _frozen(config, graph, fixed)
+    if config.structure is not None and not groups_of(graph, frozen):
+        raise DataError(f"Network {graph.name!r} has no layer whose width may change: leave 'structure' out")
     image, logits = graph.inputs[0], graph.outputs[0]
     if split.train.image_shape != image.shape:
         raise DataError(f"Network {graph.name!r} takes images of shape {image.shape}, and those of "
@@ -172,25 +198,30 @@ def _interruptible() -> Iterator[_Stop]:
 
 
 class _Run:
-    """A run under way."""
+    """A run under way, of the ``named`` network and its parameters before the first step."""
 
-    def __init__(self, config: TrainConfig, split: Split, start: Checkpoint, folder: Path | None, bar: Progress
-                 ) -> None:
-        self.config, self.split, self.start, self.folder, self.bar = config, split, start, folder, bar
-        self.graph, image = start.graph, start.graph.inputs[0].format
-        self.optimiser = Optimiser(self.graph.parameters, start.gradient_formats, start.update, config.batch,
-                                   config.device)
-        self.optimiser.load(start.state)
-        data = DeviceData(split.train, image, config.device, config.augment)
+    def __init__(self, config: TrainConfig, split: Split, start: Checkpoint, folder: Path | None, bar: Progress,
+                 named: tuple[Graph, Mapping[str, NDArray]]) -> None:
+        self.config, self.split, self.folder, self.bar, self.named = config, split, folder, bar, named
+        image = start.graph.inputs[0].format
+        self.data = DeviceData(split.train, image, config.device, config.augment)
         self.test = DeviceData(split.test, image, config.device)
-        self.step_graph = differentiate(self.graph, config.loss, start.gradient_formats)
-        self.step = TrainingStep(self.step_graph, self.optimiser, data, config.augment)
         self.steps = len(split.train) // config.batch
-        prune = config.prune
-        self.due = {} if prune is None else prune.schedule.due_steps(self.steps)
-        self.exchanges = {} if prune is None or prune.exchange is None else prune.exchange.due_steps(self.steps)
-        self.layers = {layer.w.name: conv_shape(self.graph, layer) for layer in self.graph.layers()}
+        self.widening = {} if config.structure is None else config.structure.due_steps(self.steps)
         self.log = list(start.log)
+        self._enter(start)
+
+    def _enter(self, start: Checkpoint) -> None:
+        """Take over the network and the state of ``start``, of whatever widths."""
+        self.start, self.graph, config = start, start.graph, self.config
+        self.optimiser = Optimiser(self.graph.parameters, start.gradient_formats, start.update, config.batch,
+                                   config.device, start.frozen)
+        self.optimiser.load(start.state)
+        self.step_graph = differentiate(self.graph, config.loss, start.gradient_formats)
+        self.step = TrainingStep(self.step_graph, self.optimiser, self.data, config.augment)
+        self.layers = {layer.w.name: conv_shape(self.graph, layer) for layer in self.graph.layers()}
+        self.sparsity = Sparsity(config, self.steps, {name: shape for name, shape in self.layers.items()
+                                                      if name not in start.frozen}, self.named[1])
 
     def train(self, epochs: int) -> Checkpoint:
         """From the start's position on until so many epochs are done in all."""
@@ -200,6 +231,8 @@ class _Run:
             for epoch in range(position.epoch, epochs):
                 self._epoch(epoch, position.step if epoch == position.epoch else 0, stop)
                 self._save(Position(epoch + 1))
+            if stop.requested and epochs < self.config.epochs:
+                self._interrupt(epochs, 0)
         return self._checkpoint(Position(epochs))
 
     def _epoch(self, epoch: int, first: int, stop: _Stop) -> None:
@@ -210,9 +243,14 @@ class _Run:
         for number in range(first, self.steps):
             if stop.requested:
                 self._interrupt(epoch, number)
+            at = epoch * self.steps + number
+            if at in self.widening:
+                self._change_widths(self.widening[at], order[number:], None if moves is None else moves[number:])
+                self.optimiser.set(sgd)
             batch = order[number], None if moves is None else moves[number]
-            self._prune(epoch * self.steps + number, batch)
+            self.sparsity.before(at, self.optimiser, self.step, batch, sgd.learning_rate)
             self.step(*batch)
+            self.sparsity.after(at, self.optimiser)
             self.bar.advance(task)
         self.bar.remove_task(task)
         self._record(epoch, sgd.learning_rate)
@@ -226,25 +264,17 @@ class _Run:
         moves = np.stack([draw_moves(self.config.batch, seed, epoch, number) for number in range(self.steps)])
         return torch.from_numpy(order).to(device), torch.from_numpy(moves).to(device)
 
-    def _prune(self, number: int, batch: tuple[torch.Tensor, torch.Tensor | None]) -> None:
-        """Let weights die or be exchanged if step ``number`` (over all epochs), on ``batch``, is one of those."""
-        prune = self.config.prune
-        if prune is None or (number not in self.due and number not in self.exchanges):
-            return
-        real, state = self.optimiser.real_weights(), self.optimiser.state()
-        weights = {name: real[name].reshape(shape) for name, shape in self.layers.items()}
-        live = {name: state[f"{name}.live"].reshape(shape) for name, shape in self.layers.items()}
-        if number in self.due:
-            live = prune.method(weights, live, prune.schedule.progress(self.due[number]))
-        if prune.exchange is not None and number in self.exchanges:
-            live = exchange(weights, self._gradients(batch), live, prune.exchange.fraction_at(self.exchanges[number]),
-                            prune.method.rows)
-        self.optimiser.prune({name: mask.reshape(real[name].shape) for name, mask in live.items()})
-
-    def _gradients(self, batch: tuple[torch.Tensor, torch.Tensor | None]) -> dict[str, NDArray]:
-        """The gradients of all weights, dead ones too, on a batch."""
-        values = self.step.values(*batch)
-        return {name: values[gradient_name(name)].cpu().numpy().reshape(shape) for name, shape in self.layers.items()}
+    def _change_widths(self, time: float, order: torch.Tensor, moves: torch.Tensor | None) -> None:
+        """Grow or shed units, as is due at ``time``, by their saliency on the next batches of the epoch."""
+        structure, real, now = self.config.structure, self.optimiser.real_weights(), self._checkpoint(Position())
+        assert structure is not None, "a recipe that changes widths"
+        looks, tally = [], self.step.tally
+        for number in range(min(structure.looks, len(order))):
+            values = self.step.values(order[number], None if moves is None else moves[number])
+            looks.append(saliency(now, real, {name: values[gradient_name(name)].cpu().numpy() for name in real}))
+        scores = [np.sum(seen, axis=0) for seen in zip(*looks, strict=True)]
+        self._enter(changed(now, real, scores, named_size(self.named[0], self.start.frozen), time))
+        self.step.tally.copy_(tally)
 
     def _record(self, epoch: int, learning_rate: float) -> None:
         images = self.steps * self.config.batch

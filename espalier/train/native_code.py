@@ -36,7 +36,7 @@ Window = _structure("Window", _counts("channels outputs groups kernel_y kernel_x
 Pool = _structure("Pool", _counts("kernel_y kernel_x stride_y stride_x dilation_y dilation_x pad_y pad_x apart"))
 Rounding = _structure("Rounding", _counts("shift low high"))
 Operation = _structure("Operation", [
-    *_counts("kind source second mask target"), ("window", Window),
+    *_counts("kind source second mask target mask_high first"), ("window", Window),
     *_counts("pad_y pad_x turned weights bias bias_shift"), ("pool", Pool), ("rounding", Rounding),
     *_counts("same shift second_shift reciprocal")])
 UpdateRule = _structure("UpdateRule", [*_counts("count"), *_numbers(
@@ -47,7 +47,7 @@ Program = _structure("Program", [
     ("magnitudes", ctypes.c_void_p)])
 
 (CONVOLVE, WEIGHT_GRADIENT, BIAS_GRADIENT, MAX_POOL, MAX_POOL_GRADIENT, AVERAGE_POOL, AVERAGE_POOL_GRADIENT, COMBINE,
- SPREAD) = range(9)  # as in step.cpp
+ SPREAD, CONCAT) = range(10)  # as in step.cpp
 
 
 @cache

@@ -15,11 +15,16 @@ from typing import assert_never
 
 from espalier.ir.differentiate import gradient_name
 from espalier.ir.graph import Graph
+from espalier.ir.interpret import units
 from espalier.ir.ops import (
     Add,
     AveragePool,
     AveragePoolGrad,
     BiasGrad,
+    ClippedRelu,
+    ClippedReluGrad,
+    Concat,
+    ConcatGrad,
     Conv2d,
     Conv2dInputGrad,
     Conv2dWeightGrad,
@@ -153,8 +158,16 @@ class OperationList:
                 self.operations.append(_operation(native.BIAS_GRADIENT, self.places[g.name],
                                                   bias=self._parameter(op.out)))
                 self._round_gradient(op.out, _frac(g))
-            case Relu(x=x) | ReluGrad(g=x) | Reshape(x=x):
+            case Relu(x=x) | ClippedRelu(x=x) | ReluGrad(g=x) | ClippedReluGrad(g=x) | Reshape(x=x):
                 self._move(op, x)
+            case Concat(a=a, b=b):
+                frac = max(_frac(a), _frac(b))
+                self._write(op, native.CONCAT, self.places[a.name], frac - _frac(op.out), second=self.places[b.name],
+                            shift=frac - _frac(a), second_shift=frac - _frac(b),
+                            same=_same(a, op.out) and _same(b, op.out))
+            case ConcatGrad(g=g, first=first):
+                self._write(op, native.COMBINE, self.places[g.name], _frac(g) - _frac(op.out),
+                            first=first * (1 if len(g.shape) == 3 else prod(g.shape[1:])), same=_same(g, op.out))
             case Add(a=a, b=b):
                 frac = max(_frac(a), _frac(b))
                 self._write(op, native.COMBINE, self.places[a.name], frac - _frac(op.out), second=self.places[b.name],
@@ -168,11 +181,11 @@ class OperationList:
             case AveragePool(x=x, window=window):
                 self._average(op, native.AVERAGE_POOL, x, window)
             case GlobalAveragePool(x=x):
-                self._average(op, native.AVERAGE_POOL, x, Window(x.shape[1:]))
+                self._average(op, native.AVERAGE_POOL, x, Window(x.map_shape[1:]))
             case AveragePoolGrad(g=g, window=window):
                 self._average(op, native.AVERAGE_POOL_GRADIENT, g, window)
             case GlobalAveragePoolGrad(g=g):
-                self._average(op, native.AVERAGE_POOL_GRADIENT, g, Window(op.out.shape[1:]))
+                self._average(op, native.AVERAGE_POOL_GRADIENT, g, Window(op.out.map_shape[1:]))
             case SoftmaxCrossEntropy() | SoftmaxCrossEntropyGrad() | SquareHinge() | SquareHingeGrad():
                 raise Unknown("losses are not on the list")
             case _:
@@ -183,30 +196,36 @@ class OperationList:
 
         ``drop``: fraction bits that rounding takes away.
         """
-        out, low, mask = op.out, _low(op.out), native.NONE
+        out, ends, mask = op.out, _ends(op.out), (native.NONE, 0)
         following = self.users.get(out.name, [])
         if len(following) == 1 and out not in self.graph.outputs:
             match following[0]:
-                case Relu(out=after) if after.format == out.format:
-                    out, low = after, max(low, 0)
-                case ReluGrad(out=after, g=g, y=y) if g == out and after.format == out.format:
-                    out, mask = after, self.places[y.name]
-        self.operations.append(_operation(
-            kind, source, target=self._map(out), mask=mask, rounding=_rounding(drop, low, out), **more))
+                case (Relu(out=after) | ClippedRelu(out=after)) as reader if after.format == out.format:
+                    out, ends = after, _rectified(reader)
+                case (ReluGrad(out=after, g=g) | ClippedReluGrad(out=after, g=g)) as reader if (
+                        g == out and after.format == out.format):
+                    out, mask = after, self._mask(reader)
+        self.operations.append(_operation(kind, source, target=self._map(out), mask=mask[0], mask_high=mask[1],
+                                          rounding=_rounding(drop, ends), **more))
 
-    def _move(self, op: Relu | ReluGrad | Reshape, x: Value) -> None:
+    def _mask(self, op: ReluGrad | ClippedReluGrad) -> tuple[int, int]:
+        """The map of the mask, and its largest word that lets a gradient pass."""
+        _, high = _ends(op.y)
+        return self.places[op.y.name], min(high, units(op.bound, op.y) - 1) if isinstance(op, ClippedReluGrad) else high
+
+    def _move(self, op: Relu | ClippedRelu | ReluGrad | ClippedReluGrad | Reshape, x: Value) -> None:
         if op.out.name in self.places:
             return  # done by the operation before
         if isinstance(op, Reshape) and _same(x, op.out):
             self._share(op.out, x)
             return
-        mask = self.places[op.y.name] if isinstance(op, ReluGrad) else native.NONE
-        low = max(_low(op.out), 0) if isinstance(op, Relu) else _low(op.out)
+        mask = self._mask(op) if isinstance(op, ReluGrad | ClippedReluGrad) else (native.NONE, 0)
+        ends = _rectified(op) if isinstance(op, Relu | ClippedRelu) else _ends(op.out)
         shift = _frac(x) - _frac(op.out)
         target = self._map(Value(op.out.name, TensorType(x.shape, op.out.format)))
         self.operations.append(_operation(
-            native.COMBINE, self.places[x.name], target=target, mask=mask, same=_same(x, op.out),
-            rounding=_rounding(shift, low, op.out)))
+            native.COMBINE, self.places[x.name], target=target, mask=mask[0], mask_high=mask[1],
+            same=_same(x, op.out), rounding=_rounding(shift, ends)))
         if x.shape != op.out.shape:
             self.shared |= {target, self._map(op.out, owner=target)}
 
@@ -317,9 +336,8 @@ def _pool(window: Window) -> ctypes.Structure:
     return native.Pool(*window.kernel, *window.stride, *window.dilation, *window.pad[:2], apart)
 
 
-def _rounding(shift: int, low: int, out: Value) -> ctypes.Structure:
-    assert isinstance(out.format, Fixed)
-    return native.Rounding(max(-63, min(63, shift)), low, out.format.high)
+def _rounding(shift: int, ends: tuple[int, int]) -> ctypes.Structure:
+    return native.Rounding(max(-63, min(63, shift)), *ends)
 
 
 def _frac(value: Value) -> int:
@@ -327,9 +345,16 @@ def _frac(value: Value) -> int:
     return value.format.frac
 
 
-def _low(value: Value) -> int:
+def _ends(value: Value) -> tuple[int, int]:
+    """The smallest and the largest word of a value."""
     assert isinstance(value.format, Fixed), value
-    return value.format.low
+    return value.format.low, value.format.high
+
+
+def _rectified(op: Relu | ClippedRelu) -> tuple[int, int]:
+    """The smallest and the largest word of a rectifier's result."""
+    _, high = _ends(op.out)
+    return 0, min(high, units(op.bound, op.out)) if isinstance(op, ClippedRelu) else high
 
 
 def _same(x: Value, out: Value) -> bool:

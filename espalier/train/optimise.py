@@ -8,7 +8,7 @@ on the device however many layers there are. Words are carried in float64: the l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from math import prod
@@ -110,6 +110,8 @@ class Optimiser:
     batch : int
         Images whose gradients are summed.
     device : str
+    frozen : collection of str
+        Parameters that keep their values: their rate and decay are zero.
 
     Members
     -------
@@ -118,15 +120,15 @@ class Optimiser:
     """
 
     def __init__(self, parameters: tuple[Value, ...], formats: Mapping[str, Format], update: Update, batch: int,
-                 device: str = "cpu") -> None:
-        self.parameters, self.update, self.batch = parameters, update, batch
+                 device: str = "cpu", frozen: Collection[str] = ()) -> None:
+        self.parameters, self.update, self.batch, self.frozen = parameters, update, batch, frozenset(frozen)
         self.gradients = {value.name: formats.get(gradient_name(value.name)) for value in parameters}
         dtype = element_type(parameters[0].format)
         size = sum(prod(value.shape) for value in parameters)
-        self.weight, self.master, self.momentum, self.rate = (
-            torch.zeros(size, dtype=dtype, device=device) for _ in range(4))
+        self.weight, self.master, self.momentum, self.rate, self.decay = (
+            torch.zeros(size, dtype=dtype, device=device) for _ in range(5))
         self.live = torch.ones(size, dtype=dtype, device=device)
-        self.mu, self.decay, self.scale = (torch.zeros((), dtype=dtype, device=device) for _ in range(3))
+        self.mu, self.scale = (torch.zeros((), dtype=dtype, device=device) for _ in range(2))
         self.weights = self._views(self.weight)
         if update is not Update.FLOAT:
             self.low, self.high, self.wide_low, self.wide_high = map(
@@ -144,10 +146,12 @@ class Optimiser:
             decay = sgd.learning_rate * sgd.weight_decay
         else:
             rates, mu, decay = self._factors(sgd)
-        self.rates = rates
-        self.rate.copy_(self._spread(rates))
+        still = [value.name in self.frozen for value in self.parameters]
+        self.rates = [0.0 if stays else rate for stays, rate in zip(still, rates, strict=True)]
+        self.decays = [0.0 if stays else decay for stays in still]
+        self.rate.copy_(self._spread(self.rates))
+        self.decay.copy_(self._spread(self.decays))
         self.mu.fill_(mu)
-        self.decay.fill_(decay)
 
     def step(self, gradients: Mapping[str, Tensor]) -> None:
         """Apply the gradients (by the gradients' names), each summed over the batch."""
@@ -172,8 +176,9 @@ class Optimiser:
                        for value, rounding, part in zip(self.parameters, roundings, parts, strict=True)})
             return
         rules = [UpdateRule(prod(value.shape), rounding.scale, rounding.low, rounding.high, rate, self.mu.item(),
-                            self.decay.item(), 2.0 ** -EXTRA_BITS, *self._ends(value))
-                 for value, rounding, rate in zip(self.parameters, roundings, self.rates, strict=True)]
+                            decay, 2.0 ** -EXTRA_BITS, *self._ends(value))
+                 for value, rounding, rate, decay in zip(self.parameters, roundings, self.rates, self.decays,
+                                                         strict=True)]
         native.lanes_update((UpdateRule * len(rules))(*rules), len(rules), *(tensor.data_ptr() for tensor in (
             sums, self.live, self.weight, self.master, self.momentum)))
 

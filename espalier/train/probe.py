@@ -29,8 +29,8 @@ def probe(start: Checkpoint, dataset: Dataset) -> Ranges:
     order = np.concatenate([*batches(dataset, config.batch, config.seed, epoch, drop_last=True)])
     ranges: Ranges = {}
     for number in range(steps + 1):
-        start = number * config.batch % len(order)
-        step(torch.from_numpy(order[start: start + config.batch]).to(config.device))
+        first = number * config.batch % len(order)
+        step(torch.from_numpy(order[first: first + config.batch]).to(config.device))
         if number % max(1, steps // LOOKS) == 0 or number == steps:
             ranges = merged(ranges, of_tensors(step.values()))
     return ranges

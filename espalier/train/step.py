@@ -5,6 +5,8 @@ On a GPU it is replayed as one CUDA graph; on a CPU, in fixed point, it is nativ
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -111,16 +113,28 @@ class TrainingStep:
         return graph
 
 
-def accuracy(graph: Graph, weights: dict[str, Tensor], data: DeviceData, chunk: int = 500) -> float:
-    """The fraction of ``data`` whose largest logit (the first of equal ones) is that of its label."""
+CHUNK_BYTES = 1 << 30  #: that all values of the images taken at once may have
+
+
+def accuracy(graph: Graph, weights: dict[str, Tensor], data: DeviceData, chunk: int = 500, top: int = 1) -> float:
+    """The fraction of ``data`` for whose label the logit is among the ``top`` largest (the first of equal ones)."""
     native = None if data.labels.is_cuda else compiled(graph, chunk)
     flat = torch.cat([weights[parameter.name].reshape(-1) for parameter in graph.parameters])
     right = torch.zeros((), dtype=torch.int64, device=data.labels.device)
+    if native is None:
+        chunk = max(1, min(chunk, CHUNK_BYTES // (8 * sum(prod(value.shape) for value in graph.values()))))
     everything = torch.arange(len(data.labels), device=data.labels.device)
     for index in everything.split(chunk):
         if native is None:
             logits = run(graph, {**weights, graph.inputs[0].name: data.plain(index)})[graph.outputs[0].name]
         else:
             logits = native.forward(data.words(index, None), flat)
-        right += (logits.argmax(dim=1) == data.labels[index]).sum()
+        right += (ranks(logits, data.labels[index]) < top).sum()
     return right.item() / len(data.labels)
+
+
+def ranks(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many logits (N, classes) come before that of each label (N,): larger ones, and equal ones before it."""
+    own = logits.gather(1, labels[:, None])
+    earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    return ((logits > own) | ((logits == own) & earlier)).sum(dim=1)

@@ -77,6 +77,8 @@ class Pretrained:
         What was done to the images that it was trained on.
     first_class : int
         The output of class 0: 1 where output 0 means background.
+    data : str
+        The data set at hand that is closest to what it was trained on.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Pretrained:
     input_shape: tuple[int, int, int]
     scale: PixelScale
     first_class: int = 0
+    data: str = "imagenet-sample"
 
     def logits(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Images (N, C, H, W) of bytes to the logits (N, classes), background left out, without gradients."""
@@ -120,12 +123,27 @@ def standardised(network: Pretrained) -> Pretrained:
     return replace(network, module=module.eval(), scale=STANDARD_SCALE)
 
 
+def without_background(network: Pretrained) -> Pretrained:
+    """``network``, or where its first outputs are no classes a copy whose last layer lacks them."""
+    first = network.first_class
+    if not first:
+        return network
+    module = copy.deepcopy(network.module)
+    *_, (_, last) = module.named_children()
+    assert isinstance(last, nn.Conv2d) and last.bias is not None, "the networks with a background end so"
+    last.weight, last.bias = nn.Parameter(last.weight[first:].detach()), nn.Parameter(last.bias[first:].detach())
+    last.out_channels -= first
+    return replace(network, module=module.eval(), first_class=0)
+
+
 def for_classes(network: Pretrained, classes: int, seed: int) -> Pretrained:
     """``network``, or where its classes are others a copy with a new last layer, its weights drawn from ``seed``.
 
     Raises DataError where that layer is no ``nn.Linear``.
     """
     *_, (name, last) = network.module.named_children()
+    if isinstance(last, nn.Conv2d) and last.out_channels == classes:
+        return network
     if not isinstance(last, nn.Linear):
         raise DataError(f"Network {network.name!r} ends in {name!r} ({type(last).__name__}), and only an nn.Linear can "
                         f"be replaced for {classes} classes: use data with the classes it was trained on")
@@ -179,7 +197,7 @@ def _resnet(arrays: Arrays, path: Path) -> Pretrained:
     name = RESNETS[blocks]
     module = build(name, max(2, classes))
     fill(module, arrays, path)
-    return Pretrained(name, module.eval(), input_shape(name), RESNET_SCALE)
+    return Pretrained(name, module.eval(), input_shape(name), RESNET_SCALE, data="cifar10")
 
 
 def _squeezenet(arrays: Arrays, path: Path) -> Pretrained:

@@ -1,4 +1,4 @@
-"""SqueezeNet 1.0 (Iandola et al., arXiv 1602.07360) for 224x224 colour images, for evaluation in floating point."""
+"""SqueezeNet 1.0 (Iandola et al., arXiv 1602.07360) for 224x224 colour images."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ class SqueezeNet(nn.Module):
     """A 7×7 convolution, eight fires, a 1×1 convolution to the classes, the mean. Input (N, 3, 224, 224).
 
     Its ``state_dict`` has the names of the authors' Caffe layers, with a dot for the slash. 1,248,424
-    parameters for 1000 classes: the paper's 50 times fewer than AlexNet's 61 M. The frontend does not
-    take it: a fire needs a concatenation.
+    parameters for 1000 classes: the paper's 50 times fewer than AlexNet's 61 M.
     """
 
     def __init__(self, classes: int) -> None:

@@ -98,11 +98,7 @@ class TfliteGraph(_Record):
 
 
 class TfliteNetwork(nn.Module):
-    """Runs the operators of ``graph`` in floating point, convolution ``p`` being the child ``conv{p}``.
-
-    The frontend does not take it: a rectifier that ends at 6 has no operation in the intermediate
-    representation.
-    """
+    """Runs the operators of ``graph`` in floating point, convolution ``p`` being the child ``conv{p}``."""
 
     def __init__(self, graph: TfliteGraph, arrays: Arrays, path: Path) -> None:
         super().__init__()

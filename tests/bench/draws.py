@@ -57,7 +57,8 @@ class Draw:
                       (pad, self.integer(0, pad), self.integer(0, pad), pad), (self.integer(1, 2), self.integer(1, 2)))
 
     def arrays(self, op: ops.Op, labels: int | None = None) -> list[np.ndarray]:
-        parameters = {getattr(op, name, None) for name in ("w", "b")} if not isinstance(op, ops.Add) else set()
+        sums = isinstance(op, ops.Add | ops.Concat)  # whose ``b`` is no bias
+        parameters = set() if sums else {getattr(op, name, None) for name in ("w", "b")}
         found = []
         for value in op.inputs:
             shape = value.shape if value in parameters else (self.batch, *value.shape)

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espalier.compress.cgap import CGaP, weight_count
 from espalier.compress.growth import (
     Birth,
     ChannelGroup,
@@ -15,8 +14,6 @@ from espalier.compress.growth import (
     grow,
     keep_units,
     most_salient,
-    surviving,
-    unit_density,
     unit_saliency,
 )
 from espalier.errors import UnsupportedError
@@ -85,17 +82,10 @@ def test_saliency_by_hand() -> None:
     assert unit_saliency(weights, gradients, GROUP).tolist() == [4, 7]
 
 
-def test_density_by_hand() -> None:
-    live = {"a.weight": np.array([[True, False], [False, False]]), "b.weight": np.array([[True, True], [False, True]])}
-    assert unit_density(live, GROUP).tolist() == [0.75, 0.25]
-
-
-def test_the_most_salient_and_the_surviving() -> None:
+def test_the_most_salient() -> None:
     saliency = np.array([1.0, 3.0, 2.0, 3.0, 0.0])
     assert [most_salient(saliency, fraction).tolist() for fraction in (0, 0.2, 0.4, 0.6, 1)] == [
         [], [1], [1, 3], [1, 2, 3], [0, 1, 2, 3, 4]]
-    assert surviving(np.array([0.5, 0.1, 0.2]), 0.2).tolist() == [0, 2]
-    assert surviving(np.array([0.0, 0.1, 0.1]), 0.2).tolist() == [1]
 
 
 @settings(deadline=None, max_examples=30, derandomize=True)
@@ -119,32 +109,6 @@ def test_a_layer_that_reads_itself() -> None:
     assert keep_units(network, group, np.array([1]))["w"].tolist() == [[4]]
 
 
-def gradients(network: Tensors) -> Tensors:
-    return {name: np.random.RandomState(5).randn(*array.shape) for name, array in network.items()}
-
-
-def test_cgap_grows_every_group_within_the_bound() -> None:
-    groups = (GROUP, ChannelGroup((Member("c.weight", 0),), (Member("d.weight", 1),)))
-    network = tensors() | {"d.weight": np.ones((3, 5))}
-    assert weight_count(network) == 12 + 12 + 40 + 4 + 15
-    grown = CGaP(bound=200, fraction=0.5).grown(network, gradients(network), groups, seed=3)
-    assert [group.units(grown) for group in groups] == [6, 7]
-    one = CGaP(bound=105, fraction=0.5).grown(network, gradients(network), groups, seed=3)
-    assert [group.units(one) for group in groups] == [4, 7] and weight_count(one) == 105
-    none = CGaP(bound=83, fraction=0.5).grown(network, gradients(network), groups, seed=3)
-    assert all(np.array_equal(none[name], network[name]) for name in network)
-
-
-def test_cgap_prunes_units_that_are_mostly_dead() -> None:
-    network = tensors()
-    live = {name: np.ones(network[name].shape, dtype=np.bool_) for name in ("a.weight", "b.weight")}
-    live["a.weight"][1] = live["b.weight"][1] = False
-    live["a.weight"][2] = False
-    pruned = CGaP(bound=1, least=0.3).pruned(network, live, (GROUP,))
-    assert np.array_equal(pruned["b.weight"], network["b.weight"][[0, 2, 3]])
-    assert not pruned["a.weight"][1].any() and pruned["c.weight"].shape == (5, 6)
-
-
 def test_birth_wrong() -> None:
     with pytest.raises(UnsupportedError, match=r"^A parent's share is above 0 and below 1, so that parent and child "
                                                r"both learn, not 1.0$"):
@@ -161,12 +125,3 @@ def test_units_wrong() -> None:
         keep_units(tensors(), GROUP, np.array([], dtype=np.int64))
     with pytest.raises(UnsupportedError, match=r"^The fraction of units that grow or stay is 0\.\.1, not 2$"):
         most_salient(np.zeros(3), 2)
-
-
-def test_cgap_wrong() -> None:
-    with pytest.raises(UnsupportedError, match=r"^A network grows to at least 1 weight every 1 or more epochs, not to "
-                                               r"9 every 0$"):
-        CGaP(bound=9, every=0)
-    with pytest.raises(UnsupportedError, match=r"^Above 0 and at most all units split at a growth, and a unit leaves "
-                                               r"when less than 0\.\.1 of it lives, not 0 and 0.1$"):
-        CGaP(bound=9, fraction=0)

@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from espalier.data import read_archive
+from espalier.data import load, read_archive, scales
+from espalier.data.image_archive import read_split
 from espalier.errors import DataError
 
 TABLE = "index,wnid,name,extra\n0,n02,a crane,x\n1,n01,bee,y\n2,n03,cat,z\n"
@@ -63,6 +64,24 @@ def test_scaled_and_grey_images(write: Write) -> None:
 
 
 IMAGE = png(np.zeros((3, 2, 2), np.uint8))
+
+
+def test_halves(write: Write, colour: tuple) -> None:
+    pixels = colour[0]
+    folder = write({f"n0{1 + k % 3}/{k}.png": png(pixels[k]) for k in range(5)})
+    split, again = read_split(folder, "sample"), load(str(folder))
+    assert (split.train.name, split.test.name) == ("sample-train", "sample-test")
+    assert (len(split.train), len(split.test)) == (2, 3)
+    both = np.concatenate([split.train.images, split.test.images])
+    assert sorted(map(bytes, both)) == sorted(map(bytes, pixels[:5]))
+    assert np.array_equal(again.test.images, split.test.images)
+    assert scales(str(folder)) and load(str(folder), image_size=(3, 4)).test.image_shape == (3, 3, 4)
+    assert scales("imagenet-sample") and not scales("cifar10") and not scales("digits")
+
+
+def test_one_image_cannot_be_halved(write: Write) -> None:
+    with pytest.raises(DataError, match=r" must hold at least two images to halve, and has 1$"):
+        read_split(write({"n01/a.png": IMAGE}), "sample")
 
 
 @pytest.mark.parametrize(("files", "table", "message"), [

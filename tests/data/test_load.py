@@ -27,7 +27,7 @@ def pack(path, files):
 
 
 def test_names():
-    assert names() == ("digits", "mnist", "fashion-mnist", "cifar10", "svhn")
+    assert names() == ("digits", "mnist", "fashion-mnist", "cifar10", "svhn", "imagenet-sample")
 
 
 def test_load_digits_needs_nothing():
@@ -111,8 +111,8 @@ def test_load_size_of_other_formats_wrong():
     assert load("digits", image_size=(8, 8)).train.image_shape == (1, 8, 8)
     with pytest.raises(DataError) as error:
         load("digits", image_size=(16, 8))
-    assert str(error.value) == ("Only image folders are scaled; 'digits' has images of 8x8: leave the image size "
-                                "(16, 8) out")
+    assert str(error.value) == ("Only image folders and archives are scaled; 'digits' has images of 8x8: leave the "
+                                "image size (16, 8) out")
 
 
 def test_load_without_root_wrong():
@@ -140,7 +140,7 @@ def test_load_unknown_name_wrong():
     with pytest.raises(DataError) as error:
         load("imagenet", Path())
     assert str(error.value) == ("There is no data set 'imagenet': give one of digits, mnist, fashion-mnist, cifar10, "
-                                "svhn, or the path of an existing folder or file")
+                                "svhn, imagenet-sample, or the path of an existing folder or file")
 
 
 def test_load_unknown_format_wrong(tmp_path):
@@ -149,7 +149,8 @@ def test_load_unknown_format_wrong(tmp_path):
         load(str(tmp_path))
     assert str(error.value) == (
         f"{tmp_path} holds no data set of a known format: give a folder with IDX files, CIFAR-10 batches, SVHN's "
-        "train_32x32.mat and test_32x32.mat, or one image folder per class; an .npz file; or a tar archive of CIFAR-10")
+        "train_32x32.mat and test_32x32.mat, an archive of images beside classes.csv, or one image folder per class; "
+        "an .npz file; or a tar archive of CIFAR-10")
 
 
 def test_load_corrupt_archive_wrong(tmp_path):

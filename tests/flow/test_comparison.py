@@ -13,11 +13,16 @@ from bench.commands import tree
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from espalier.compress.cgap import Growth, Shedding, Structure, Times
+from espalier.compress.group_lasso import GroupLasso
+from espalier.compress.magnitude import Magnitude
+from espalier.compress.procrustes import Procrustes, Tracking
 from espalier.compress.rigl import ExchangeSchedule
 from espalier.compress.schedule import CubicSchedule
 from espalier.errors import DataError, FitError, GraphError
 from espalier.flow import CompareRequest, CompileRequest, TrainingInterrupted, compare, compile_network, parse_seeds
 from espalier.flow.comparison import outcome, plan
+from espalier.flow.comparison import settings as settings_of
 from espalier.flow.work import layer_work, pruned_share, training_macs
 from espalier.ir import ops
 from espalier.ir.graph import Graph
@@ -26,7 +31,7 @@ from espalier.numerics.convolution import conv2d
 from espalier.numerics.window import Window
 from espalier.report.comparison_page import Column, Comparison, Row, Run, log_ticks, render_comparison, scaled, scatter
 from espalier.train.checkpoint import Checkpoint, EpochLog
-from espalier.train.config import TrainConfig
+from espalier.train.config import Prune, TrainConfig
 from espalier.train.step import TrainingStep
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -62,11 +67,26 @@ def test_every_recipe_that_comes_with_espalier_is_one(path):
 
 
 def test_recipes_come_for_every_method():
-    prunes = [TrainConfig.load(path).prune for path in RECIPES]
-    kinds = {prune and (prune.method.kind, prune.method.rows, prune.schedule.start == prune.schedule.end,
-                        prune.schedule.end > 0, prune.exchange is not None) for prune in prunes}
-    assert len(kinds) == len(RECIPES) == 9
+    configs = [TrainConfig.load(path) for path in RECIPES]
+    kinds = {config.prune and (config.prune.method.kind, config.prune.method.rows,
+                               config.prune.schedule.start == config.prune.schedule.end, config.prune.schedule.end > 0,
+                               config.prune.exchange is not None, config.prune.lasso is not None)
+             for config in configs if config.structure is config.tracking is None}
+    assert len(kinds) == 10 and len(RECIPES) == 13
     assert None in kinds and {kind[0] for kind in kinds if kind} == {"magnitude", "lamp", "balanced"}
+    assert {config.structure.growth is None for config in configs if config.structure} == {True, False}
+    assert sum(config.tracking is not None for config in configs) == 1
+
+
+def test_settings_of_every_recipe_differ():
+    told = {path.stem: {fact.name: fact.value for fact in settings_of(TrainConfig.load(path))} for path in RECIPES}
+    assert len({tuple(facts.items()) for facts in told.values()}) == len(RECIPES)
+    assert told["cgap"]["Widths"] == ("from 50% of the units; 60% of the units split 3 times, epochs 0.5 to 1.5, up to "
+                                      "100% of the weights; units leave 4 times, epochs 2.5 to 4 until 36% of the "
+                                      "weights are left")
+    assert told["procrustes"]["Pruning"] == "the 20% that have moved most are tracked (Procrustes)"
+    assert "; group lasso of 0.0" in told["group-lasso"]["Pruning"]
+    assert (told["dense"]["Widths"], told["dense"]["Frozen"]) == ("as they are", "none")
 
 
 def test_the_table_of_two_recipes(compared, made):
@@ -226,6 +246,22 @@ def test_training_macs_by_hand(made):
         images * (dense + half) + 16 * (968 + 1936 + 2 * 320 + 640))
 
 
+def test_training_macs_of_changing_widths_and_tracked_weights(made):
+    start = trained(made)
+    log = [EpochLog(at, 0.1, 0.0, 0.0, 0.0, {"conv.weight": conv, "fc.weight": fc}, {})
+           for at, (conv, fc) in enumerate([(36, 640), (18, 320)], 1)]
+    work, dense, half = layer_work(start), 2 * 1936 + 3 * 640, 2 * 968 + 3 * 320
+
+    def macs(**told: object) -> int:
+        config = replace(start.config, prune=None, **told)
+        return training_macs(replace(start, config=config, log=tuple(log)), work, IMAGES)
+
+    shed = Structure(shedding=Shedding(Times(1.5, 1.5), 0.5), looks=2)  # before step 9, of 6..11, after 2 looks
+    assert macs(structure=shed) == IMAGES * dense + IMAGES // 2 * (dense + half) + 2 * 16 * dense
+    rule = Tracking(Procrustes(density=0.5, decay=0.0), 2)  # after steps 0, 1, 3, 6, 9
+    assert macs(tracking=rule) == IMAGES * dense + 16 * (2 * dense + 4 * half)
+
+
 def test_another_length_keeps_the_place_of_times(made, tmp_path):
     config(made, epochs=10, quantise={"start": 4}, rate={"kind": "step", "milestones": [5, 8]}, prune={
         "method": {"kind": "magnitude", "density": 0.5}, "schedule": {"start": 2, "end": 6},
@@ -234,6 +270,12 @@ def test_another_length_keeps_the_place_of_times(made, tmp_path):
     assert (found.epochs, found.seed, found.network, found.data) == (5, 3, "net", "d")
     assert (found.quantise.start, found.rate.milestones) == (2, (2, 4))
     assert (found.prune.schedule.start, found.prune.schedule.end, found.prune.exchange.end) == (1, 3, 4)
+    lasso = Prune(Magnitude(density=0.5), CubicSchedule(8, 8), None, GroupLasso(0.1, 2, 8))
+    structure = Structure(0.5, Growth(Times(1, 2, 0.5)), Shedding(Times(3, 4), 0.5))
+    replace(config(made, epochs=10), prune=lasso, structure=structure).save(tmp_path / "s.yaml")
+    found = plan([tmp_path / "s.yaml"], CompareRequest(epochs=5))[0].configs[0]
+    assert found.prune.lasso == GroupLasso(0.1, 1, 4)
+    assert found.structure == Structure(0.5, Growth(Times(0.5, 1, 0.25)), Shedding(Times(1.5, 2, 0.5), 0.5))
 
 
 def test_a_recipe_has_its_own_seed_and_length(made, tmp_path):

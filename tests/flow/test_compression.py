@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bench import published
 from bench.commands import tree
 
-from espalier.errors import DataError, UnsupportedError
+from espalier.errors import DataError, FormatError, UnsupportedError
 from espalier.flow import CompileRequest, CompressRequest, compile_network, compress_network, train_network
 from espalier.flow.compression import COMPRESS, Method
 from espalier.ir.view import conv_shape
@@ -192,7 +193,50 @@ def test_an_output_that_is_the_input_wrong(trained, tmp_path):
         compress_network(tmp_path / "again", tmp_path / "again", CompressRequest(density=0.2))
 
 
+@pytest.fixture(scope="module")
+def mobile(tmp_path_factory) -> Path:
+    """A folder with a network of TFLite operators for images (3, 8, 8), and with pictures of its two classes."""
+    folder, random = tmp_path_factory.mktemp("mobile"), np.random.default_rng(1)
+    np.savez(folder / "mobile.npz", **published.tflite_arrays(random))
+    published.save_sample(folder, random, 20)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["reconstruct", "rules", "lamp"])
+def test_published_weights(mobile, tmp_path, method):
+    content = compress(mobile / "mobile.npz", tmp_path / "out", method=method, density=0.5, data=str(mobile))
+    found = Checkpoint.load(tmp_path / "out" / CHECKPOINT)
+    assert {type(op).__name__ for op in found.graph.ops} == {"Conv2d", "ClippedRelu", "Add", "Relu", "AveragePool",
+                                                             "Reshape"}
+    assert found.graph.inputs[0].shape == (3, 8, 8) and found.graph.outputs[0].shape == (2,)
+    assert all(value.format.width == 16 for value in found.graph.values())
+    assert figures(content)["density"] == pytest.approx(0.5, abs=0.02) and content["images"]["test"] == 10
+    again = compress(tmp_path / "out", tmp_path / "again", method=method, density=0.3)  # the same data, scaled again
+    assert figures(again)["test accuracy before"] == figures(content)["test accuracy after"]
+
+
+def test_top_two_of_two_classes_are_always_right(mobile, tmp_path):
+    content = compress(mobile / "mobile.npz", tmp_path / "out", method="magnitude", loss=0.0, data=str(mobile), top=2)
+    assert content["top"] == 2 and "--top 2" in content["command"]
+    assert figures(content)["test accuracy before"] == figures(content)["test accuracy after"] == 1.0
+
+
+def test_words_of_other_widths(mobile, trained, tmp_path):
+    compress(mobile / "mobile.npz", tmp_path / "out", method="lamp", density=0.5, data=str(mobile), bits=9)
+    found = Checkpoint.load(tmp_path / "out" / CHECKPOINT)
+    assert all(value.format.width == 9 for value in found.graph.values())
+    with pytest.raises(DataError, match=r"^The checkpoint .*fixed has its number formats already: leave --bits out$"):
+        compress(trained / "fixed", tmp_path / "again", density=0.5, bits=9)
+
+
+def test_an_unknown_pretrained_network_wrong(tmp_path):
+    with pytest.raises(UnsupportedError, match=r"^There is no pretrained network 'none': choose one of resnet20, "):
+        compress_network(Path("pretrained:none"), tmp_path / "out", CompressRequest(density=0.5))
+
+
 @pytest.mark.parametrize(("request_", "kind", "sentence"), [
+    ({"density": 0.5, "top": 0}, DataError, r"^An image is recognised by at least 1 of the largest logits, not 0$"),
+    ({"density": 0.5, "bits": 17}, FormatError, r"^The width of a word must be in 2\.\.16 bits, not 17 \(weight\)$"),
     ({}, DataError, r"^How far to compress is told by a density or by the accuracy points that may be lost: give "
                     r"--density, such as 0\.1, or --loss, such as 1$"),
     ({"density": 0.5, "loss": 1.0}, DataError, r"^How far .* may be lost: leave one of --density and --loss out$"),

@@ -36,11 +36,13 @@ class Network(nn.Module):
         self.conv2 = nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2, bias=False)
         self.pool1 = nn.MaxPool2d(2, stride=1, padding=1)
         self.pool2 = nn.AvgPool2d(3, 1, 1)
-        self.fc = nn.Linear(4, 3)
+        self.pool3 = nn.MaxPool2d(2, 2, ceil_mode=True)
+        self.fc = nn.Linear(8, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.conv1(x))
         x = self.pool2(self.pool1(x + self.conv2(x)))
+        x = self.pool3(torch.cat([nn.functional.relu6(x), x], 1))
         return self.fc(x.mean((2, 3)))
 
 
@@ -104,7 +106,7 @@ def test_export_is_the_same_bytes_each_time(imported: tuple[Graph, dict[str, np.
 def test_words_are_exported_as_numbers(imported: tuple[Graph, dict[str, np.ndarray]]) -> None:
     graph, state = imported
     fixed = graph.with_formats({"fc.weight": Fixed.of(16, 12)})
-    words = np.arange(-6, 6).reshape(3, 4)
+    words = np.arange(-12, 12).reshape(3, 8)
     model = to_onnx(fixed, {**state, "fc.weight": words})
     array = next(onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name == "fc.weight")
     assert array.dtype == np.float32 and np.array_equal(array, words / 4096)

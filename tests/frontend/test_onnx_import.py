@@ -144,10 +144,60 @@ def test_image_shape(target: tuple[int, ...], shape: tuple[int, ...], batch: int
 
 
 CONV, MATRIX = {"w": weights(2, 1, 3, 3)}, {"w": weights(4, 2)}
+SIX = {"low": np.float32(0), "high": np.float32(6)}
+PADS = {"p": np.array([0, 0, 0, 1, 0, 0, 2, 3])}
+
+
+def run(model: onnx.ModelProto, images: NDArray) -> NDArray:
+    graph, state = from_onnx(model)
+    return interpret(graph, {"x": images, **state})[graph.outputs[0].name]
+
+
+@pytest.mark.parametrize(("model", "low", "high"), [
+    (model_of([node("Clip", "x low high")], ["n", 4], SIX), 0, 6),
+    (model_of([node("Clip", "x", min=0.0, max=6.0)], ["n", 4], opset=10), 0, 6),
+    (model_of([node("Clip", "x", min=0.0)], ["n", 4], opset=10), 0, np.inf),
+    (model_of([node("Clip", "x low")], ["n", 4], SIX), 0, np.inf)])
+def test_clip(model: onnx.ModelProto, low: float, high: float) -> None:
+    images = 5 * RANDOM.normal(size=(9, 4))
+    assert np.array_equal(run(model, images), images.clip(low, high))
+
+
+def test_concat_of_several() -> None:
+    model = model_of([helper.make_node("Relu", ["x"], ["r"]), node("Concat", "x r x", axis=-3)], ["n", 2, 3, 3])
+    images = RANDOM.normal(size=(2, 2, 3, 3))
+    assert np.array_equal(run(model, images), np.concatenate([images, images.clip(0), images], axis=1))
+
+
+@pytest.mark.parametrize(("inputs", "constants", "attributes", "opset"), [
+    ("x p", PADS, {}, 17), ("x", {}, {"pads": [0, 0, 0, 1, 0, 0, 2, 3]}, 10),
+    ("x p v axes", {"p": np.array([0, 1, 2, 3]), "v": np.float32(0), "axes": np.array([2, -1])}, {}, 18)])
+def test_padding_becomes_that_of_the_convolution(inputs: str, constants: dict[str, NDArray],
+                                                 attributes: dict[str, list[int]], opset: int) -> None:
+    padding = helper.make_node("Pad", inputs.split(), ["q"], **attributes)
+    model = model_of([padding, node("Conv", "q w", pads=[1, 0, 0, 0])], ["n", 1, 4, 4], {**CONV, **constants}, opset)
+    graph, _ = from_onnx(model)
+    assert [op.window.pad for op in graph.layers()] == [(1, 1, 2, 3)]
+    same = model_of([node("Conv", "x w", pads=[1, 1, 2, 3])], ["n", 1, 4, 4], CONV)
+    images = RANDOM.normal(size=(2, 1, 4, 4))
+    assert np.array_equal(run(model, images), run(same, images))
 
 
 @pytest.mark.parametrize(("model", "message"), [
-    (model_of([node("Sigmoid", "x")], ["n", 4]), r"^Node 'sigmoid' \(Sigmoid\) is not a supported layer; use ReLU$"),
+    (model_of([node("Sigmoid", "x")], ["n", 4]), r"^Node 'sigmoid' \(Sigmoid\) is not a supported layer; use ReLU or "
+                                                    r"ReLU6$"),
+    (model_of([node("Clip", "x r"), helper.make_node("Relu", ["x"], ["r"])][::-1], ["n", 4]),
+     r"ClippedReLU is not taken with ends that are computed \('r' is computed or an input\); export with"),
+    (model_of([node("Concat", "x c", axis=1)], ["n", 4], {"c": weights(1, 4)}),
+     r"Concat is not taken with a part that does not depend on the image \('c' is a constant\); concatenate results"),
+    (model_of([node("Pad", "x p")], ["n", 1, 4, 4], PADS),
+     r"^Node 'pad' \(Pad\): Pad is not taken with anything but convolutions that read the padded map; set the padding"),
+    (model_of([node("Pad", "x p")], ["n", 1, 4, 4], {"p": np.array([0, 1, 0, 0, 0, 0, 0, 0])}),
+     r"Pad is not taken with padding of other axes than height and width"),
+    (model_of([node("Pad", "x p", mode="edge")], ["n", 1, 4, 4], PADS),
+     r"Pad is not taken with a value other than zero, or copies of the map \(mode\) \(edge, value 0.0\); pad with"),
+    (model_of([node("Pad", "x r"), helper.make_node("Relu", ["x"], ["r"])][::-1], ["n", 1, 4, 4]),
+     r"Pad is not taken with padding that is computed \('r' is computed or an input\); export with constant padding"),
     (model_of([node("Softmax", "x")], ["n", 4]),
      r"^Node 'softmax' \(Softmax\) is .*; let the network end in its logits"),
     (model_of([node("Relu", "x")], ["n", "c"]),

@@ -41,7 +41,7 @@ GRADIENT_FRAC = 24
 
 Results = dict[str, NDArray]
 #: How many inputs hold data of the images; the others are parameters, bound as constants.
-DATA_INPUTS = {"Add": 2, "SoftmaxCrossEntropyLoss": 2}
+DATA_INPUTS = {"Add": 2, "Concat": 2, "SoftmaxCrossEntropyLoss": 2}
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,7 @@ class Expression(nn.Module):
         self.function = function
         self.fc = nn.Linear(4, 4)
         self.register_buffer("table", torch.ones(4))
+        self.register_buffer("pair", torch.ones(2, 1, 5, 5))
 
     def forward(self, x: Tensor) -> object:
         return self.function(self, x)
@@ -93,6 +94,16 @@ def test_whole_network() -> None:
     (nn.Conv2d(4, 4, 3, groups=4, padding="valid"), (4, 5, 5)),
     (nn.MaxPool2d((3, 2), stride=1, padding=(1, 0), dilation=(1, 2)), (2, 6, 7)),
     (nn.MaxPool2d(2, ceil_mode=True), (1, 4, 6)),
+    (nn.MaxPool2d(3, 2, ceil_mode=True), (2, 7, 8)),
+    (nn.MaxPool2d((3, 2), (4, 3), (1, 0), ceil_mode=True), (1, 10, 9)),
+    (nn.ReLU6(), (2, 3, 4)),
+    (nn.Hardtanh(0.0, 2.0), (2, 3, 4)),
+    (Expression(lambda self, x: x.clamp(0, 1)), (2, 3, 4)),
+    (Expression(lambda self, x: x.clamp(min=0)), (2, 3, 4)),
+    (Expression(lambda self, x: torch.cat([x, functional.relu(x), x], 1)), (2, 3, 4)),
+    (Expression(lambda self, x: torch.cat([self.fc(x.flatten(1)), x.flatten(1)], -1)), (4, 1, 1)),
+    (nn.Sequential(nn.ZeroPad2d((0, 1, 2, 3)), nn.ZeroPad2d(0), nn.ZeroPad2d((1, 0, 0, 0)),
+                   nn.Conv2d(2, 3, 3, 2, padding=(1, 0))), (2, 7, 8)),
     (nn.AvgPool2d((2, 3)), (2, 6, 7)),
     (nn.AvgPool2d(2, count_include_pad=False, divisor_override=4), (1, 4, 4)),
     (nn.AdaptiveAvgPool2d((2, 3)), (2, 4, 9)),
@@ -104,7 +115,9 @@ def test_whole_network() -> None:
     (Expression(lambda self, x: x + functional.relu_(x.clone())), (1, 2, 2)),
     (Expression(lambda self, x: self.fc(x.reshape(-1, 4).detach())), (1, 2, 2)),
     (Expression(lambda self, x: self.fc(functional.relu(x).flatten(1).contiguous())), (1, 2, 2)),
-], ids=["conv", "depthwise", "max pool", "even ceil", "average pool", "divisor", "adaptive", "classifier", "mean",
+], ids=["conv", "depthwise", "max pool", "even ceil", "partial window", "partial windows",
+        "relu6", "hardtanh", "clamp", "clamp below", "concat", "concat of vectors", "pad", "average pool", "divisor",
+        "adaptive", "classifier", "mean",
         "keepdim", "squeeze", "add in place", "relu in place", "reshape", "contiguous"])
 def test_layer(module: nn.Module, shape: tuple[int, int, int]) -> None:
     check_same(module, shape)
@@ -136,14 +149,38 @@ def test_names_stay_unique() -> None:
 @pytest.mark.parametrize(("module", "message"), [
     (nn.Sequential(nn.InstanceNorm2d(4)),
      r"^Layer '0' \(aten\.instance_norm\S*\) is not a supported layer; use BatchNorm2d directly after the convolution"),
-    (nn.Sequential(nn.Sigmoid()), r"^Layer '0' \(aten\.sigmoid\.default\) is not a supported layer; use ReLU$"),
+    (nn.Sequential(nn.Sigmoid()), r"^Layer '0' \(aten\.sigmoid\.default\) is not a supported layer; use ReLU or "
+     r"ReLU6$"),
     (nn.Sequential(nn.Conv2d(4, 4, 1), nn.Softmax(1)),
      r"^Layer '1' \(aten\.softmax\.int\) .*; let the network end in its"),
     (nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")),
-     r"^Layer '0' \(aten\.\S*pad\S*\) .* padding of"),
+     r"^Layer '0' \(aten\.\S*pad\S*\): Pad is not taken with a value other than zero, or copies of the map \(mode\) "
+     r"\(reflect, value None\); pad with zeros$"),
+    (nn.Sequential(nn.ConstantPad2d(1, 2.0), nn.Conv2d(4, 4, 3)),
+     r"Pad is not taken with a value other than zero, .* \(constant, value 2\.?0?\); pad with zeros$"),
+    (nn.Sequential(nn.ZeroPad2d(1), nn.ReLU()),
+     r"^Layer '0' .*: Pad is not taken with anything but convolutions that read the padded map; set the padding of "
+     r"the layer itself$"),
+    (nn.ZeroPad2d(1), r"^Layer '\S+' .*: Pad is not taken with anything but convolutions that read the padded map; "),
+    (nn.Sequential(nn.ZeroPad2d(-1), nn.Conv2d(4, 4, 3)),
+     r"Pad is not taken with negative padding \(padding \(-1, -1, -1, -1\)\); take fewer pixels by"),
+    (Expression(lambda self, x: functional.conv2d(functional.pad(x, (0, 0, 0, 0, 1, 0)),
+                                                    torch.ones(1, 5, 1, 1, dtype=x.dtype))),
+     r"Pad is not taken with padding of other axes than height and width \(padding \(0, 0, 0, 0, 1, 0\), from the last "
+     r"axis on\); pad height and width only$"),
+    (nn.Hardtanh(-1.0, 1.0), r"ClippedReLU is not taken with a lower end other than zero \(-1\); use a range that "
+                             r"begins at 0, as ReLU6 does$"),
+    (nn.Hardtanh(0.0, 0.5), r"ClippedReLU is not taken with an upper end that is no whole number in 1\.\.2\*\*20 "
+                            r"\(0\.5\); use a whole number, such as 6, or ReLU$"),
+    (Expression(lambda self, x: x.clamp(max=6)), r"a lower end other than zero \(-inf\)"),
+    (Expression(lambda self, x: torch.cat([x, x], 2)),
+     r"Concat is not taken with an axis other than the channels \(axis 2, shape \(4, 5, 5\) of an image\); "
+     r"concatenate along axis 1$"),
+    (Expression(lambda self, x: torch.cat([x, self.pair], 1)),
+     r"a part that does not depend on the image \(b_pair\); concatenate results of layers only$"),
     (nn.Sequential(nn.ConvTranspose2d(4, 4, 3)), r"^Layer '0' \(aten\.conv_transpose2d\S*\) .*; use Conv2d"),
-    (nn.MaxPool2d(2, ceil_mode=True),
-     r"MaxPool is not taken with a partial last window \(ceil_mode\) \(window \(2, 2\), "
+    (nn.AvgPool2d(2, ceil_mode=True),
+     r"AveragePool is not taken with a partial last window \(ceil_mode\) \(window \(2, 2\), "
      r"stride \(2, 2\), input \(5, 5\)\); use ceil_mode=False and pad the input instead$"),
     (nn.Sequential(nn.AvgPool2d(3, padding=1, count_include_pad=False)),
      r"^Layer '0' .* with padding that the mean does not"

@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 
 from espalier.ir.differentiate import differentiate, gradient_name
 from espalier.ir.graph import Graph
-from espalier.ir.ops import Add, AveragePool, Conv2d, GlobalAveragePool, Linear, MaxPool, Op, Relu, Reshape
+from espalier.ir.ops import (
+    Add,
+    AveragePool,
+    ClippedRelu,
+    Concat,
+    Conv2d,
+    GlobalAveragePool,
+    Linear,
+    MaxPool,
+    Op,
+    Relu,
+    Reshape,
+)
 from espalier.ir.types import FLOAT, Fixed, Format, TensorType, Value
 from espalier.numerics.update import GRADIENT_BITS
 from espalier.numerics.window import Window
@@ -60,6 +72,16 @@ class Network:
         x = self.x
         self.put(lambda out: Relu(out, x), *x.shape)
 
+    def clip(self) -> None:
+        x, bound = self.x, int(self.random.integers(1, 4))
+        self.put(lambda out: ClippedRelu(out, x, bound), *x.shape)
+
+    def concat(self) -> None:
+        """Beside any map of as many pixels, which may be ``x`` itself."""
+        x, others = self.x, [value for value in self.maps if value.shape[1:] == self.x.shape[1:]]
+        other = others[int(self.random.integers(len(others)))]
+        self.put(lambda out: Concat(out, x, other), x.shape[0] + other.shape[0], *x.shape[1:])
+
     def pool(self, kind: type[MaxPool] | type[AveragePool]) -> None:
         x, window = self.x, self.window((2, 4))
         self.put(lambda out: kind(out, x, window), x.shape[0], *window.out_size(*x.shape[1:]))
@@ -94,12 +116,16 @@ def random_network(seed: int) -> Graph:
     network = Network(random)
     network.conv2d()
     for _ in range(int(random.integers(1, 6))):
-        step = random.choice(["conv2d", "relu", "max", "average", "add"])
+        step = random.choice(["conv2d", "relu", "max", "average", "add", "clip", "concat"])
         match step:
             case "conv2d":
                 network.conv2d()
             case "relu":
                 network.relu()
+            case "clip":
+                network.clip()
+            case "concat":
+                network.concat()
             case "max":
                 network.pool(MaxPool)
             case "average":

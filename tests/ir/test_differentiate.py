@@ -13,7 +13,19 @@ from espalier.errors import GraphError
 from espalier.ir.differentiate import LOSSES, differentiate, gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.interpret import interpret
-from espalier.ir.ops import Add, AveragePool, Conv2d, GlobalAveragePool, Linear, MaxPool, Op, Relu, Reshape
+from espalier.ir.ops import (
+    Add,
+    AveragePool,
+    ClippedRelu,
+    Concat,
+    Conv2d,
+    GlobalAveragePool,
+    Linear,
+    MaxPool,
+    Op,
+    Relu,
+    Reshape,
+)
 from espalier.ir.types import FLOAT, INDEX, Fixed, TensorType, Value
 from espalier.ir.verify import verify
 from espalier.numerics.window import Window
@@ -35,6 +47,10 @@ def torch_op(op: Op, known: dict[str, torch.Tensor]) -> torch.Tensor:
             return functional.linear(known[x.name], known[w.name], None if b is None else known[b.name])
         case Relu(x=x):
             return functional.relu(known[x.name])
+        case ClippedRelu(x=x, bound=bound):
+            return functional.hardtanh(known[x.name], 0.0, float(bound))
+        case Concat(a=a, b=b):
+            return torch.cat([known[a.name], known[b.name]], 1)
         case MaxPool(x=x, window=window):
             return functional.max_pool2d(pad(x, window, -torch.inf), window.kernel, window.stride, 0, window.dilation)
         case AveragePool(x=x, window=window):

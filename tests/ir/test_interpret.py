@@ -22,6 +22,10 @@ from espalier.ir.ops import (
     AveragePool,
     AveragePoolGrad,
     BiasGrad,
+    ClippedRelu,
+    ClippedReluGrad,
+    Concat,
+    ConcatGrad,
     Conv2d,
     Conv2dInputGrad,
     Conv2dWeightGrad,
@@ -130,6 +134,16 @@ def defined(op: Op, batch: int, *args: Reals) -> Reals:
             out.update({index: max(real, Fraction(0)) for index, real in args[0].items()})
         case ReluGrad():
             out.update({index: real for index, real in args[0].items() if args[1][index] > 0})
+        case ClippedRelu(bound=bound):
+            out.update({index: min(max(real, Fraction(0)), Fraction(bound)) for index, real in args[0].items()})
+        case ClippedReluGrad(bound=bound):
+            out.update({index: real for index, real in args[0].items() if 0 < args[1][index] < bound})
+        case Concat(a=a):
+            out.update(args[0])
+            out.update({(n, a.shape[0] + c, *rest): real for (n, c, *rest), real in args[1].items()})
+        case ConcatGrad(out=x, first=first):
+            out.update({(n, c - first, *rest): real for (n, c, *rest), real in args[0].items()
+                        if first <= c < first + x.shape[0]})
         case MaxPool(out=y):
             out.update({index: args[0][winner] for index, winner in winners(args[0], op, y, batch).items()})
         case MaxPoolGrad(g=y):
@@ -212,6 +226,24 @@ def test_linear_by_hand():
 def test_add_aligns_fractions_by_hand():
     op = Add(value("y", 2, 3), value("a", 4, 3), value("b", 2, 3))
     assert evaluate(op, np.array([[1, 2, -2]]), np.array([[3, 3, 127]])).tolist() == [[3, 4, 127]]
+
+
+def test_clipped_relu_by_hand():
+    """Six is 24 units of a quarter, and stops the gradient as zero does; the result may be coarser."""
+    op = ClippedRelu(value("y", 0, 5), value("x", 2, 5), 6)
+    assert evaluate(op, np.array([[-5, 1, 2, 23, 99]])).tolist() == [[0, 0, 1, 6, 6]]
+    grad = ClippedReluGrad(value("gx", 3, 4), value("g", 3, 4), value("y", 2, 4), 6)
+    assert evaluate(grad, np.array([[7, 7, 7, 7]]), np.array([[0, 1, 23, 24]])).tolist() == [[0, 7, 7, 0]]
+    coarse = ClippedRelu(value("y", -1, 3), value("x", -1, 3), 6)
+    assert evaluate(coarse, np.array([[2, 3, 4]])).tolist() == [[2, 3, 3]]
+
+
+def test_concat_by_hand():
+    """Each part is rounded by itself."""
+    op = Concat(value("y", 1, 3), value("a", 2, 1), value("b", 0, 2))
+    assert evaluate(op, np.array([[3]]), np.array([[1, 100]])).tolist() == [[2, 2, 127]]
+    grad = ConcatGrad(value("gb", 0, 2), value("g", 1, 3), 1)
+    assert evaluate(grad, np.array([[8, 1, -1]])).tolist() == [[1, 0]]
 
 
 def test_average_pool_by_hand():

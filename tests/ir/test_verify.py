@@ -17,6 +17,10 @@ from espalier.ir.ops import (
     AveragePool,
     AveragePoolGrad,
     BiasGrad,
+    ClippedRelu,
+    ClippedReluGrad,
+    Concat,
+    ConcatGrad,
     Conv2d,
     Conv2dInputGrad,
     Conv2dWeightGrad,
@@ -141,6 +145,18 @@ def test_structure_wrong(graph, error):
     (Relu(V, X), "Relu %v: float[5]: result %v: float[5] must have shape [2,6,6]"),
     (ReluGrad(Y, V, X), "ReluGrad %y: float[2,6,6]: gradient %v: float[5] must have shape [2,6,6]"),
     (ReluGrad(V, Y, X), "ReluGrad %v: float[5]: result %v: float[5] must have shape [2,6,6]"),
+    (ClippedRelu(V, X, 6), "ClippedRelu %v: float[5]: result %v: float[5] must have shape [2,6,6]"),
+    (ClippedRelu(Y, X, 0), "ClippedRelu %y: float[2,6,6]: the bound must be at least 1, not 0"),
+    (ClippedReluGrad(Y, V, X, 6), "ClippedReluGrad %y: float[2,6,6]: gradient %v: float[5] must have shape [2,6,6]"),
+    (ClippedReluGrad(V, Y, X, 6), "ClippedReluGrad %v: float[5]: result %v: float[5] must have shape [2,6,6]"),
+    (Concat(C, X, value("x5", 2, 6, 5)), "Concat %c: float[4,6,6]: second operand %x5: float[2,6,5] must have shape "
+                                         "[2,6,6]"),
+    (Concat(C, X, value("x3", 3, 6, 6)), "Concat %c: float[4,6,6]: result %c: float[4,6,6] must have shape [5,6,6]"),
+    (Concat(C, value("s"), X), "Concat %c: float[4,6,6]: %s: float[] must have channels"),
+    (ConcatGrad(value("xg", 2, 6, 5), C, 0), "ConcatGrad %xg: float[2,6,5]: result %xg: float[2,6,5] must have shape "
+                                             "[2,6,6]"),
+    (ConcatGrad(Y, C, 3), "ConcatGrad %y: float[2,6,6]: the 2 channels from 3 on must be channels of %c: "
+                          "float[4,6,6]"),
     (Add(Y, X, C), "Add %y: float[2,6,6]: second operand %c: float[4,6,6] must have shape [2,6,6]"),
     (Add(C, X, Y), "Add %c: float[4,6,6]: result %c: float[4,6,6] must have shape [2,6,6]"),
     (Reshape(V, X), "Reshape %v: float[5]: the result must have as many elements as %x: float[2,6,6], 72, and has 5"),
@@ -214,6 +230,15 @@ LOSS = value("loss", format_=Fixed.of(48, 16))
      "LinearWeightGrad %wg: fixed<33,22,AP_RND,AP_SAT>[3,5]: the width must be in 2..32, not 33"),
     (BiasGrad(words("bg", 62, 3, width=32), Y8),
      "BiasGrad %bg: fixed<32,-30,AP_RND,AP_SAT>[3]: %y: fixed<8,1,AP_RND,AP_SAT>[3] cannot be brought from 7 to 62 "
+     "fraction bits in 62 bits"),
+    (ClippedRelu(words("y", -2, 5), words("x", -2, 5), 6),
+     "ClippedRelu %y: fixed<8,10,AP_RND,AP_SAT>[5]: the bound 6 must be a whole number of units of "
+     "%x: fixed<8,10,AP_RND,AP_SAT>[5], which are 4"),
+    (ClippedReluGrad(words("gx", 4, 5), X8, words("y", 60, 5), 6),
+     "ClippedReluGrad %gx: fixed<8,4,AP_RND,AP_SAT>[5]: the bound 6 must have at most 62 bits in units of "
+     "%y: fixed<8,-52,AP_RND,AP_SAT>[5]"),
+    (Concat(words("y", 4, 10), X8, words("x2", -60, 5)),
+     "Concat %y: fixed<8,4,AP_RND,AP_SAT>[10]: %x2: fixed<8,68,AP_RND,AP_SAT>[5] cannot be brought from -60 to 4 "
      "fraction bits in 62 bits"),
     (Add(words("s", 4, 5, width=32), X8, words("x2", 4, 5)),
      "Add %s: fixed<32,28,AP_RND,AP_SAT>[5]: the width must be in 2..16, not 32"),

@@ -74,11 +74,11 @@ def test_memories_beyond_the_sites_are_the_placers():
 def test_places_are_written_where_nextpnr_reads_them(tmp_path):
     source, output = tmp_path / "in.json", tmp_path / "out.json"
     source.write_text(json.dumps(lattice(8, 16)))
-    nextpnr._write_floorplanned(source, output, ECP5_85F)
+    assert nextpnr._write_floorplanned(source, output, ECP5_85F)
     cells = json.loads(output.read_text())["modules"]["espalier"]["cells"]
     placed = {name: cell["attributes"]["BEL"] for name, cell in cells.items() if "BEL" in cell["attributes"]}
     assert placed == floorplan(lattice(8, 16), ECP5_85F)
-    nextpnr._write_floorplanned(source, output, ECP5_25F)
+    assert not nextpnr._write_floorplanned(source, output, ECP5_25F)
     assert output.read_text() == source.read_text()
 
 

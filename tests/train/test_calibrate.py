@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
 
 from espalier import zoo
 from espalier.errors import DataError, FormatError
@@ -48,9 +52,10 @@ def check_engine_rules(graph: Graph, gradients: dict[str, Format], loss: str) ->
     def gradient(name: str) -> Fixed:
         return fixed(gradients[f"{name}.grad"])
     for op in graph.ops:
-        if type(op).__name__ in ("Relu", "MaxPool", "Reshape"):
+        if type(op).__name__ in ("Relu", "ClippedRelu", "MaxPool", "Concat", "Reshape"):
             assert op.out.format == op.inputs[0].format
             assert gradient(op.out.name) == gradient(op.inputs[0].name)
+            assert len({value.format for value in op.inputs}) == 1
     for layer in graph.layers():
         x, w, y = fixed(layer.x.format), fixed(layer.w.format), fixed(layer.out.format)
         weight_gradient = gradient(layer.w.name)
@@ -72,6 +77,59 @@ def test_formats_obey_the_engine(network: str, loss: str) -> None:
         found = calibrated(network, widths, loss)
         check_engine_rules(found.graph, found.gradient_formats, loss)
         verify(differentiate(found.graph, loss, found.gradient_formats))
+
+
+class Branches(nn.Module):
+    """A clipped rectifier, and a concatenation of what it reads with something much larger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clipped, self.large, self.last = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 1), nn.Linear(4, 3)
+        with torch.no_grad():
+            self.clipped.weight.mul_(90)
+            self.large.weight.mul_(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu6(self.clipped(x))
+        return self.last(torch.cat([x, self.large(x)], 1).mean((2, 3)))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_clipped_rectifiers_and_concatenations(loss: str) -> None:
+    torch.manual_seed(0)
+    graph, parameters = from_torch(Branches(), (1, 6, 6), "branches")
+    for widths in (Widths(), Widths(8, 8, 8)):
+        found = calibrate(graph, parameters, images(8, (1, 6, 6)), np.arange(8) % 3, widths, loss, batch=4)
+        check_engine_rules(found.graph, found.gradient_formats, loss)
+        verify(differentiate(found.graph, loss, found.gradient_formats))
+
+
+def test_what_is_clipped_needs_no_more_range_than_the_bound() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU6(), nn.Flatten(), nn.Linear(32, 3))
+    with torch.no_grad():
+        network[0].weight.mul_(90)
+    graph, parameters = from_torch(network, (1, 6, 6), "clipped")
+    found = calibrate(graph, parameters, images(8, (1, 6, 6)), np.arange(8) % 3, batch=4).graph
+    assert [fixed(op.out.format).frac for op in found.ops[:2]] == [12, 12]  # 6 · 2^12 is a word of 16 bits
+
+
+def test_a_bound_that_no_word_holds_wrong() -> None:
+    """Sums that are read elsewhere, too, must be held, and then the bound is no whole number of units."""
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return functional.hardtanh(x, 0.0, 3.0).flatten(1) + x.flatten(1)
+    module = nn.Sequential(Expression(forward), nn.Linear(4, 3))
+    graph, parameters = from_torch(module, (1, 2, 2), "held")
+    with pytest.raises(FormatError, match=r"^Words of 4 bits with at least 0 fraction bits must hold every value"):
+        calibrate(graph, parameters, images(8, (1, 2, 2), 99.0), np.arange(8) % 3, Widths(4, 4, 8), batch=4)
+
+
+class Expression(nn.Module):
+    """A module of one function."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.forward = function
 
 
 def test_nothing_saturates_on_the_calibration_data() -> None:

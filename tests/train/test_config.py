@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from espalier.compress.balanced import Balanced
+from espalier.compress.cgap import Growth, Shedding, Structure, Times
+from espalier.compress.growth import Birth
 from espalier.compress.lamp import Lamp
 from espalier.compress.magnitude import Magnitude, Norm, Scope
 from espalier.compress.rigl import ExchangeSchedule
@@ -19,7 +21,9 @@ from espalier.train.optimise import Sgd, Update
 FULL = TrainConfig("lenet5", "mnist", 5, 100, 3, Sgd(0.1, 0.5, 1e-3), RateSchedule(RateKind.STEP, (2, 3), 0.2),
                    "square_hinge", Quantise(Widths(8, 8, 16), Headroom(0, 1, 3), Update.UNBUFFERED, 7, 2),
                    Prune(Magnitude(density=0.1, rows=4, scope=Scope.NETWORK, norm=Norm.L2, exceptions={"a": 0.5}),
-                         CubicSchedule(0, 2.5, 3), ExchangeSchedule(1, 4, 0.5)), True, "cuda")
+                         CubicSchedule(2.5, 2.5, 3), ExchangeSchedule(2.6, 4, 0.5)), True, "cuda",
+                   Structure(0.5, Growth(Times(1, 1.5, 0.5), 0.5, 2.0, Birth(0.5, 0.1)),
+                             Shedding(Times(2, 2.5, 0.25), 0.5, 0.75), 3), ("conv1.*", "fc.bias"))
 
 
 @pytest.mark.parametrize("config", [TrainConfig(), FULL, TrainConfig(quantise=None), *(
@@ -56,6 +60,9 @@ def test_formats_of_files(tmp_path: Path) -> None:
      r"^The configuration, 'prune.method': Input tag 'random' found using 'kind' does not match any of the expected "),
     ({"prune": {"method": {"kind": "lamp", "density": 0.1, "scope": "layer"}, "schedule": {"start": 0, "end": 2}}},
      r"^The configuration, 'prune.method.lamp.scope': "),
+    ({"structure": {"seed": 2}}, r"^A network starts from a part above 0 and at most 1 "
+                                 r"of its units, not 2.0$"),
+    ({"structure": {"growth": {"time": 3}}}, r"^The configuration, 'structure.growth.times': Field required$"),
     ({"epochs": 2, "quantise": {"start": 2}}, r"^Fixed point starts in one of the 2 epochs, counted from 0, not in 2: "
                                               r"leave 'quantise' out to train in float32$"),
     ({"epochs": 2, "prune": {"method": {"kind": "lamp", "density": 0.1}, "schedule": {"start": 0, "end": 1},

@@ -73,6 +73,20 @@ def test_elementwise(draw: Draw) -> None:
         draw.check(ops.Add(out, x, draw.value("b", 2, 3, 4)))
         draw.check(ops.Reshape(Value("y", TensorType((24,), format_)), x))
         draw.check(ops.ReluGrad(out, x, draw.value("a", 2, 3, 4)))
+        bound = 1 << max(0, 1 - min(frac(x), frac(out))) + draw.integer(0, 3)
+        draw.check(ops.ClippedRelu(out, x, bound))
+        y = draw.value("a", 2, 3, 4, format_=x.format)
+        draw.check(ops.ClippedReluGrad(out, draw.value("g", 2, 3, 4), y, bound))
+
+
+@draws
+def test_concatenation(draw: Draw) -> None:
+    for pixels in ((), (3, 4)):
+        a, b = (draw.value(name, draw.integer(1, 3), *pixels) for name in ("x", "x2"))
+        draw.check(ops.Concat(draw.value("y", a.shape[0] + b.shape[0], *pixels), a, b))
+        g = draw.value("g", a.shape[0] + b.shape[0], *pixels)
+        draw.check(ops.ConcatGrad(draw.value("gb", *b.shape), g, a.shape[0]))
+        draw.check(ops.ConcatGrad(draw.value("ga", *a.shape, format_=g.format), g, 0))
 
 
 @draws

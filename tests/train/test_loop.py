@@ -7,27 +7,24 @@ import re
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from bench.training import digits, few, interrupt_at, same, tiny
 from rich.progress import Progress
 
 from espalier.compress.lamp import Lamp
 from espalier.compress.magnitude import Magnitude
 from espalier.compress.rigl import ExchangeSchedule
 from espalier.compress.schedule import CubicSchedule
-from espalier.data import Dataset, Split, augment, batches, load, normalise
+from espalier.data import Dataset, Split, augment, batches, normalise
 from espalier.errors import DataError
-from espalier.ir import ops
 from espalier.ir.differentiate import differentiate
-from espalier.ir.graph import Graph
 from espalier.ir.interpret import interpret
-from espalier.ir.types import FLOAT, Fixed, TensorType, Value
+from espalier.ir.types import FLOAT, Fixed
 from espalier.numerics.update import EXTRA_BITS
-from espalier.numerics.window import Window
 from espalier.train import convolve, loop, step
 from espalier.train.calibrate import Headroom, Widths
 from espalier.train.checkpoint import Checkpoint
@@ -40,38 +37,6 @@ from espalier.train.step import TrainingStep
 PRUNE = Prune(Magnitude(density=0.3, rows=2), CubicSchedule(0.5, 1.5, 4), ExchangeSchedule(0.5, 1.8, 0.5, 3))
 SHORT = TrainConfig(epochs=2, batch=50, sgd=Sgd(0.1, 0.9, 1e-4), quantise=Quantise(Widths(8, 8, 16), probe_steps=5),
                     prune=PRUNE, rate=RateSchedule(RateKind.COSINE), augment=True)
-
-
-def tiny() -> tuple[Graph, dict[str, np.ndarray]]:
-    """6C3–P–FC on 8×8 digits, and He-like weights."""
-    def value(name: str, *shape: int) -> Value:
-        return Value(name, TensorType(shape, FLOAT))
-    image, logits = value("image", 1, 8, 8), value("fc", 10)
-    w1, b1, w2, b2 = value("conv.w", 6, 1, 3, 3), value("conv.b", 6), value("fc.w", 10, 96), value("fc.b", 10)
-    c, r, p, f = value("conv", 6, 8, 8), value("relu", 6, 8, 8), value("pool", 6, 4, 4), value("flat", 96)
-    graph = Graph("tiny", (image,), (w1, b1, w2, b2), (
-        ops.Conv2d(c, image, w1, b1, Window((3, 3), pad=(1, 1, 1, 1))), ops.Relu(r, c),
-        ops.MaxPool(p, r, Window((2, 2), (2, 2))), ops.Reshape(f, p), ops.Linear(logits, f, w2, b2)), (logits,))
-    random = np.random.RandomState(0)
-    return graph, {"conv.w": random.randn(6, 1, 3, 3) * 0.4, "conv.b": np.zeros(6), "fc.w": random.randn(10, 96) * 0.1,
-                   "fc.b": np.zeros(10)}
-
-
-@cache
-def digits() -> Split:
-    return load("digits")
-
-
-@cache
-def few() -> Split:
-    """300 training and 60 test images."""
-    return Split(*(Dataset(part.name, part.images[:count], part.labels[:count], part.classes)
-                   for part, count in ((digits().train, 300), (digits().test, 60))))
-
-
-def same(a: Checkpoint, b: Checkpoint) -> bool:
-    return (a.graph == b.graph and a.log == b.log and a.position == b.position and set(a.state) == set(b.state)
-            and all(np.array_equal(a.state[name], b.state[name]) for name in a.state))
 
 
 @pytest.mark.parametrize("quantise", [None, Quantise(), Quantise(Widths(8, 8, 16))])
@@ -102,12 +67,12 @@ def test_exchanges_need_the_gradients_of_dead_weights() -> None:
     """Those that are born have larger gradients, on the batch to come, than those that stay dead."""
     config = replace(SHORT, epochs=1, prune=Prune(Magnitude(density=0.2), CubicSchedule(0, 0)))
     start = prepare(config, few(), *tiny())
-    run = loop._Run(config, few(), start, None, Progress(disable=True))
+    run = loop._Run(config, few(), start, None, Progress(disable=True), tiny())
     order, moves = run._order(0)
     assert moves is not None
-    run._prune(0, (order[0], moves[0]))
+    run.sparsity.before(0, run.optimiser, run.step, (order[0], moves[0]), 0.1)
     before = run.optimiser.state()
-    found = run._gradients((order[0], moves[0]))
+    found = run.sparsity.gradients(run.step, (order[0], moves[0]))
     assert all((words[~before[f"{name}.live"].reshape(words.shape)] != 0).any() for name, words in found.items())
     after = run.optimiser.state()
     assert all(np.array_equal(before[name], after[name]) for name in before)
@@ -162,7 +127,7 @@ def test_interrupted_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.
     config = replace(SHORT, quantise=quantise, sgd=Sgd(0.05, 0.9, decay))
     whole = train(config, few(), *tiny())
     with monkeypatch.context() as patch:
-        _interrupt_at(patch, stop_at + (0 if quantise is None or quantise.start else quantise.probe_steps + 1))
+        interrupt_at(patch, stop_at + (0 if quantise is None or quantise.start else quantise.probe_steps + 1))
         with pytest.raises(TrainingInterrupted, match=rf"^Training was interrupted in epoch [12] and is saved in "
                                                       rf"{re.escape(str(tmp_path))}: run the same command again to go "
                                                       rf"on$"):
@@ -216,17 +181,6 @@ def _control_c_interrupts() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-def _interrupt_at(patch: pytest.MonkeyPatch, step: int) -> None:
-    """Press Control-C in the middle of a step (counting those of calibration)."""
-    call, count = TrainingStep.__call__, iter(range(1, 1000))
-
-    def pressed(self: TrainingStep, index: torch.Tensor, moves: torch.Tensor | None = None) -> None:
-        if next(count) == step:
-            signal.raise_signal(signal.SIGINT)
-        call(self, index, moves)
-    patch.setattr(TrainingStep, "__call__", pressed)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
@@ -324,14 +278,14 @@ def test_no_cuda_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_interrupt_without_folder_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    _interrupt_at(monkeypatch, 8)
+    interrupt_at(monkeypatch, 8)
     with pytest.raises(TrainingInterrupted, match=r"^Training was interrupted in epoch 1 and is not saved, as no "
                                                   r"folder was given$"):
         train(SHORT, few(), *tiny())
 
 
 def test_interrupt_in_calibration_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _interrupt_at(monkeypatch, 2)
+    interrupt_at(monkeypatch, 2)
     with pytest.raises(TrainingInterrupted, match=r"^Training was interrupted before its first step, and nothing was "
                                                   r"written: run the same command again$"):
         train(SHORT, few(), *tiny(), tmp_path)

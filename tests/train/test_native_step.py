@@ -105,6 +105,17 @@ class Network:
     def rectify(self) -> None:
         self.add(ops.Relu, self.end.shape)
 
+    def clip(self) -> None:
+        self.add(ops.ClippedRelu, self.end.shape, self.draw.integer(1, 6))
+
+    def concatenate(self) -> None:
+        """With another convolution of the same, or the same again."""
+        start = self.end
+        if self.draw.integer(0, 1):
+            weight = self.parameter("w", self.draw.integer(1, 3), start.shape[0], 1, 1)
+            self.add(ops.Conv2d, (weight.shape[0], *start.shape[1:]), weight, None, Window((1, 1)), 1)
+        self.add(ops.Concat, (self.end.shape[0] + start.shape[0], *start.shape[1:]), start)
+
     def pool(self) -> None:
         channels, *size = self.end.shape
         window = self.draw.window(pools=True) if self.draw.integer(0, 1) else Window((2, 2), (2, 2))
@@ -131,10 +142,10 @@ class Network:
 @draws
 def test_any_network(draw: Draw) -> None:
     network = Network(draw)
-    steps = [network.convolve, network.branch, network.rectify, network.pool]
+    steps = [network.convolve, network.branch, network.rectify, network.pool, network.clip, network.concatenate]
     network.convolve()
     for _ in range(draw.integer(0, 6)):
-        steps[draw.integer(0, 3)]()
+        steps[draw.integer(0, 5)]()
     if any(isinstance(op, ops.Conv2d) for op in network.made[-1:]):
         network.rectify()
     graph = network.finished()

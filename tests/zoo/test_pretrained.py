@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from bench import published
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
@@ -16,7 +16,7 @@ from espalier import zoo
 from espalier.data import normalise
 from espalier.errors import DataError
 from espalier.zoo import pretrained
-from espalier.zoo.pretrained import STANDARD_SCALE, PixelScale, for_classes, load, standardised
+from espalier.zoo.pretrained import STANDARD_SCALE, PixelScale, for_classes, load, standardised, without_background
 from espalier.zoo.squeezenet import SqueezeNet
 
 RANDOM = np.random.default_rng(0)
@@ -123,22 +123,7 @@ def test_squeezenet(tmp_path: Path) -> None:
 
 
 def tflite_arrays() -> Arrays:
-    """Asymmetric padding, groups, a residual, a mean, and a classifier of background and two classes."""
-    operators = [
-        {"op": "conv", "x": "image", "y": "a", "p": 0, "stride": [2, 2], "pad_lrtb": [0, 1, 0, 1], "groups": 1,
-         "act": "relu6", "wq": {"scale": [0.02], "zero_point": [120]}, "q": {"scale": 1.0}},
-        {"op": "conv", "x": "a", "y": "b", "p": 1, "stride": [1, 1], "pad_lrtb": [1, 1, 1, 1], "groups": 4,
-         "act": "none", "wq": {"scale": [0.01, 0.02, 0.03, 0.04], "zero_point": [100, 110, 120, 130]}},
-        {"op": "add", "x": "a", "x2": "b", "y": "c", "act": "relu"},
-        {"op": "avgpool", "x": "c", "y": "d", "kernel": [4, 4], "stride": [2, 2]},
-        {"op": "conv", "x": "d", "y": "e", "p": 2, "stride": [1, 1], "pad_lrtb": [0, 0, 0, 0], "groups": 1,
-         "act": "none", "wq": {"scale": [0.1], "zero_point": [128]}},
-        {"op": "reshape", "x": "e", "y": "f"}, {"op": "softmax", "x": "f", "y": "g"}]
-    image = {"name": "image", "shape_nhwc": [1, 8, 8, 3], "scale": 0.0078125, "zero_point": 128}
-    shapes = ((4, 3, 3, 3), (4, 1, 3, 3), (3, 4, 1, 1))
-    return {"graph": np.array(json.dumps({"input": image, "ops": operators, "info": {}})),
-            **{f"w{number}": pixels(*shape) for number, shape in enumerate(shapes)},
-            **{f"b{number}": RANDOM.normal(size=shape[0]).astype(np.float32) for number, shape in enumerate(shapes)}}
+    return published.tflite_arrays(RANDOM)
 
 
 def test_tflite(tmp_path: Path) -> None:
@@ -159,6 +144,16 @@ def test_tflite(tmp_path: Path) -> None:
     torch.testing.assert_close(network.logits(images).double(), expected, rtol=1e-4, atol=FLOAT32_TOLERANCE)
     assert [name for name, _ in network.module.named_parameters()] == [
         "conv0.weight", "conv0.bias", "conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"]
+
+
+def test_without_background(tmp_path: Path) -> None:
+    network = load(save(tmp_path / "mobile.npz", tflite_arrays()))
+    classes = without_background(network)
+    images = pixels(2, 3, 8, 8)
+    assert classes.first_class == 0 and classes.module.conv2.out_channels == 2
+    assert torch.equal(classes.logits(images), network.logits(images)) and classes.logits(images).shape == (2, 2)
+    assert network.module.conv2.out_channels == 3 and without_background(classes) is classes
+    assert for_classes(classes, 2, 0) is classes
 
 
 def test_image_shape_wrong(tmp_path: Path) -> None:

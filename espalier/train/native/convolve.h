@@ -18,6 +18,7 @@ struct View {
     int64_t plane, row;
 
     int16_t* at(int64_t channel, int64_t y, int64_t x) const { return words + channel * plane + y * row + x * LANES; }
+    View from(int64_t channel) const { return words ? View{at(channel, 0, 0), plane, row} : View{}; }
 };
 
 // How a window walks over a map.
@@ -129,14 +130,15 @@ struct Bounds {
 // Everything that the tiles of a chunk share: ``source`` at the window's first place, and what becomes of the sums.
 struct Job {
     const Window& window;
-    View source, target, mask;  // words pass where the mask is positive, everywhere where it has no words
+    View source, target, mask;  // words pass where the mask is in 1..mask_high, everywhere where it has no words
+    int16_t mask_high;
     const int64_t* bias;
     Rounding rounding;
     Words* most;  // raised to the magnitudes of the words written
 };
 
 inline void put(const Job& job, int64_t o, int64_t y, int64_t x, Words words) {
-    if (job.mask.words) words &= load(job.mask.at(o, y, x)) > 0;
+    if (job.mask.words) words &= passes(load(job.mask.at(o, y, x)), job.mask_high);
     *job.most = larger(*job.most, words);
     store(job.target.at(o, y, x), words);
 }

@@ -58,13 +58,15 @@ struct Wide {
 // Where results go, and what becomes of them on the way.
 struct Sink {
     View target, mask;
+    int16_t mask_high;
     Words* most;
 
     void operator()(int64_t c, int64_t y, int64_t x, Words words) const {
-        if (mask.words) words &= load(mask.at(c, y, x)) > 0;
+        if (mask.words) words &= passes(load(mask.at(c, y, x)), mask_high);
         *most = larger(*most, words);
         store(target.at(c, y, x), words);
     }
+    Sink from(int64_t channel) const { return {target.from(channel), mask.from(channel), mask_high, most}; }
 };
 
 inline void max_pool(const Pool& p, const Map& map, const View& source, const Map& out, const Rounding& r, bool same,
@@ -138,7 +140,7 @@ inline void average_pool_gradient(const Pool& p, const Map& map, const Map& out,
     }
 }
 
-// a << shift_a, plus b << shift_b where b has words, rounded; ``same``: the words of a are the result.
+// a << shift_a, plus b << shift_b where b has words, rounded; ``same``: the words of a are the result. ``map``: of both.
 inline void combine(const Map& map, const View& a, int64_t shift_a, const View& b, int64_t shift_b, const Rounding& r,
                     bool same, const Sink& sink) {
     for (int64_t c = 0; c < map.channels; c++)
@@ -153,6 +155,13 @@ inline void combine(const Map& map, const View& a, int64_t shift_a, const View& 
                 if (b.words) sum.add(load(b.at(c, y, x)), shift_b);
                 sink(c, y, x, sum.words(r));
             }
+}
+
+// The channels of a << shift_a, rounded, then those of b << shift_b.
+inline void concat(const Map& map, const View& a, int64_t shift_a, const Map& other, const View& b, int64_t shift_b,
+                   const Rounding& r, bool same, const Sink& sink) {
+    combine(map, a, shift_a, {}, 0, r, same, sink);
+    combine(other, b, shift_b, {}, 0, r, same, sink.from(map.channels));
 }
 
 // Puts steps between the pixels; what lies between stays as it is, zero.

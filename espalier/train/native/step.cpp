@@ -11,12 +11,14 @@ namespace {
 
 enum Kind : int64_t {
     CONVOLVE, WEIGHT_GRADIENT, BIAS_GRADIENT, MAX_POOL, MAX_POOL_GRADIENT, AVERAGE_POOL, AVERAGE_POOL_GRADIENT, COMBINE,
-    SPREAD
+    SPREAD, CONCAT
 };
 
 struct Operation {
     Kind kind;
     int64_t source, second, mask, target;  // maps; -1 for none
+    int64_t mask_high;                     // the largest word of the mask that lets a gradient pass
+    int64_t first;                         // channel of the source to begin with
     Window window;
     int64_t pad_y, pad_x;                  // of the window, at the top left
     int64_t turned;                        // BP: weights with the roles of channels swapped, taps in reverse
@@ -173,16 +175,17 @@ private:
 
     void step(const Operation& op, const Ready& made, Worker& worker, int64_t chunk) const {
         const Map& map = program.maps[op.source];
-        const View source = at(worker, chunk, op.source), second = at(worker, chunk, op.second);
+        const View source = at(worker, chunk, op.source).from(op.first), second = at(worker, chunk, op.second);
         const View origin{source.at(0, -op.pad_y, -op.pad_x), source.plane, source.row};
         const View target = at(worker, chunk, op.target), mask = at(worker, chunk, op.mask);
         const int64_t most = magnitude(chunk, op.source);
         GradientSums& sums = worker.sums[&op - begin];
         Words seen{};
-        const Sink sink{target, mask, &seen};
+        const auto mask_high = static_cast<int16_t>(op.mask_high);
+        const Sink sink{target, mask, mask_high, &seen};
         switch (op.kind) {
             case CONVOLVE:
-                (*made.convolution)({op.window, origin, target, mask, nullptr, op.rounding, &seen}, most);
+                (*made.convolution)({op.window, origin, target, mask, mask_high, nullptr, op.rounding, &seen}, most);
                 break;
             case WEIGHT_GRADIENT:
                 return add_weight_gradients(op.window, *made.gradients, origin, second, most,
@@ -199,7 +202,11 @@ private:
                 average_pool_gradient(op.pool, program.maps[op.target], map, source, op.reciprocal, op.rounding, sink);
                 break;
             case COMBINE:
-                combine(map, source, op.shift, second, op.second_shift, op.rounding, op.same, sink);
+                combine(program.maps[op.target], source, op.shift, second, op.second_shift, op.rounding, op.same, sink);
+                break;
+            case CONCAT:
+                concat(map, source, op.shift, program.maps[op.second], second, op.second_shift, op.rounding, op.same,
+                       sink);
                 break;
             case SPREAD: spread(map, source, op.window.stride_y, op.window.stride_x, sink); break;
         }

@@ -80,6 +80,9 @@ inline Words limit(Words v, int16_t low, int16_t high) {
     return v > highest ? highest : v;
 }
 
+// All ones where a mask's word is in 1..high.
+inline Words passes(Words mask, int16_t high) { return (mask > 0) & (mask <= Words{} + high); }
+
 inline int64_t total(Sums v) {
     int64_t sum = 0;
     for (int k = 0; k < LANES / 2; k++) sum += v[k];
