@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import Machine
 from espalier.gateware.layouts import values_layout
+from espalier.gateware.multiplier import Multiplier
 
 
 class Lattice(wiring.Component):
@@ -49,22 +50,20 @@ class Lattice(wiring.Component):
         held = [[Signal(signed(machine.acc_bits), name=f"held_{row}_{lane}") for lane in range(machine.lanes)]
                 for row in range(machine.rows)]
         for lane in range(machine.lanes):
-            x = Signal(signed(machine.word_bits), name=f"x_{lane}")
-            m.d.sync += x.eq(self.x[lane])
             for row in range(machine.rows):
                 following = held[row + 1][lane] if row + 1 < machine.rows else 0
-                self._cell(m, row, lane, x, last, clear, held[row][lane], following)
+                self._cell(m, row, lane, last, clear, held[row][lane], following)
             m.d.comb += self.row[lane].eq(held[0][lane])
         return m
 
-    def _cell(self, m: Module, row: int, lane: int, x: Signal, last: Signal, clear: Signal, held: Signal,
+    def _cell(self, m: Module, row: int, lane: int, last: Signal, clear: Signal, held: Signal,
               following: Signal | int) -> None:
         name = f"{row}_{lane}"
-        b = Signal(signed(self.machine.word_bits), name=f"b_{name}")
-        product = Signal(signed(2 * self.machine.word_bits), name=f"product_{name}")
+        m.submodules[f"multiplier_{name}"] = multiplier = Multiplier(self.machine.word_bits)
         acc = Signal(signed(self.machine.acc_bits), name=f"acc_{name}")
         total = Signal(signed(self.machine.acc_bits), name=f"total_{name}")
-        m.d.comb += total.eq(acc + product)
-        m.d.sync += [b.eq(self.b[row][lane]), product.eq(x * b), acc.eq(total), held.eq(Mux(last, total, following))]
+        m.d.comb += [multiplier.x.eq(self.x[lane]), multiplier.y.eq(self.b[row][lane]),
+                     total.eq(acc + multiplier.product)]
+        m.d.sync += [acc.eq(total), held.eq(Mux(last, total, following))]
         with m.If(clear):
             m.d.sync += acc.eq(0)

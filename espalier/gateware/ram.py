@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import resources
-
 from amaranth.hdl import ClockSignal, Instance, Module, Shape, ShapeCastable
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from espalier.gateware.target import VerilogTarget
 from espalier.program.words import bits_for
-
-
-class VerilogTarget:
-    """The platform under which memories become instances of the modules of ``ram.v``.
-
-    Amaranth writes one line for each word of a memory, into Verilog and before it; a memory that the
-    host fills needs none. Simulation in Python keeps Amaranth's own memories.
-    """
-
-
-def ram_verilog() -> str:
-    """The source of those modules."""
-    return resources.files("espalier.gateware").joinpath("ram.v").read_text()
 
 
 class Ram(wiring.Component):

@@ -13,7 +13,7 @@ from amaranth.lib import wiring
 from espalier.arch.machine import Machine
 from espalier.errors import ToolError
 from espalier.gateware.accelerator import Accelerator
-from espalier.gateware.ram import VerilogTarget, ram_verilog
+from espalier.gateware.target import VerilogTarget, verilog_modules
 
 TOP = "espalier"
 
@@ -52,4 +52,4 @@ def component_verilog(component: wiring.Component, name: str) -> str:
                           capture_output=True, text=True, check=False)
     if done.returncode:
         raise ToolError(f"Yosys could not write Verilog for {name}: {done.stderr.strip()[-500:]}")
-    return done.stdout + ram_verilog()
+    return done.stdout + verilog_modules()

@@ -23,7 +23,7 @@ from espalier.targets import Device
 
 LEAST_SHARE = 0.5  #: of the part's multipliers that the lattice takes, for a floorplan to be made
 
-_OPERAND = re.compile(r"lattice\.b_(\d+)_(\d+)")
+_MULTIPLIER = re.compile(r"lattice\.multiplier_(\d+)_(\d+)\..*")
 _GRADIENTS = re.compile(r"gradients.*\.bank_(\d+)\..*\.(\d+)")
 _ACTIVATIONS = re.compile(r"activations\..*\bbanks\[(\d+)\].*\.(\d+)")
 
@@ -79,16 +79,9 @@ def floorplan(netlist: Mapping[str, Any], device: Device) -> dict[str, str]:
 
 
 def _multipliers(module: Mapping[str, Any]) -> list[Wish]:
-    """The multiplier of each row and lane: the one that reads the weight register of that row and lane."""
-    registers = {bit: tuple(map(int, found.groups())) for name, net in module["netnames"].items()
-                 if (found := _OPERAND.fullmatch(name)) for bit in net["bits"] if isinstance(bit, int)}
-    cells = {}
-    for name, cell in module["cells"].items():
-        if cell["type"] == "MULT18X18D":
-            bits = (bit for pins in cell["connections"].values() for bit in pins)
-            place = next((registers[bit] for bit in bits if bit in registers), None)
-            if place is not None:
-                cells[name] = place
+    """The multiplier of each row and lane."""
+    cells = {name: tuple(map(int, found.groups())) for name, cell in module["cells"].items()
+             if cell["type"] == "MULT18X18D" and (found := _MULTIPLIER.fullmatch(name))}
     rows, lanes = (1 + max((place[axis] for place in cells.values()), default=0) for axis in (0, 1))
     return [Wish(name, (lane + 0.5) / lanes, (row + 2 / 3) / rows) for name, (row, lane) in cells.items()]
 

@@ -16,6 +16,9 @@ from espalier.records import Figure, Provenance
 from espalier.synth.tool import Tool, find_tool, publish, run_tool, scratch_directory
 
 YOSYS_FLOOR = (0, 23)  #: the oldest Yosys that the Verilog and the statistics are tested with
+#: The last part of the synthesis commands without their check of the hierarchy: it reads a flattened module once more
+#: when it holds a cell of the part that the Verilog names, and then misses the modules that were flattened into it.
+_CHECK = ("autoname", "check -noinit", "blackbox =A:whitebox")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*")
 
 
@@ -141,9 +144,9 @@ def synthesise(verilog: Path, top: str, output: Path, *, architecture: Architect
 def _script(top: str, architecture: Architecture, parameters: Mapping[str, int], names: list[str]) -> str:
     netlist_json, netlist_verilog, statistics = names
     set_parameters = [f"chparam -set {name} {value} {top}" for name, value in sorted(parameters.items())]
-    return "; ".join(["read_verilog design.v", *set_parameters, f"{architecture.value} -top {top}",
-                      f"write_json {netlist_json}", f"write_verilog -noattr {netlist_verilog}",
-                      f"tee -o {statistics} stat -json"])
+    return "; ".join([f"read_verilog -D{architecture.name} design.v", *set_parameters,
+                      f"{architecture.value} -top {top} -run :check", *_CHECK, f"write_json {netlist_json}",
+                      f"write_verilog -noattr {netlist_verilog}", f"tee -o {statistics} stat -json"])
 
 
 def parse_statistics(text: str) -> tuple[tuple[str, int], ...]:

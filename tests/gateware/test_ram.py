@@ -6,7 +6,8 @@ from amaranth.hdl import signed
 from bench.simulation import simulate
 
 from espalier.errors import ToolError
-from espalier.gateware.ram import BankedRam, ram_verilog
+from espalier.gateware.ram import BankedRam
+from espalier.gateware.target import verilog_modules
 from espalier.synth.tool import find_tool, run_tool
 from espalier.synth.yosys import YOSYS_FLOOR
 
@@ -83,9 +84,9 @@ def prove(folder: Path, source: str, depth: int, address_bits: int) -> None:
 
 @pytest.mark.parametrize(("depth", "address_bits"), [(3, 2), (4, 2), (11, 4), (16, 4)])
 def test_what_is_simulated_is_what_is_synthesised(tmp_path, depth, address_bits):
-    prove(tmp_path, ram_verilog(), depth, address_bits)
+    prove(tmp_path, verilog_modules(), depth, address_bits)
 
 
 def test_the_proof_finds_a_difference(tmp_path):
     with pytest.raises(ToolError):
-        prove(tmp_path, ram_verilog().replace("asked == bank", "asked <= bank"), 11, 4)
+        prove(tmp_path, verilog_modules().replace("asked == bank", "asked <= bank"), 11, 4)
