@@ -94,7 +94,7 @@ def round_ticks(low: float, high: float, count: int) -> tuple[float, ...]:
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next((step * magnitude for step in (1, 2, 5) if step * magnitude >= raw * (1 - 1e-9)), 10 * magnitude)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return tuple(float(f"{index * step:.10g}") for index in range(first, last + 1))
+    return tuple(float(f"{index * step:.15g}") for index in range(first, last + 1))
 
 
 def accuracy_chart(epochs: Sequence[Epoch], baseline: float | None) -> LineChart | None:

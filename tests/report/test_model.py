@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from espalier.errors import DataError
@@ -111,6 +111,7 @@ def test_bar_charts_by_hand():
 
 @settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+@example(1e6, 2.0 ** -9)
 def test_ticks_span_the_range(low, extent):
     ticks = round_ticks(low, low + extent, 5)
     assert 2 <= len(ticks) <= 8 and list(ticks) == sorted(set(ticks))
