@@ -16,7 +16,7 @@ from espalier.synth.timing import CriticalPath, clock_name
 from espalier.synth.tool import Tool, find_tool, publish, run_tool, scratch_directory
 from espalier.targets import ECP5_85F, Device, Family
 
-NEXTPNR_FLOOR = (0, 5)   #: the oldest nextpnr whose report has the fields that are read here
+NEXTPNR_FLOOR = (0, 9)   #: the oldest nextpnr taken: its report has the fields read here, and it has all placers
 ECPPACK_FLOOR = (1, 0)
 #: Bel types that people ask about; the report keeps every type that is used at all.
 _ALWAYS_SHOWN = ("TRELLIS_COMB", "TRELLIS_FF", "MULT18X18D", "DP16KD", "TRELLIS_RAMW", "TRELLIS_IO")
@@ -31,6 +31,16 @@ class Router(Enum):
 
     ROUTER1 = "router1"
     ROUTER2 = "router2"
+
+
+class Placer(Enum):
+    """Placers of nextpnr: the first packs what is connected, the second also spreads cells where wires would crowd.
+
+    The second is slower, and the clock a little lower; on a design that fills a part it is what makes it routable.
+    """
+
+    HEAP = "heap"
+    STATIC = "static"
 
 
 class Pins(Enum):
@@ -52,8 +62,9 @@ class RouteOptions:
         The clock to aim for. Missing it is reported, not an error.
     seed : int
         Of the placer; equal seeds give equal results with one version of the tool.
+    placer : Placer or None
     router : Router or None
-        Which router runs. None is the second for a lattice that gets a floorplan, the first for all else.
+        Which placer and router run. None is the second for a lattice that gets a floorplan, the first for all else.
     pins : Pins or Path
         What becomes of the ports, or an LPF constraint file (ports it leaves out stay free).
     """
@@ -61,6 +72,7 @@ class RouteOptions:
     device: Device = ECP5_85F
     frequency_mhz: float = 100.0
     seed: int = 1
+    placer: Placer | None = None
     router: Router | None = None
     pins: Pins | Path = Pins.FREE
 
@@ -189,10 +201,11 @@ def place_and_route(netlist: Path, output: Path, options: RouteOptions | None = 
     names = ["route.json"] if options.pins is Pins.OUT_OF_CONTEXT else ["route.json", "design.config"]
     with scratch_directory(output) as scratch:
         planned = _write_floorplanned(netlist, scratch / "netlist.json", options.device)
+        placer = options.placer or (Placer.STATIC if planned else Placer.HEAP)
         router = options.router or (Router.ROUTER2 if planned else Router.ROUTER1)
         if isinstance(options.pins, Path):
             shutil.copyfile(options.pins, scratch / "pins.lpf")
-        run_tool(tool, _arguments(options, router, names), directory=scratch, log=output / "nextpnr.log",
+        run_tool(tool, _arguments(options, placer, router, names), directory=scratch, log=output / "nextpnr.log",
                  timeout_seconds=timeout_seconds)
         result = parse_report((scratch / "route.json").read_text(), options.device.name, str(tool))
         publish(scratch, output, names)
@@ -219,12 +232,12 @@ def _write_floorplanned(netlist: Path, output: Path, device: Device) -> bool:
     return True
 
 
-def _arguments(options: RouteOptions, router: Router, names: list[str]) -> list[str]:
+def _arguments(options: RouteOptions, placer: Placer, router: Router, names: list[str]) -> list[str]:
     device = options.device
     size = device.part.removeprefix("LFE5U-").removesuffix("F")
     arguments = ["--json", "netlist.json", f"--{size}k", "--package", device.package, "--speed", device.speed,
-                 "--freq", f"{options.frequency_mhz:g}", "--seed", str(options.seed), "--router", router.value,
-                 "--timing-allow-fail", "--report", "route.json"]
+                 "--freq", f"{options.frequency_mhz:g}", "--seed", str(options.seed), "--placer", placer.value,
+                 "--router", router.value, "--timing-allow-fail", "--report", "route.json"]
     if "design.config" in names:
         arguments += ["--textcfg", "design.config"]
     if options.pins is Pins.OUT_OF_CONTEXT:

@@ -98,7 +98,7 @@ def test_names_are_read_back():
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"fmax": {"a": 1}, "utilization": {}, "critical_paths": []}',
                                   json.dumps(REPORT).replace("setup", "warp")])
 def test_report_wrong(text):
-    with pytest.raises(ToolError, match=r"^The report of nextpnr cannot be read: .*version 0\.5 or newer\?$"):
+    with pytest.raises(ToolError, match=r"^The report of nextpnr cannot be read: .*version 0\.9 or newer\?$"):
         parse_report(text, "ecp5-85f", "nextpnr 0.11")
 
 
