@@ -22,6 +22,7 @@ from espalier.gateware.update_unit import UpdateUnit
 from espalier.numerics.update import GRADIENT_BITS
 from espalier.program.words import Opcode, bits_for
 
+WRITE_CYCLES = 1   #: from what writes a memory to the memory's port
 RESET_CYCLES = 64  #: how long to hold reset, for what is in flight to run out
 
 
@@ -35,7 +36,7 @@ class Accelerator(wiring.Component):
     -------
     write_valid, write_ready, write : host writes, see program.words.Space
     read_address, read_data : host reads, data gateware.host.READ_CYCLES later
-    busy : a program is running
+    busy : a program is running; from the second cycle after its start word was taken
     position : number of the command in force (for measuring)
     issuing : a step left the issuer in the cycle before (for measuring)
     gradient_valid, gradient_address, gradient : each weight's gradient as it meets its master (for verifying)
@@ -55,8 +56,8 @@ class Accelerator(wiring.Component):
         tree, update = LaneTree(machine), UpdateUnit(
             word_bits=machine.word_bits, depth=machine.master_depth, sum_bits=machine.sum_bits, groups=machine.groups)
         sums = Operands.latency_cycles + Lattice.latency_cycles + machine.rows - 1  # cycles to the last row
-        self.sequencer = Sequencer(machine, drain_cycles=sums + Drain.latency_cycles,
-                                   update_cycles=sums + tree.latency_cycles + update.latency_cycles)
+        self.sequencer = Sequencer(machine, drain_cycles=sums + Drain.latency_cycles + WRITE_CYCLES,
+                                   update_cycles=sums + tree.latency_cycles + update.latency_cycles + WRITE_CYCLES)
         self.writer, self.reader = HostWriter(machine), HostReader(machine)
         self.front, self.operands = Front(machine), Operands(machine)
         self.activations = BankedRam(vector_layout(machine), machine.activation_depth)
@@ -87,8 +88,10 @@ class Accelerator(wiring.Component):
         cycles = Signal(32)
         clear = writer.start & writer.start_word.clear
         m.d.sync += cycles.eq(Mux(clear, 0, cycles + sequencer.busy))
+        with m.If(self.write_ready):
+            m.d.sync += [writer.valid.eq(self.write_valid), writer.write.eq(self.write)]
         m.d.comb += [
-            writer.valid.eq(self.write_valid), self.write_ready.eq(writer.ready), writer.write.eq(self.write),
+            self.write_ready.eq(~writer.valid | writer.ready),
             sequencer.start.eq(writer.start), sequencer.word.eq(writer.start_word),
             sequencer.write_en.eq(writer.program_en), sequencer.write_address.eq(writer.item),
             sequencer.write_data.eq(writer.command), self.busy.eq(sequencer.busy),
@@ -136,9 +139,10 @@ class Accelerator(wiring.Component):
             with m.Default():
                 m.d.sync += memory.read_address.eq(self.operands.activation_address)
         engine = drain.activation_write
-        m.d.comb += [
-            self.operands.activation.eq(memory.read_data), drain.mask.eq(memory.read_data),
-            writer.blocked.eq(engine), memory.write_en.eq(engine | writer.activation_en),
+        m.d.comb += [self.operands.activation.eq(memory.read_data), drain.mask.eq(memory.read_data),
+                     writer.blocked.eq(engine)]
+        m.d.data += [
+            memory.write_en.eq(engine | writer.activation_en),
             memory.write_address.eq(Mux(engine, drain.write.out, writer.item)),
             memory.write_data.eq(Mux(engine, drain.write_data.as_value(), writer.vector.as_value()))]
 
@@ -151,12 +155,13 @@ class Accelerator(wiring.Component):
         losing = Signal()
         m.d.sync += losing.eq(self.command.opcode == Opcode.LOSS)
         with m.If(losing):
-            m.d.comb += [memory.write_en.eq(loss.out_valid), memory.write_bank.eq(loss.out_class[:bank_bits]),
+            m.d.data += [memory.write_en.eq(loss.out_valid), memory.write_bank.eq(loss.out_class[:bank_bits]),
                          memory.write_address.eq(self.command.out_base + (loss.out_class >> bank_bits))]
             for lane in range(self.machine.lanes):
-                m.d.comb += memory.write_data[lane].value.eq(loss.out_vector[lane])
+                word = memory.write_data[lane]
+                m.d.data += [word.value.eq(loss.out_vector[lane]), word.code.eq(0)]
         with m.Else():
-            m.d.comb += [memory.write_en.eq(drain.gradient_write), memory.write_bank.eq(drain.write.row),
+            m.d.data += [memory.write_en.eq(drain.gradient_write), memory.write_bank.eq(drain.write.row),
                          memory.write_address.eq(drain.write.out), memory.write_data.eq(drain.write_data)]
 
     def _weight_memory(self, m: Module) -> None:
@@ -164,8 +169,9 @@ class Accelerator(wiring.Component):
         memory, update, writer = self.weights, self.update, self.writer
         bank_bits = (self.machine.rows - 1).bit_length()
         place = Mux(update.out_valid, update.out_address, writer.item)
-        m.d.comb += [
-            memory.read_addresses.eq(self.operands.weight_addresses), self.operands.weights.eq(memory.read_data),
+        m.d.comb += [memory.read_addresses.eq(self.operands.weight_addresses),
+                     self.operands.weights.eq(memory.read_data)]
+        m.d.data += [
             memory.write_en.eq(update.out_valid | writer.weight_en), memory.write_bank.eq(place[:bank_bits]),
             memory.write_address.eq(place >> bank_bits),
             memory.write_data.eq(Mux(update.out_valid, update.out_weight, writer.write.data.as_signed()))]

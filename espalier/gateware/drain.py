@@ -129,31 +129,37 @@ class Drain(wiring.Component):
             word, seen = requantizer.o[lane], self.mask[lane]
             dead = command.rectify & (Mux(forward, word, seen.value) <= 0)
             m.d.sync += [result[lane].value.eq(Mux(dead, 0, word)), result[lane].code.eq(Mux(forward, 0, seen.code))]
-        self._pool(m, items[narrow], items[narrow + 1], result, forward)
+        self._pool(m, items[narrow - 1:], result, forward)
         return m
 
-    def _pool(self, m: Module, coming: data.View, item: data.View, result: data.View, forward: Signal) -> None:
+    def _pool(self, m: Module, items: list[data.View], result: data.View, forward: Signal) -> None:
         """Keep the largest of a window's four vectors; write with the fourth.
 
         What is kept of a row is read while its next ``result`` is ``coming``, and the winner written a cycle after
-        it is known; a result that follows at once on one of the same row meets that one's winner.
+        it is known; a result that follows at once on one of the same row meets that one's winner. What an item is
+        there for is found out a cycle before it is there.
         """
         command, machine = self.command, self.machine
+        before_coming, coming, item = items
         m.submodules.best = best = Memory(shape=vector_layout(machine), depth=max(2, machine.rows), init=[])
         read, write = best.read_port(domain="comb"), best.write_port()
-        kept, pooling, at_once = Signal(vector_layout(machine)), Signal(), Signal()
+        kept = Signal(vector_layout(machine))
+        pooling, at_once, meets, begins, complete = (
+            Signal(name=name) for name in ("pooling", "at_once", "meets", "begins", "complete"))
         m.d.sync += [
             pooling.eq(command.pool_out & forward), at_once.eq(item.valid & (item.row == coming.row)),
-            kept.eq(Mux(write.en & (write.addr == coming.row), self.write_data.as_value(), read.data.as_value()))]
+            meets.eq(item.valid & pooling & (item.row == before_coming.row)),
+            begins.eq(~pooling | (coming.window == 0)),
+            complete.eq(coming.valid & (~pooling | (coming.window == 3))),
+            kept.eq(Mux(meets, self.write_data.as_value(), read.data.as_value()))]
         for lane in range(machine.lanes):
             word, old, late = result[lane], kept[lane], self.write_data[lane]
             before = Signal(word_layout(machine), name=f"before_{lane}")
-            wins = ~pooling | (item.window == 0) | Mux(at_once, word.value > late.value, word.value > old.value)
+            wins = begins | Mux(at_once, word.value > late.value, word.value > old.value)
             code = Mux(pooling, item.window, word.code)
             m.d.comb += before.eq(Mux(at_once, late.as_value(), old.as_value()))
             m.d.sync += [late.value.eq(Mux(wins, word.value, before.value)),
                          late.code.eq(Mux(wins, code, before.code))]
-        complete = item.valid & (~pooling | (item.window == 3))
         m.d.comb += [read.addr.eq(coming.row), write.addr.eq(self.write.row), write.data.eq(self.write_data),
                      write.en.eq(self.write.valid & pooling)]
         m.d.sync += [self.activation_write.eq(complete & forward), self.write.eq(item),

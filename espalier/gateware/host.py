@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Module, Signal, signed
+from amaranth.hdl import Array, Cat, Module, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import Machine
 from espalier.gateware.layouts import command_layout, entry_layout, struct, vector_layout
-from espalier.gateware.operands import probe_layout
+from espalier.gateware.operands import Operands, probe_layout
 from espalier.program.words import (
     BUS_BITS,
     SPACE_SHIFT,
@@ -21,7 +21,9 @@ from espalier.program.words import (
     vector_words,
 )
 
-READ_CYCLES = 8  #: cycles from a new read address to its data, at most
+READ_CYCLES = Operands.probe_cycles + 4  #: cycles from a new read address to its data, at most
+
+NEIGHBOURS = 4   #: lanes that a read chooses among in one cycle
 
 WRITE = data.StructLayout({"address": 32, "data": BUS_BITS})
 
@@ -98,9 +100,7 @@ class HostReader(wiring.Component):
         m.d.sync += Cat(offset, space).eq(self.address)
         lane_bits, bank_bits = lane_stride(machine).bit_length() - 1, (machine.rows - 1).bit_length()
         lane, vector = offset[:lane_bits], offset[lane_bits:]
-        word = Signal(vector_layout(machine).elem_shape.size)
-        m.d.sync += word.eq(self.vector.as_value().word_select(lane, len(word)) if lane_bits else
-                            self.vector.as_value())
+        word = self._chosen(m, lane)
         m.d.comb += [self.probe.active.eq(~self.busy), self.probe.column.eq(offset[bank_bits:]),
                      self.probe.gradient.eq(space == Space.GRADIENTS),
                      self.update_address.eq(offset), self.update_momentum.eq(space == Space.MOMENTA)]
@@ -125,3 +125,13 @@ class HostReader(wiring.Component):
             with m.Case(Space.MASTERS, Space.MOMENTA):
                 m.d.sync += self.data.eq(self.update_word)
         return m
+
+    def _chosen(self, m: Module, lane: Value) -> Signal:
+        """The lane's word of ``vector``, two cycles later: first one of each few neighbours, then one of those."""
+        bits = vector_layout(self.machine).elem_shape.size
+        lanes, word = self.vector.as_value(), Signal(bits)
+        groups = [lanes[first: first + NEIGHBOURS * bits] for first in range(0, len(lanes), NEIGHBOURS * bits)]
+        few = Signal(bits * len(groups))
+        m.d.sync += [few.eq(Cat(group.word_select(lane[:2], bits) for group in groups)),
+                     word.eq(few.word_select(lane[2:], bits))]
+        return word

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Array, C, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -27,7 +27,7 @@ class Operands(wiring.Component):
     counts only at the position that its code names.
 
     Cycle 1: coordinates; 2: products; 3: addresses; 4: the memories' address registers; 5: in the memories; 6: their
-    data registers; 7: one bank, one rotation. WU's gradients skip the last and are read a cycle later.
+    data registers; 7 and 8: one bank, one rotation. WU's gradients skip the last two and are read two cycles later.
 
     Members
     -------
@@ -43,10 +43,11 @@ class Operands(wiring.Component):
     done : Out
         The step whose operands these are.
     probed_vector, probed_weight : Out
-        What ``probe`` found, from 5 cycles after it came; it has to be held so long.
+        What ``probe`` found, from :attr:`probe_cycles` after it came; it has to be held so long.
     """
 
-    latency_cycles = 7
+    latency_cycles = 8
+    probe_cycles = 6
 
     def __init__(self, machine: Machine):
         self.machine = machine
@@ -75,12 +76,9 @@ class Operands(wiring.Component):
         bank = Signal((self.machine.rows - 1).bit_length())  # cycle 6
         m.d.sync += bank.eq(Mux(self.probe.active, self.probe.bank, steps[5].term))
         turned = self._weights(m, steps[3], bank)
-        source = Signal(vector_layout(self.machine))
-        m.d.sync += source.eq(self.activation)
-        with m.If(from_gradients):
-            m.d.sync += source.eq(self.gradients[bank] if self.machine.rows > 1 else self.gradients[0])
-        self._operands(m, steps[7], source, turned)
-        m.d.comb += [self.done.eq(steps[7]), self.last.eq(steps[7].last), self.probed_vector.eq(source),
+        source, passes = self._source(m, steps[7], bank, from_gradients)
+        self._operands(m, steps[7], source, passes, turned)
+        m.d.comb += [self.done.eq(steps[8]), self.last.eq(steps[8].last), self.probed_vector.eq(source),
                      self.probed_weight.eq(turned[0])]
         return m
 
@@ -93,9 +91,9 @@ class Operands(wiring.Component):
                      alternate.eq(Mux(self.parity, command.alternate, 0)),
                      pitch.eq(Mux(self.backward, command.gradient_x, command.source_x))]
         y, x, tile_y, tile_x = (Signal(COORDINATE_BITS, name=name) for name in ("y", "x", "tile_y", "tile_x"))
-        base, row, column, gradient_row, gradient_column, address, gradient_address, late = (
+        base, row, column, gradient_row, gradient_column, address, gradient_address, late, later = (
             Signal(bits, name=name) for name in ("base", "row", "column", "gradient_row", "gradient_column", "address",
-                                                 "gradient_address", "late"))
+                                                 "gradient_address", "late", "later"))
         m.d.sync += [
             y.eq(Mux(halve_source, step.y >> 1, step.y)), x.eq(Mux(halve_source, step.x >> 1, step.x)),
             tile_y.eq(step.tile.y >> command.pool_source), tile_x.eq(step.tile.x >> command.pool_source),
@@ -105,32 +103,55 @@ class Operands(wiring.Component):
             gradient_row.eq(tile_y * command.gradient_x), gradient_column.eq(then.tile.out + tile_x),
             address.eq(Mux(self.probe.active, self.probe.address, row + column)),
             gradient_address.eq(gradient_row + gradient_column), late.eq(gradient_address),
-            self.gradient_address.eq(Mux(self.update, late, address))]
+            later.eq(late), self.gradient_address.eq(Mux(self.update, later, address))]
         m.d.comb += self.activation_address.eq(address)
 
     def _weights(self, m: Module, early: data.View, turn: Signal) -> data.View:
-        """Banks' addresses a cycle after ``early``, and the words turned by ``turn`` places."""
-        rows = self.machine.rows
-        turned = Signal(data.ArrayLayout(signed(self.machine.word_bits), rows))
+        """Banks' addresses a cycle after ``early``, and the words turned by ``turn`` places in two cycles."""
+        rows, bits = self.machine.rows, (self.machine.rows - 1).bit_length()
+        nearly, turned = (Signal(data.ArrayLayout(signed(self.machine.word_bits), rows), name=name)
+                          for name in ("nearly_turned", "turned"))
+        rest = Signal(max(0, bits - 1))
+        m.d.sync += rest.eq(turn)
         for bank in range(rows):
-            offset = Signal(max(1, (rows - 1).bit_length()), name=f"offset_{bank}")
+            offset = Signal(max(1, bits), name=f"offset_{bank}")
             if rows > 1:
                 m.d.comb += offset.eq(Mux(self.backward, bank - early.term, early.term))
             m.d.sync += self.weight_addresses[bank].eq(
                 Mux(self.probe.active, self.probe.column, early.column + offset))
-            choice = (bank + turn)[: (rows - 1).bit_length()]
-            m.d.sync += turned[bank].eq(self.weights[choice] if rows > 1 else self.weights[0])
+            across = self.weights[(bank + rows // 2) % rows]
+            near = Array(nearly[(bank + places) % rows] for places in range(max(1, rows // 2)))
+            m.d.sync += [nearly[bank].eq(Mux(turn[-1], across, self.weights[bank]) if bits else self.weights[bank]),
+                         turned[bank].eq(near[rest])]
         return turned
 
-    def _operands(self, m: Module, step: data.View, source: data.View, turned: data.View) -> None:
-        command, unpool = self.command, Signal()
-        position, tile_position = Cat(step.x[0], step.y[0]), Cat(step.tile.x[0], step.tile.y[0])
-        m.d.sync += unpool.eq(command.pool_source & self.backward)
+    def _source(self, m: Module, step: data.View, bank: Signal, from_gradients: Signal) -> tuple[data.View, Signal]:
+        """The source vector in cycle 8, and the lanes in which it counts; ``step`` is in cycle 7, ``bank`` in 6."""
+        rows, vector = self.machine.rows, vector_layout(self.machine)
+        nearly = [Signal(vector, name=f"nearly_{half}") for half in range(2)]  # cycle 7: of either half of the banks
+        source, passes, second, unpool = Signal(vector), Signal(self.machine.lanes), Signal(), Signal()
+        halves = [self.gradients[Cat(bank[:-1], C(half, 1))] if rows > 1 else self.gradients[0] for half in range(2)]
+        m.d.sync += [
+            nearly[0].eq(halves[0]),
+            nearly[1].eq(Mux(from_gradients, halves[1].as_value(), self.activation.as_value())),
+            second.eq((bank[-1] if rows > 1 else 0) | ~from_gradients),
+            unpool.eq(self.command.pool_source & self.backward),
+            source.eq(Mux(second, nearly[1].as_value(), nearly[0].as_value()))]
+        position = Cat(step.x[0], step.y[0])
         for lane in range(self.machine.lanes):
-            passes = step.valid & (~unpool | (source[lane].code == position))
-            m.d.comb += self.x[lane].eq(Mux(step.one & step.valid, command.one.as_signed(),
-                                            Mux(passes, source[lane].value, 0)))
+            here = [half[lane].code == position for half in nearly]
+            m.d.sync += passes[lane].eq(step.valid & (~unpool | Mux(second, here[1], here[0])))
+        return source, passes
+
+    def _operands(self, m: Module, coming: data.View, source: data.View, passes: Signal, turned: data.View) -> None:
+        """``coming`` is in cycle 7, all else in 8."""
+        pooled, one, position = Signal(), Signal(), Signal(2)
+        m.d.sync += [pooled.eq(self.command.pool_source), one.eq(coming.one & coming.valid),
+                     position.eq(Cat(coming.tile.x[0], coming.tile.y[0]))]
+        for lane in range(self.machine.lanes):
+            m.d.comb += self.x[lane].eq(Mux(one, self.command.one.as_signed(),
+                                            Mux(passes[lane], source[lane].value, 0)))
             for row in range(self.machine.rows):
                 gradient = self.gradients[row][lane]
-                counts = ~command.pool_source | (gradient.code == tile_position)
+                counts = ~pooled | (gradient.code == position)
                 m.d.comb += self.b[row][lane].eq(Mux(self.update, Mux(counts, gradient.value, 0), turned[row]))

@@ -6,6 +6,7 @@ from bench.simulation import simulate
 
 from espalier.arch.machine import CODE_BITS, Machine
 from espalier.gateware.host import READ_CYCLES, HostReader, HostWriter
+from espalier.gateware.operands import Operands
 from espalier.gateware.update_unit import READ_CYCLES as UPDATE_READ_CYCLES
 from espalier.program.words import (
     BUS_BITS,
@@ -22,7 +23,6 @@ from espalier.program.words import (
     vector_words,
 )
 
-PROBE_CYCLES = 5  #: from a probe to what it finds, see Operands
 STROBES = {Space.PROGRAM: "program_en", Space.TABLE: "table_en", Space.INDEX: "index_en", Space.WEIGHTS: "weight_en",
            Space.MASTERS: "master_en", Space.MOMENTA: "momentum_en", Space.ACTIVATIONS: "activation_en"}
 SHAPES = [(1, 1), (2, 2), (4, 3), (2, 5), (1, 8)]
@@ -253,7 +253,7 @@ def read_words(machine, memories, addresses):
                 assert probe.active
                 probes.append({name: probe[name] for name in names})
                 updates.append((ctx.get(reader.update_momentum), ctx.get(reader.update_address)))
-                memories.answer(ctx, reader, probes[-1 - min(PROBE_CYCLES, len(probes) - 1)],
+                memories.answer(ctx, reader, probes[-1 - min(Operands.probe_cycles, len(probes) - 1)],
                                 updates[-1 - min(UPDATE_READ_CYCLES, len(updates) - 1)])
                 await ctx.tick()
             found.append(ctx.get(reader.data))

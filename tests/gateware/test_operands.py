@@ -15,7 +15,6 @@ from espalier.program.words import Opcode
 ROWS = [1, 2, 4]
 ACTIVATION_CYCLES, GRADIENT_CYCLES, WEIGHT_CYCLES = 3, 2, 2  #: from an address of the operands to its data
 ADDRESS_CYCLES = 4  #: from a step to the addresses of its weights
-PROBE_CYCLES = 5
 POOL = Window((2, 2), (2, 2))
 SIZE = (4, 6)     #: map
 CHANNELS = 5      #: of the activations
@@ -249,7 +248,7 @@ def test_probe_finds_a_word_of_any_memory(rows, memory):
         address = int(rng.integers(64 if memory == "gradients" else 256))
         probe = {"active": 1, "gradient": int(memory == "gradients"), "bank": bank, "column": column,
                  "address": address}
-        inputs += [{"probe": probe}] * (PROBE_CYCLES + 1)
+        inputs += [{"probe": probe}] * (Operands.probe_cycles + 1)
         vector = memories.gradients[bank, address] if memory == "gradients" else memories.activations[address]
         expected.append(int(memories.weights[bank, column]) if memory == "weights" else vector.tolist())
 
@@ -259,4 +258,4 @@ def test_probe_finds_a_word_of_any_memory(rows, memory):
         vector = ctx.get(bench.operands.probed_vector)
         return [[vector[lane].value, vector[lane].code] for lane in range(2)]
 
-    assert bench.run(inputs, observe)[PROBE_CYCLES::PROBE_CYCLES + 1] == expected
+    assert bench.run(inputs, observe)[Operands.probe_cycles::Operands.probe_cycles + 1] == expected
