@@ -1,7 +1,7 @@
 """What fixed point, pruning and the accumulation buffer cost and gain in accuracy.
 
-LeNet-5 on MNIST and Fashion-MNIST, CNN 1X on CIFAR-10, each in float32, in 16 bits, pruned to 10 % during
-training, and in 8 bits with and without the gradient accumulation buffer, all by the same loop:
+LeNet-5 on MNIST and Fashion-MNIST, CNN 1X on CIFAR-10, each in float32, in 16 bits, pruned to 10 % during training
+(CNN 1X also to 20 and 30 %), and in 8 bits with and without the gradient accumulation buffer, all by the same loop:
 
     python benchmarks/accuracy.py --data DATA --device cuda --jobs 12
 
@@ -65,6 +65,7 @@ class Variant:
     name: str
     quantise: Quantise | None
     magnitude: Magnitude | None = None
+    networks: tuple[str, ...] = ("lenet5", "cnn1x")
 
 
 NETWORK = Magnitude(density=DENSITY, scope=Scope.NETWORK)              # all weights compete
@@ -73,6 +74,8 @@ VARIANTS = (
     Variant("float32-dense", None),
     Variant("fixed16-dense", WIDE),
     Variant("fixed16-pruned90", WIDE, NETWORK),
+    Variant("fixed16-pruned70", WIDE, replace(NETWORK, density=0.3), ("cnn1x",)),
+    Variant("fixed16-pruned80", WIDE, replace(NETWORK, density=0.2), ("cnn1x",)),
     Variant("fixed16-pruned90-layers", WIDE, LAYERS),
     Variant("fixed16-pruned90-rows8", WIDE, replace(LAYERS, rows=8)),
     Variant("fixed8-pruned90", NARROW, NETWORK),
@@ -100,7 +103,7 @@ def jobs(options: argparse.Namespace) -> list[Job]:
             continue
         place = Place(given.get(task.data, task.data), options.data, options.images)
         for variant in VARIANTS:
-            if options.variants and variant.name not in options.variants:
+            if task.network not in variant.networks or variant.name not in (options.variants or [variant.name]):
                 continue
             for seed in options.seeds if task.network == "lenet5" else options.seeds[: options.long_seeds]:
                 found.append(Job(options.work / f"{task.network}-{task.data}-{variant.name}-{seed}",
