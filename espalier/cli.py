@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
@@ -193,24 +193,43 @@ def compress(
     seed: Annotated[int, typer.Option(help="Of the draw of the images.")] = 0,
     top: Annotated[int, typer.Option(help="An image is recognised by any of so many largest logits (Top-1, "
                                           "Top-5).")] = 1,
-    bits: Annotated[int | None, typer.Option(help="2..16: width of words, where the source is no checkpoint; default: "
-                                                  "16.")] = None,
+    bits: Annotated[int | None, typer.Option(help="2..16: width of words, where the source has none yet (ONNX, "
+                                                  "pretrained:NAME, a training in float32).")] = None,
+    bit_loss: Annotated[float | None, typer.Option(help="Give the weights of each layer the fewest bits with which at "
+                                                        "most so many accuracy points more are lost.")] = None,
+    evaluations: Annotated[int | None, typer.Option(help="Choices of widths to try for --bit-loss, at most.")] = None,
+    bias_bits: Annotated[int | None, typer.Option(help="2..16: width of biases; default: 16 in published networks, "
+                                                       "else as the layer's weights, as the engine needs.")] = None,
+    equalise: Annotated[bool | None, typer.Option("--equalise/--no-equalise", help="Scale channels so that narrow "
+                                                  "weights lose less; default: if it does better.")] = None,
+    test_images: Annotated[int | None, typer.Option(help="Of the test set, at most; default: all.")] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Prune a trained network without training it again: checkpoint and record."""
+    """Prune a trained network, or narrow its weights, without training it again: checkpoint and record."""
     steps = _steps()
-    request = flow.CompressRequest(method=method, density=density, loss=loss, block=block, images=images, data=data,
-                                   data_root=data_root, seed=seed, top=top, bits=bits)
+    request = flow.CompressRequest(
+        method=method, density=density, loss=loss, block=block, images=images, data=data, data_root=data_root,
+        seed=seed, top=top, bits=bits, bit_loss=bit_loss, evaluations=evaluations, bias_bits=bias_bits,
+        equalise=equalise, test_images=test_images)
     content = flow.compress_network(source, output_dir, request, dry_run=dry_run, steps=steps)
     if content is None:
         _done(steps, as_json, {}, ["dry run: nothing was compressed"])
         return
+    _done(steps, as_json, content, _compressed(content, top))
+
+
+def _compressed(content: dict[str, Any], top: int) -> list[str]:
+    """What compress tells people: what lives, how well it does, and in how many bits."""
     found = {figure["name"]: figure["value"] for figure in content["figures"]}
-    _done(steps, as_json, content,
-          [f"{content['chosen']}: {found['live weights']:,} weights live ({found['density']:.2%}), test accuracy"
-           f"{'' if top == 1 else f' (Top-{top})'} "
-           f"{found['test accuracy after']:.2%}, before {found['test accuracy before']:.2%}"])
+    lines = [f"{content['chosen'] or 'all that lived'}: {found['live weights']:,} weights live "
+             f"({found['density']:.2%}), test accuracy{'' if top == 1 else f' (Top-{top})'} "
+             f"{found['test accuracy after']:.2%}, before {found['test accuracy before']:.2%}"]
+    if "choices of widths tried" in found:
+        lines.append(f"{found['weight bits']:,} weight bits ({found['weight bits'] / found['live weights']:.2f} a live "
+                     f"weight), {found['choices of widths tried']} choices of widths tried: "
+                     + ", ".join(f"{layer['name']} {layer['weight_bits']}" for layer in content["layers"]))
+    return lines
 
 
 @app.command("compile")

@@ -26,6 +26,7 @@ Units = tuple[NDArray[np.int64], ...]  #: of each group, some of its units
 Saliency = Sequence[NDArray[np.float64]]  #: of each group, that of its units
 ROUNDING = 1e-6  #: by which times may miss an end that they are meant to reach
 PARTS = 64  #: in how many steps a growth is made smaller until there is room for it
+HALVINGS = 8  #: of the range of powers in which one is sought that meets two sizes at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,22 +117,26 @@ class Shedding:
     def kept(self, saliency: Saliency, size: Size, named: Size, time: float) -> Units:
         """The units of each group, in order, that stay in a network of ``size`` at ``time``, one of the times.
 
-        Saliencies of different groups are compared as multiples of their group's mean. Every group keeps a unit.
+        Saliencies of different groups are compared as multiples of their group's mean. Where weights and MACs are to
+        fall, those of groups with many weights per MAC are worth more or less, by a power of that ratio: the one that
+        meets both sizes most closely, within -1..1, so that neither falls much further than it must. Every group
+        keeps a unit.
         """
         left = sum(later >= time for later in self.times.all)
         weights, macs = (now - max(0.0, now - final * whole) / left
                          for now, final, whole in ((size.weights(), self.weights, named.weights()),
                                                    (size.macs(), self.macs, named.macs())))
-        leaving: list[set[int]] = [set() for _ in saliency]
-        widths = list(size.widths)
-        for group, unit in _least_first(saliency):
-            if size.weights(widths) <= weights and size.macs(widths) <= macs:
-                break
-            if widths[group] > 1:
-                leaving[group].add(unit)
-                widths[group] -= 1
-        return tuple(np.array([unit for unit in range(len(units)) if unit not in gone])
-                     for units, gone in zip(saliency, leaving, strict=True))
+        best, most, low, high, tilt = None, 0.0, -1.0, 1.0, 0.0
+        for _ in range(HALVINGS if self.weights < 1 and self.macs < 1 else 1):
+            staying = _staying(saliency, size, weights, macs, tilt)
+            widths = [len(units) for units in staying]
+            met = size.weights(widths) / weights, size.macs(widths) / macs
+            if best is None or sum(met) > most:
+                best, most = staying, sum(met)
+            low, high = (tilt, high) if met[0] < met[1] else (low, tilt)
+            tilt = (low + high) / 2
+        assert best is not None, "tried at least once"
+        return best
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +210,12 @@ class Size:
             terms.append((tensors[name].size // _product(widths[number] for number in here), count, here))
         return cls(widths, tuple(terms))
 
+    def weights_per_mac(self, group: int) -> float:
+        """Of what belongs to a unit of ``group``."""
+        own = [(each * _product(self.widths[number] for number in here), pixels) for each, pixels, here in self.terms
+               if group in here]
+        return sum(weights for weights, _ in own) / sum(weights * pixels for weights, pixels in own)
+
     def weights(self, widths: Sequence[int] | None = None) -> int:
         """With other widths on demand."""
         return sum(each * _product((widths or self.widths)[number] for number in here) for each, _, here in self.terms)
@@ -244,9 +255,9 @@ def grown_momenta(momenta: Mapping[str, NDArray], groups: Sequence[ChannelGroup]
                   ) -> Tensors:
     """The momenta of the tensors that :func:`grown` gives: the network goes on moving as it did.
 
-    Parent and child have the parent's, and their readers share what theirs had, as they shared its weights.
+    Parent and child have the parent's, and their readers share what theirs had, as they shared its weights on average.
     """
-    return grown(momenta, groups, parents, replace(birth, noise=0.0), (0,))
+    return grown(momenta, groups, parents, replace(birth, noise=0.0, spread=0.0), (0,))
 
 
 def shed(tensors: Mapping[str, NDArray], groups: Sequence[ChannelGroup], kept: Units) -> Tensors:
@@ -257,9 +268,26 @@ def shed(tensors: Mapping[str, NDArray], groups: Sequence[ChannelGroup], kept: U
     return now
 
 
-def _least_first(saliency: Saliency) -> Iterable[tuple[int, int]]:
-    """(group, unit) by saliency in multiples of the group's mean; of equal ones the later first, as they are born."""
-    scores = [(score / (units.mean() or 1.0), group, unit) for group, units in enumerate(saliency)
+def _staying(saliency: Saliency, size: Size, weights: float, macs: float, tilt: float) -> Units:
+    """The units of each group that stay when the least salient leave until the size is met."""
+    leaving: list[set[int]] = [set() for _ in saliency]
+    widths = list(size.widths)
+    for group, unit in _least_first(saliency, [size.weights_per_mac(number) ** tilt for number in range(len(widths))]):
+        if size.weights(widths) <= weights and size.macs(widths) <= macs:
+            break
+        if widths[group] > 1:
+            leaving[group].add(unit)
+            widths[group] -= 1
+    return tuple(np.array([unit for unit in range(len(units)) if unit not in gone])
+                 for units, gone in zip(saliency, leaving, strict=True))
+
+
+def _least_first(saliency: Saliency, worth: Sequence[float]) -> Iterable[tuple[int, int]]:
+    """(group, unit) by saliency in multiples of the group's mean, times what a unit of the group is worth.
+
+    Of equal ones the later first, as they are born.
+    """
+    scores = [(score / (units.mean() or 1.0) * worth[group], group, unit) for group, units in enumerate(saliency)
               for unit, score in enumerate(units)]
     return [(group, unit) for _, group, unit in sorted(scores, key=lambda item: (item[0], -item[1], -item[2]))]
 

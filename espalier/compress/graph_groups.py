@@ -13,7 +13,7 @@ from math import gcd
 from espalier.compress.growth import ChannelGroup, Member
 from espalier.errors import UnsupportedError
 from espalier.ir.graph import Graph
-from espalier.ir.ops import Conv2d, Linear, Op, Reshape
+from espalier.ir.ops import BatchNorm, Conv2d, Linear, Op, Reshape
 from espalier.ir.types import Value
 from espalier.ir.verify import verify
 
@@ -23,7 +23,8 @@ Shape = tuple[int, ...]
 def groups_of(graph: Graph, fixed: Collection[str] = ()) -> tuple[ChannelGroup, ...]:
     """The groups of channels of an inference graph that can be made more or fewer, in the order of its parameters.
 
-    Those of the image and of the logits cannot, nor those that nothing makes but weights in ``fixed``.
+    Those of the image and of the logits cannot, nor those that nothing makes but weights in ``fixed``. Scale, shift and
+    running statistics of a batch norm go with the channels that it normalises.
 
     Raises UnsupportedError for a convolution in groups that is not depthwise, and for channels that an operation
     joins, cuts or reorders.
@@ -38,6 +39,12 @@ def groups_of(graph: Graph, fixed: Collection[str] = ()) -> tuple[ChannelGroup, 
         if not _is_depthwise(layer):
             source = sets.root(layer.x.name)
             read.setdefault(source, []).append(_member(layer.w, 1, sets.units[source], fixed))
+    statistics = {value.name for value in graph.statistics()}
+    for op in graph.ops:
+        if isinstance(op, BatchNorm):
+            root = sets.root(op.out.name)
+            made.setdefault(root, []).extend(_member(value, 0, sets.units[root], {*fixed, *statistics})
+                                             for value in op.inputs[1:])
     ends = {sets.root(value.name) for value in (*graph.inputs, *graph.outputs)}
     order = {value.name: number for number, value in enumerate(graph.parameters)}
     found = (ChannelGroup(_sorted(members), _sorted(read[root])) for root, members in made.items()
@@ -98,7 +105,7 @@ def _handed_on(op: Op) -> Iterator[Value]:
             yield op.x
         case Conv2d(groups=1):
             return
-        case Reshape(x=x):
+        case Reshape(x=x) | BatchNorm(x=x):
             yield x
         case _ if all(value.shape[:1] == op.out.shape[:1] for value in op.inputs):
             yield from op.inputs

@@ -10,9 +10,10 @@ fraction of the units grows every few epochs up to a bound on the network's size
 
 Ours, since the formulas of the paper were not at hand: how a unit splits. The child copies its parent's filter, and
 the two share what the parent's readers gave it, in *unequal* parts, so that the network computes what it did before
-and yet parent and child get different gradients, both far from zero. Noise of opposite sign, weighted so that it
-cancels in the sum, drives them further apart. (Newborn units that are merely appended get much weaker gradients than
-the old: arXiv 2605.15435.)
+and yet parent and child get different gradients, both far from zero. Where all readers share in the same parts, the
+two differ in length alone; where each reader has parts of its own (a spread), in direction too. Noise of opposite sign,
+weighted so that it cancels in the sum, drives the filters further apart. (Newborn units that are merely appended get
+much weaker gradients than the old: arXiv 2605.15435.)
 """
 
 from __future__ import annotations
@@ -80,10 +81,14 @@ class Birth:
         The parent's part of what its readers gave it, above 0, below 1; the child has the rest.
     noise : float
         How far the two filters are driven apart at most, in parts of the filter's root mean square; at least 0.
+    spread : float
+        How far the parent's part of a reader's weight is from ``share`` at most, drawn for each weight; at least 0,
+        and no further than to nothing or all.
     """
 
     share: float = 0.6
     noise: float = 0.02
+    spread: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
@@ -91,6 +96,10 @@ class Birth:
                                    f"{self.share}")
         if not 0 <= self.noise < float("inf"):
             raise UnsupportedError(f"The noise at a birth is at least 0, not {self.noise}")
+        if not 0 <= self.spread <= min(self.share, 1 - self.share):
+            raise UnsupportedError(f"The spread of the shares at a birth is at least 0 and at most "
+                                   f"{min(self.share, 1 - self.share):g}, as from {self.share:g} to nothing or all, "
+                                   f"not {self.spread}")
 
 
 def unit_saliency(weights: Mapping[str, NDArray], gradients: Mapping[str, NDArray], group: ChannelGroup
@@ -112,12 +121,13 @@ def grow(tensors: Mapping[str, NDArray], group: ChannelGroup, parents: NDArray[n
     """The tensors after each unit of ``parents`` has split; the children stand behind all others, in that order.
 
     The network computes the same function: exactly (in real numbers) without noise, and with it as far as parent and
-    child are active on the same side of the rectifier, to first order in the noise.
+    child are active on the same side of the rectifier, to first order in the noise, or in its product with the spread.
 
     Parameters
     ----------
     tensors : mapping of ndarray
-        Every tensor of the network by name; those outside the group are left as they are.
+        Every tensor of the network by name; those outside the group are left as they are. Momenta may stand for them:
+        members that are not there are passed over.
     parents : ndarray of int
         Units, each at most once.
     seed : int or sequence of int
@@ -128,7 +138,7 @@ def grow(tensors: Mapping[str, NDArray], group: ChannelGroup, parents: NDArray[n
     order, children = np.concatenate([np.arange(count), parents]), np.arange(count, count + len(parents))
     random, filters = np.random.default_rng(seed), _filters(tensors, group)
     grown = dict(tensors)
-    for member in group.made:
+    for member in _present(group.made, tensors):
         array = _chosen(grown[member.name], member, order)
         if member in filters:
             apart = _noise(random, _by_unit(array, member)[parents], birth.noise).reshape(
@@ -136,23 +146,33 @@ def grow(tensors: Mapping[str, NDArray], group: ChannelGroup, parents: NDArray[n
             array[_positions(parents, member.span)] += (1 - birth.share) * apart
             array[_positions(children, member.span)] -= birth.share * apart
         grown[member.name] = array
-    for member in group.read:
+    for member in _present(group.read, tensors):
         array = _chosen(grown[member.name], member, order)
-        array[:, _positions(parents, member.span)] *= birth.share
-        array[:, _positions(children, member.span)] *= 1 - birth.share
+        own, spread = _positions(parents, member.span), 0.0 if member.fixed else birth.spread
+        shares = random.uniform(birth.share - spread, birth.share + spread, array[:, own].shape)
+        array[:, own] = array[:, own] * shares
+        array[:, _positions(children, member.span)] *= 1 - shares
         grown[member.name] = array
     return grown
 
 
 def keep_units(tensors: Mapping[str, NDArray], group: ChannelGroup, kept: NDArray[np.int64]) -> Tensors:
-    """The tensors of the network with only the units ``kept`` of the group, in that order: smaller, not masked."""
+    """The tensors of the network with only the units ``kept`` of the group, in that order: smaller, not masked.
+
+    As for :func:`grow`, members that are not there are passed over.
+    """
     _check_units(kept, group.units(tensors))
     if not len(kept):
         raise UnsupportedError("A layer keeps at least one unit: raise the fraction that stays")
     pruned = dict(tensors)
-    for member in (*group.made, *group.read):
+    for member in _present((*group.made, *group.read), tensors):
         pruned[member.name] = _chosen(pruned[member.name], member, kept)
     return pruned
+
+
+def _present(members: Sequence[Member], tensors: Mapping[str, NDArray]) -> list[Member]:
+    """Those that are there: running statistics have no momentum."""
+    return [member for member in members if member.name in tensors]
 
 
 def _check_units(units: NDArray[np.int64], count: int) -> None:

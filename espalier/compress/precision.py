@@ -40,7 +40,7 @@ class Precision:
 
 
 def cheapest_widths(sizes: Mapping[str, int], accuracy: Callable[[Mapping[str, int]], float], floor: float, *,
-                    narrowest: int = 2, widest: int = 16, limit: int | None = None) -> Precision:
+                    narrowest: int = 2, widest: int | Mapping[str, int] = 16, limit: int | None = None) -> Precision:
     """The widths by layer with the fewest bits found whose ``accuracy`` is at least ``floor``.
 
     The outcome depends on the arguments only: ties go to the layer that comes first. It is never dearer than the
@@ -54,8 +54,10 @@ def cheapest_widths(sizes: Mapping[str, int], accuracy: Callable[[Mapping[str, i
         From widths by layer. Called once for each choice of widths.
     floor : float
         The least accuracy that will do.
-    narrowest, widest : int
+    narrowest : int
         Bits of a weight, 2..16.
+    widest : int or mapping of int
+        The most bits of a weight, or those of each layer's; one that has fewer than ``narrowest`` keeps them.
     limit : int
         The most evaluations; the best found until then is the outcome. By default there is none.
 
@@ -65,17 +67,19 @@ def cheapest_widths(sizes: Mapping[str, int], accuracy: Callable[[Mapping[str, i
         The network does not reach the floor with all layers at their widest, the range of widths is none, or the
         limit is below 1.
     """
-    if not 2 <= narrowest <= widest <= 16:
-        raise UnsupportedError(f"Widths are in 2..16 bits, the narrowest first, not {narrowest}..{widest}")
+    most = dict.fromkeys(sizes, widest) if isinstance(widest, int) else {name: widest[name] for name in sizes}
+    top = max(most.values())
+    if not (2 <= narrowest <= top <= 16 and min(most.values()) >= 2):
+        raise UnsupportedError(f"Widths are in 2..16 bits, the narrowest first, not {narrowest}..{top}")
     if limit is not None and limit < 1:
         raise UnsupportedError(f"A search for widths takes at least 1 evaluation, not {limit}")
-    search = _Search(sizes, accuracy, floor, limit)
-    full = search.shared(widest)
+    search = _Search(sizes, tuple(most.values()), accuracy, floor, limit)
+    full = search.shared(top)
     if search.measure(full) < floor:
-        raise UnsupportedError(f"The network reaches an accuracy of {search.measure(full):.2%} with {widest} bits in "
+        raise UnsupportedError(f"The network reaches an accuracy of {search.measure(full):.2%} with {top} bits in "
                                f"every layer, and at least {floor:.2%} was asked for: allow a larger loss")
-    common = _shared_width(search, narrowest, widest)
-    _narrow(search, search.shared(min(widest, common + HEADROOM)), narrowest)
+    common = _shared_width(search, narrowest, top)
+    _narrow(search, search.shared(min(top, common + HEADROOM)), narrowest)
     good = (widths for widths, reached in search.known.items() if reached >= floor)
     best = min(good, key=lambda widths: (search.bits(widths), -search.known[widths]))
     return Precision(dict(zip(sizes, best, strict=True)), search.known[best], search.bits(best), len(search.known))
@@ -86,13 +90,15 @@ class _Search:
     """The accuracies that are known, by widths in the order of the layers, in the order in which they were asked."""
 
     sizes: Mapping[str, int]
+    widest: tuple[int, ...]
     accuracy: Callable[[Mapping[str, int]], float]
     floor: float
     limit: int | None
     known: dict[tuple[int, ...], float] = field(default_factory=dict)
 
     def shared(self, width: int) -> tuple[int, ...]:
-        return (width,) * len(self.sizes)
+        """That width in every layer, or the layer's widest."""
+        return tuple(min(width, most) for most in self.widest)
 
     def bits(self, widths: tuple[int, ...]) -> int:
         return sum(width * size for width, size in zip(widths, self.sizes.values(), strict=True))

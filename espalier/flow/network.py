@@ -54,29 +54,30 @@ def load_network(network: str, split: Split, seed: int = 0, root: Path | None = 
     return found.graph, found.parameters
 
 
-def import_network(network: str, split: Split, seed: int = 0, root: Path | None = None) -> Imported:
+def import_network(network: str, split: Split, seed: int = 0, root: Path | None = None, *,
+                   keep_batch_norm: bool = False) -> Imported:
     """Read a network.
 
     It is of the zoo, with weights from ``seed``; ``pretrained:NAME``, or the ``.npz`` file that holds its published
     weights; an ``.onnx`` file; or ``FILE.py:FACTORY``. One of the zoo gets as many classes as the data has, as does
     a pretrained one, by a new last layer where they are others; its name is looked up in the data folder ``root``.
+    ``keep_batch_norm``: for a training that starts in float32; otherwise batch norms are folded.
+
     Raises the errors of the frontend and of the files; UnsupportedError for an unknown name.
     """
-    if is_pretrained(network):
-        read = read_pretrained(network, root)
-        found = pretrained.for_classes(read, split.train.class_count, seed)
-        module = pretrained.standardised(found).module
-        return Imported(*from_torch(module, found.input_shape, found.name), fixed_parameters(module))
     if network.endswith(".onnx"):
-        graph, parameters = from_onnx(network)
+        graph, parameters = from_onnx(network, keep_batch_norm=keep_batch_norm)
         _require_classifier(graph)
         return Imported(graph, parameters)
-    if is_module_file(network):
-        module = module_from_file(network, seed)
+    if is_pretrained(network):
+        found = pretrained.for_classes(read_pretrained(network, root), split.train.class_count, seed)
+        module, shape, name = pretrained.standardised(found).module, found.input_shape, found.name
+    elif is_module_file(network):
+        module, shape = module_from_file(network, seed), split.train.image_shape
         name = Path(network.rpartition(":")[0]).stem
-        return Imported(*from_torch(module, split.train.image_shape, name), fixed_parameters(module))
-    module = zoo.build(network, split.train.class_count, seed)
-    return Imported(*from_torch(module, zoo.input_shape(network), network), fixed_parameters(module))
+    else:
+        module, shape, name = zoo.build(network, split.train.class_count, seed), zoo.input_shape(network), network
+    return Imported(*from_torch(module, shape, name, keep_batch_norm=keep_batch_norm), fixed_parameters(module))
 
 
 def _require_classifier(graph: Graph) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from espalier.data import Split, data_folder, load, normalise, scales
 from espalier.data.draw import draws
-from espalier.errors import DataError
 from espalier.flow.network import import_network, is_pretrained, read_pretrained
 from espalier.ir.graph import Graph
+from espalier.numerics.fixed import Fixed
 from espalier.train.calibrate import Headroom, Widths, calibrate
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import Quantise, TrainConfig
+from espalier.train.fold import folded
 from espalier.train.loop import CHECKPOINT, check_fit, prepare
 
 CALIBRATION = 32        #: training images from which the formats of a network with published weights are chosen
@@ -49,34 +53,73 @@ def data_in_size(data: str, root: Path | None, shape: tuple[int, ...]) -> Split:
     return load(data, data_folder(root), size)
 
 
-def quantised(source: Path, split: Split, data: str, root: Path | None = None, bits: int | None = None) -> Checkpoint:
-    """A real-valued network in fixed point, in words of ``bits`` (default: 16).
+@dataclass(frozen=True, slots=True, eq=False)
+class RealNetwork:
+    """A real-valued network, and the checkpoint that its words will go to.
 
-    The formats of an ONNX network are chosen from a short training, as if training went on from it; those of one with
-    published weights from single training images.
+    Parameters
+    ----------
+    graph : Graph
+        Float, without batch norms.
+    parameters : mapping of ndarray
+    config : TrainConfig
+    published : bool
+        Whether its weights were published; an ONNX network's may be anything.
+    trained : Checkpoint or None
+        The float checkpoint that it comes from: masks, log and position stay.
     """
+
+    graph: Graph
+    parameters: Mapping[str, NDArray]
+    config: TrainConfig
+    published: bool = False
+    trained: Checkpoint | None = None
+
+
+def real_network(source: Path, split: Split, data: str, root: Path | None = None) -> RealNetwork:
+    """The network of an ``.onnx`` file, ``pretrained:NAME`` or the ``.npz`` file of published weights."""
     found = import_network(str(source), split, root=root)
-    rule = Quantise(widths=Widths(*3 * (bits or FULL_BITS,)),
-                    headroom=Headroom() if bits in (None, FULL_BITS) else Headroom(0, 0))
     published = is_pretrained(str(source))
     batch = min(CALIBRATION_BATCH if published else TrainConfig().batch, len(split.train))
-    network = str(source) if published else source.name
-    config = TrainConfig(network=network, data=data, batch=batch, quantise=rule)
-    check_fit(config, split, found.graph)
-    if not published:
-        return prepare(config, split, found.graph, found.parameters)
-    return _calibrated(config, rule, split, found.graph, found.parameters)
+    config = TrainConfig(network=str(source) if published else source.name, data=data, batch=batch)
+    return RealNetwork(found.graph, found.parameters, config, published)
 
 
-def _calibrated(config: TrainConfig, rule: Quantise, split: Split, graph: Graph, parameters: dict[str, np.ndarray]
-                ) -> Checkpoint:
+def real_checkpoint(checkpoint: Checkpoint) -> RealNetwork:
+    """The network of a float checkpoint, its batch norms folded."""
+    plain = folded(checkpoint)
+    return RealNetwork(plain.graph, plain.weights, plain.config, trained=plain)
+
+
+def in_words(network: RealNetwork, split: Split, widths: Widths) -> Checkpoint:
+    """The network in fixed point.
+
+    The formats of an ONNX network are chosen from a short training, as if training went on from it; those of others
+    from single training images. Momenta start from zero.
+    """
+    full = widths == Widths(*3 * (FULL_BITS,))
+    rule = replace(network.config.quantise or Quantise(), widths=widths, start=0,
+                   headroom=Headroom() if full else Headroom(0, 0))
+    config = replace(network.config, quantise=rule)
+    check_fit(replace(config, frozen=()), split, network.graph)
+    if not network.published and network.trained is None:
+        return prepare(config, split, network.graph, network.parameters)
     chosen = np.sort(draws(config.seed).permutation(len(split.train))[:CALIBRATION])
-    found = calibrate(graph, parameters, normalise(split.train.images[chosen]), split.train.labels[chosen], rule.widths,
-                      config.loss, batch=config.batch, headroom=rule.headroom, update=rule.update)
-    return Checkpoint(found.graph, found.gradient_formats, found.state, config)
+    found = calibrate(network.graph, network.parameters, normalise(split.train.images[chosen]),
+                      split.train.labels[chosen], rule.widths, config.loss, batch=config.batch,
+                      headroom=rule.headroom, update=rule.update)
+    if network.trained is None:
+        return Checkpoint(found.graph, found.gradient_formats, found.state, config)
+    masks = {f"{name}.live": mask for name, mask in network.trained.live.items()}
+    return replace(network.trained, graph=found.graph, gradient_formats=found.gradient_formats,
+                   state={**found.state, **masks}, config=config)
 
 
-def require_no_bits(source: Path, bits: int | None) -> None:
-    """Raise DataError where a width of words is asked for and the network has its formats already."""
-    if bits is not None:
-        raise DataError(f"The checkpoint {source} has its number formats already: leave --bits out")
+def quantised(source: Path, split: Split, data: str, root: Path | None = None) -> Checkpoint:
+    """A real-valued network in fixed point, in words of 16 bits."""
+    return in_words(real_network(source, split, data, root), split, Widths())
+
+
+def is_float(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint has no number formats yet."""
+    return not isinstance(checkpoint.graph.inputs[0].format, Fixed)

@@ -33,7 +33,8 @@ def train_network(config: TrainConfig, output: Path, *, data_root: Path | None =
     with steps.step("load data"):
         split = load(config.data, data_root)
     with steps.step("import network"):
-        network = import_network(config.network, split, config.seed, data_root)
+        network = import_network(config.network, split, config.seed, data_root,
+                                 keep_batch_norm=config.starts_in_float)
         check_fit(config, split, network.graph, network.fixed)
     steps.tell(_summary(config, split, network.graph))
     if dry_run:

@@ -15,6 +15,7 @@ from espalier.ir.graph import Graph
 from espalier.ir.ops import (
     Add,
     AveragePool,
+    BatchNorm,
     ClippedRelu,
     Concat,
     Conv2d,
@@ -28,6 +29,7 @@ from espalier.ir.ops import (
 )
 from espalier.ir.types import FLOAT, INDEX, TensorType, Value
 from espalier.ir.verify import verify
+from espalier.numerics.batch_norm import check_variance, folded
 from espalier.numerics.window import Window
 
 RESERVED = frozenset({"labels", "loss"})  #: names that ``differentiate`` gives
@@ -51,19 +53,19 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchNorm:
-    """A batch norm in inference: ``(y - mean) / sqrt(variance + epsilon) * scale + shift``, all (C,)."""
+class Norm:
+    """A batch norm in inference: ``(y - mean) / sqrt(variance + epsilon) * scale + shift``, each (name, array (C,))."""
 
-    mean: NDArray[np.float64]
-    variance: NDArray[np.float64]
-    scale: NDArray[np.float64]
-    shift: NDArray[np.float64]
+    scale: tuple[str, NDArray[np.float64]]
+    shift: tuple[str, NDArray[np.float64]]
+    mean: tuple[str, NDArray[np.float64]]
+    variance: tuple[str, NDArray[np.float64]]
     epsilon: float
 
     @property
-    def factor(self) -> NDArray[np.float64]:
-        """What it multiplies each channel by."""
-        return self.scale / np.sqrt(self.variance + self.epsilon)
+    def numbers(self) -> tuple[tuple[str, NDArray[np.float64]], ...]:
+        """Scale, shift, mean and variance."""
+        return self.scale, self.shift, self.mean, self.variance
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,13 @@ class GraphBuilder:
     Each method appends one layer and returns its value. What the table of supported layers does
     not take raises UnsupportedError with the site's label; shapes that do not fit raise GraphError,
     parameters that are not finite raise DataError.
+
+    ``keep_batch_norm``: batch norms become operations of their own, to be trained, instead of being folded.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, keep_batch_norm: bool = False) -> None:
         self.name = name
+        self.keep_batch_norm = keep_batch_norm
         self.inputs: list[Value] = []
         self.parameters: list[Value] = []
         self.ops: list[Op] = []
@@ -179,39 +184,51 @@ class GraphBuilder:
         self._give_bias(op, site, name, bias)
         return y
 
-    def batch_norm(self, site: Site, y: Value, norm: BatchNorm, bias_name: str, *, sole_reader: bool) -> Value:
-        """Fold a batch norm into the layer that computed ``y``, which becomes the normalised value.
+    def batch_norm(self, site: Site, y: Value, norm: Norm, *, sole_reader: bool) -> Value:
+        """Fold a batch norm into the layer that computed ``y``, which becomes the normalised value; or keep it.
 
         ``sole_reader``: nothing later reads ``y`` as it was. A layer without bias gets one, named as its
-        weight (``"conv1.weight"`` → ``"conv1.bias"``), else ``bias_name``. As
-        ``torch.nn.utils.fusion.fuse_conv_bn_eval`` (Jacob et al., CVPR 2018, section 3.2), in float64.
+        weight (``"conv1.weight"`` → ``"conv1.bias"``), else as the shift.
         """
         layer = supported.BATCH_NORM
+        normed = self.keep_batch_norm and any(op.out == y and isinstance(op, BatchNorm) for op in self.ops)
         op = self._unread_layer(y) if sole_reader else None
-        if op is None:
+        if op is None and not (sole_reader and normed and not self._is_read(y)):
             raise layer.refuse(supported.NOT_AFTER_LAYER, site.label, f"it reads {y.name!r}")
-        if any(numbers.shape != y.shape[:1] for numbers in (norm.mean, norm.variance, norm.scale, norm.shift)):
-            raise GraphError(f"{site.label}: a batch norm of {norm.mean.size} channels does not fit the {y.shape[0]} "
-                             f"channels of {y.name!r}")
-        if not (norm.variance + norm.epsilon > 0).all():
-            raise DataError(f"{site.label}: variance and epsilon must be positive together, and their least sum is "
-                            f"{np.min(norm.variance + norm.epsilon)}; train again or repair the file")
-        weight = self.state[op.w.name]
-        self.state[op.w.name] = weight * norm.factor.reshape(-1, *(1,) * (weight.ndim - 1))
+        if any(numbers.shape != y.shape[:1] for _, numbers in norm.numbers):
+            raise GraphError(f"{site.label}: a batch norm of {norm.mean[1].size} channels does not fit the "
+                             f"{y.shape[0]} channels of {y.name!r}")
+        check_variance(site.label, norm.variance[1], norm.epsilon)
+        if self.keep_batch_norm or op is None:
+            return self._keep(site, y, norm)
+        self._fold(op, site, norm)
+        return y
+
+    def _keep(self, site: Site, y: Value, norm: Norm) -> Value:
+        parameters = [self._parameter(supported.BATCH_NORM, site, *numbers) for numbers in norm.numbers]
+        self.parameters += parameters
+        scale, shift, mean, variance = parameters
+        return self._emit(BatchNorm(self._value(site, y.shape), y, scale, shift, mean, variance, norm.epsilon))
+
+    def _fold(self, op: Conv2d | Linear, site: Site, norm: Norm) -> None:
+        weight, bias = folded(self.state[op.w.name], None if op.b is None else self.state[op.b.name],
+                              *(array for _, array in norm.numbers), epsilon=norm.epsilon)
+        self.state[op.w.name] = weight
         if op.b is None:
             own = op.w.name.removesuffix(".weight")
-            name = bias_name if own == op.w.name else f"{own}.bias"
-            self._give_bias(op, site, name, norm.shift - norm.mean * norm.factor)
+            self._give_bias(op, site, norm.shift[0] if own == op.w.name else f"{own}.bias", bias)
         else:
-            self.state[op.b.name] = (self.state[op.b.name] - norm.mean) * norm.factor + norm.shift
-        return y
+            self.state[op.b.name] = bias
 
     def _unread_layer(self, y: Value) -> Conv2d | Linear | None:
         """The layer with weights that computed ``y``, if that is one and no operation has read ``y``."""
-        if any(y in op.inputs for op in self.ops):
+        if self._is_read(y):
             return None
         op = next((op for op in self.ops if op.out == y), None)
         return op if isinstance(op, Conv2d | Linear) else None
+
+    def _is_read(self, y: Value) -> bool:
+        return any(y in op.inputs for op in self.ops)
 
     def _give_bias(self, op: Conv2d | Linear, site: Site, name: str, bias: NDArray) -> None:
         layer = supported.CONV2D if isinstance(op, Conv2d) else supported.LINEAR

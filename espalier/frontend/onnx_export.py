@@ -16,6 +16,11 @@ from espalier.ir.ops import (
     Add,
     AveragePool,
     AveragePoolGrad,
+    BatchMean,
+    BatchNorm,
+    BatchNormInputGrad,
+    BatchNormScaleGrad,
+    BatchVariance,
     BiasGrad,
     ClippedRelu,
     ClippedReluGrad,
@@ -24,6 +29,7 @@ from espalier.ir.ops import (
     Conv2d,
     Conv2dInputGrad,
     Conv2dWeightGrad,
+    FrozenBatchNormInputGrad,
     GlobalAveragePool,
     GlobalAveragePoolGrad,
     Linear,
@@ -35,6 +41,8 @@ from espalier.ir.ops import (
     Relu,
     ReluGrad,
     Reshape,
+    RunningMean,
+    RunningVariance,
     SoftmaxCrossEntropy,
     SoftmaxCrossEntropyGrad,
     SquareHinge,
@@ -112,6 +120,8 @@ def _node(op: Op) -> onnx.NodeProto:
             return _make("Conv", op, [x, w, b], group=groups, **_attributes(window))
         case Linear(x=x, w=w, b=b):
             return _make("Gemm", op, [x, w, b], transB=1)
+        case BatchNorm(x=x, scale=scale, shift=shift, mean=mean, variance=variance, epsilon=epsilon):
+            return _make("BatchNormalization", op, [x, scale, shift, mean, variance], epsilon=epsilon)
         case Relu(x=x):
             return _make("Relu", op, [x])
         case ClippedRelu(x=x):
@@ -131,15 +141,16 @@ def _node(op: Op) -> onnx.NodeProto:
             return helper.make_node("Reshape", [x.name, _shape_name(op)], [op.out.name], name=op.out.name)
         case (SoftmaxCrossEntropy() | SquareHinge() | SoftmaxCrossEntropyGrad() | SquareHingeGrad()
               | Conv2dInputGrad() | Conv2dWeightGrad() | LinearInputGrad() | LinearWeightGrad() | BiasGrad()
-              | ReluGrad() | ClippedReluGrad() | ConcatGrad() | MaxPoolGrad() | AveragePoolGrad()
-              | GlobalAveragePoolGrad()):
+              | BatchMean() | BatchVariance() | RunningMean() | RunningVariance() | BatchNormInputGrad()
+              | FrozenBatchNormInputGrad() | BatchNormScaleGrad() | ReluGrad() | ClippedReluGrad() | ConcatGrad()
+              | MaxPoolGrad() | AveragePoolGrad() | GlobalAveragePoolGrad()):
             raise GraphError(f"ONNX export takes inference graphs, and {op.out} is part of a loss or a backward pass; "
                              f"export the graph from before differentiate")
         case _:
             assert_never(op)
 
 
-def _make(operator: str, op: Op, inputs: list[Value | None], **attributes: int | list[int]) -> onnx.NodeProto:
+def _make(operator: str, op: Op, inputs: list[Value | None], **attributes: int | float | list[int]) -> onnx.NodeProto:
     names = [value.name for value in inputs if value is not None]
     node = helper.make_node(operator, names, [op.out.name], name=op.out.name)
     node.attribute.extend(helper.make_attribute(name, found) for name, found in attributes.items())

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from espalier.errors import DataError, GraphError, UnsupportedError
 from espalier.frontend import supported
-from espalier.frontend.builder import BatchNorm, GraphBuilder, per_channel
+from espalier.frontend.builder import GraphBuilder, Norm, per_channel
 from espalier.frontend.onnx_file import FLOAT_TYPES, constants_of, image_inputs, read_model
 from espalier.frontend.onnx_node import Node, image_shape, node_window
 from espalier.frontend.supported import Layer
@@ -22,8 +22,8 @@ from espalier.ir.types import Value
 Named = tuple[str, NDArray]  #: a constant with its name
 
 
-def from_onnx(source: str | Path | onnx.ModelProto, constants: Mapping[str, NDArray] | None = None
-              ) -> tuple[Graph, dict[str, NDArray[np.float64]]]:
+def from_onnx(source: str | Path | onnx.ModelProto, constants: Mapping[str, NDArray] | None = None, *,
+              keep_batch_norm: bool = False) -> tuple[Graph, dict[str, NDArray[np.float64]]]:
     """Import an ONNX file or model as a float graph and its float64 parameters by name.
 
     Parameters are named as the initialisers; a value has the name of the layer that its weight
@@ -34,6 +34,9 @@ def from_onnx(source: str | Path | onnx.ModelProto, constants: Mapping[str, NDAr
     source : path or ModelProto
     constants : mapping
         Arrays to bind inputs to, so that they become parameters.
+    keep_batch_norm : bool
+        Batch norms become operations of the graph, to be trained in float, instead of being folded into the
+        layers before them.
 
     Raises
     ------
@@ -49,16 +52,16 @@ def from_onnx(source: str | Path | onnx.ModelProto, constants: Mapping[str, NDAr
     if unknown:
         raise GraphError(f"Constants are bound to inputs of the network, and it has no input {unknown[0]!r}; its "
                          f"inputs are {', '.join(value.name for value in model.graph.input)}")
-    return _Importer(model, constants_of(model, constants or {})).run()
+    return _Importer(model, constants_of(model, constants or {}), keep_batch_norm).run()
 
 
 class _Importer:
     """Walks the nodes in order."""
 
-    def __init__(self, model: onnx.ModelProto, constants: Mapping[str, NDArray]) -> None:
+    def __init__(self, model: onnx.ModelProto, constants: Mapping[str, NDArray], keep_batch_norm: bool) -> None:
         self.graph = model.graph
         self.constants = dict(constants)
-        self.builder = GraphBuilder(model.graph.name or "network")
+        self.builder = GraphBuilder(model.graph.name or "network", keep_batch_norm=keep_batch_norm)
         self.values: dict[str, Value] = {}
         self.batch: int | None = None
         self.readers = Counter(name for node in model.graph.node for name in node.input)
@@ -280,10 +283,10 @@ class _Importer:
             raise layer.refuse(supported.BATCH_STATISTICS, node.site.label)
         if not node.integer("spatial", 1):
             raise layer.refuse(supported.PIXEL_STATISTICS, node.site.label)
-        scale, shift, mean, variance = (self._constant(node, position, layer, supported.WEIGHT)[1].astype(np.float64)
-                                        for position in (1, 2, 3, 4))
-        norm = BatchNorm(mean, variance, scale, shift, node.real("epsilon", 1e-5))
-        return self.builder.batch_norm(node.site, y, norm, node.input(2), sole_reader=self._read_once(y))
+        constants = (self._constant(node, position, layer, supported.WEIGHT) for position in (1, 2, 3, 4))
+        scale, shift, mean, variance = ((name, array.astype(np.float64)) for name, array in constants)
+        norm = Norm(scale, shift, mean, variance, node.real("epsilon", 1e-5))
+        return self.builder.batch_norm(node.site, y, norm, sole_reader=self._read_once(y))
 
     def _flatten(self, node: Node) -> Value:
         x = self._value(node, 0, supported.RESHAPE)

@@ -18,7 +18,7 @@ from torch.fx import Node
 
 from espalier.errors import GraphError, UnsupportedError
 from espalier.frontend import supported
-from espalier.frontend.builder import BatchNorm, GraphBuilder, Site
+from espalier.frontend.builder import GraphBuilder, Norm, Site
 from espalier.frontend.supported import Layer
 from espalier.ir.graph import Graph
 from espalier.ir.types import Value
@@ -29,7 +29,7 @@ BATCH = 2  #: images in the traced batch: not 1, so that a shape which loses the
 Argument = Node | str | float | Sequence[int] | None  #: what the operators of the table take (bool, int are floats)
 
 
-def from_torch(module: torch.nn.Module, input_shape: tuple[int, int, int], name: str
+def from_torch(module: torch.nn.Module, input_shape: tuple[int, int, int], name: str, *, keep_batch_norm: bool = False
                ) -> tuple[Graph, dict[str, NDArray[np.float64]]]:
     """Import ``module`` as it is in inference, for images of ``input_shape`` (C, H, W).
 
@@ -37,6 +37,12 @@ def from_torch(module: torch.nn.Module, input_shape: tuple[int, int, int], name:
     for a function called in ``forward``, the module's and the function's (``"block.relu"``). A batch norm
     is folded into the layer before it, which gets a bias if it has none. The module stays untouched,
     whatever its mode and device.
+
+    Parameters
+    ----------
+    keep_batch_norm : bool
+        Batch norms become operations of the graph instead, to be trained in float. One without scale and shift
+        (``affine=False``) gets them, as 1 and 0.
 
     Raises
     ------
@@ -58,7 +64,7 @@ def from_torch(module: torch.nn.Module, input_shape: tuple[int, int, int], name:
     images = torch.zeros(BATCH, *input_shape, dtype=torch.float64)
     _try(inference, images, name)
     program = _export(inference, images, name)
-    return _Importer(program, name).run()
+    return _Importer(program, name, keep_batch_norm).run()
 
 
 def fixed_parameters(module: torch.nn.Module) -> frozenset[str]:
@@ -161,13 +167,13 @@ class _Call:
 class _Importer:
     """Walks the exported operations in order."""
 
-    def __init__(self, program: ExportedProgram, name: str) -> None:
+    def __init__(self, program: ExportedProgram, name: str, keep_batch_norm: bool) -> None:
         self.program = program
         self.name = name
-        self.builder = GraphBuilder(name)
+        self.builder = GraphBuilder(name, keep_batch_norm=keep_batch_norm)
         self.values: dict[Node, Value] = {}
         self.parameters: dict[Node, tuple[str, NDArray[np.float64]]] = {}
-        self.buffers: dict[Node, NDArray[np.float64]] = {}
+        self.buffers: dict[Node, tuple[str, NDArray[np.float64]]] = {}
 
     def run(self) -> tuple[Graph, dict[str, NDArray[np.float64]]]:
         for node in self.program.graph.nodes:
@@ -194,7 +200,7 @@ class _Importer:
                 self.parameters[node] = (spec.target, tensor.detach().double().numpy())
             case InputKind.BUFFER:
                 tensors = self.program.state_dict if spec.persistent else self.program.constants
-                self.buffers[node] = tensors[spec.target].detach().double().numpy()
+                self.buffers[node] = spec.target, tensors[spec.target].detach().double().numpy()
             case _:  # a constant: refused where it is read
                 pass
 
@@ -287,21 +293,22 @@ class _Importer:
 
     def _batch_norm(self, call: _Call) -> Value:
         x = self._value(call, supported.BATCH_NORM, "input", supported.NOT_AFTER_LAYER)
-        mean, variance, scale, shift = (
+        scale, shift, mean, variance = (
             self._channel_numbers(call, role, np.full(x.shape[0], absent))
-            for role, absent in (("running_mean", 0.0), ("running_var", 1.0), ("weight", 1.0), ("bias", 0.0)))
-        norm = BatchNorm(mean, variance, scale, shift, cast(float, call["eps"]))
+            for role, absent in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)))
+        norm = Norm(scale, shift, mean, variance, call.number("eps", 0.0))
         aliases = {node for node, value in self.values.items() if value == x}
         readers = {user for node in aliases for user in node.users} - aliases
-        return self.builder.batch_norm(call.site, x, norm, f"{call.site.name}.bias", sole_reader=len(readers) == 1)
+        return self.builder.batch_norm(call.site, x, norm, sole_reader=len(readers) == 1)
 
-    def _channel_numbers(self, call: _Call, role: str, absent: NDArray[np.float64]) -> NDArray[np.float64]:
-        """A parameter or buffer of a batch norm; ``absent`` where it has none."""
+    def _channel_numbers(self, call: _Call, role: str, absent: NDArray[np.float64]
+                         ) -> tuple[str, NDArray[np.float64]]:
+        """A parameter or buffer of a batch norm with its name; ``absent`` where it has none."""
         node = call.node(role)
         if node is None:
-            return absent
+            return f"{call.site.name}.{role}", absent
         if node in self.parameters:
-            return self.parameters[node][1]
+            return self.parameters[node]
         if node not in self.buffers:
             raise supported.BATCH_NORM.refuse(supported.WEIGHT, call.site.label, f"{role} is {call[role]}")
         return self.buffers[node]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import assert_never
 
 from espalier.errors import GraphError
@@ -12,6 +13,11 @@ from espalier.ir.ops import (
     Add,
     AveragePool,
     AveragePoolGrad,
+    BatchMean,
+    BatchNorm,
+    BatchNormInputGrad,
+    BatchNormScaleGrad,
+    BatchVariance,
     BiasGrad,
     ClippedRelu,
     ClippedReluGrad,
@@ -20,6 +26,7 @@ from espalier.ir.ops import (
     Conv2d,
     Conv2dInputGrad,
     Conv2dWeightGrad,
+    FrozenBatchNormInputGrad,
     GlobalAveragePool,
     GlobalAveragePoolGrad,
     Linear,
@@ -33,6 +40,8 @@ from espalier.ir.ops import (
     Relu,
     ReluGrad,
     Reshape,
+    RunningMean,
+    RunningVariance,
     SoftmaxCrossEntropy,
     SoftmaxCrossEntropyGrad,
     SquareHinge,
@@ -52,8 +61,13 @@ def gradient_name(name: str) -> str:
     return f"{name}.grad"
 
 
-def differentiate(graph: Graph, loss: str = "softmax_cross_entropy",
-                  formats: Mapping[str, Format] | None = None) -> Graph:
+def next_name(name: str) -> str:
+    """The name of what the running statistic ``name`` is after the step."""
+    return f"{name}.next"
+
+
+def differentiate(graph: Graph, loss: str = "softmax_cross_entropy", formats: Mapping[str, Format] | None = None,
+                  frozen: Collection[str] = ()) -> Graph:
     """Turn an inference graph into one training step: loss, backward pass and weight gradients.
 
     rewrite:
@@ -64,6 +78,10 @@ def differentiate(graph: Graph, loss: str = "softmax_cross_entropy",
     made for the image. For each layer the input gradient comes before the weight gradient, so that
     an accelerator may update weights as soon as it has their gradients.
 
+    A batch norm normalises by the statistics of the batch, and its running statistics follow them
+    (:func:`next_name`). One whose scale and shift are both ``frozen`` goes on with the running ones, as
+    they are: each is its own next value.
+
     Parameters
     ----------
     loss : str
@@ -71,6 +89,8 @@ def differentiate(graph: Graph, loss: str = "softmax_cross_entropy",
     formats : mapping
         Formats of the gradients by name (:func:`gradient_name`); those not named are float. Parts of
         a sum have the format of the sum.
+    frozen : collection of str
+        Parameters that are not trained. They have gradients all the same.
 
     Raises
     ------
@@ -88,17 +108,20 @@ def differentiate(graph: Graph, loss: str = "softmax_cross_entropy",
     loss_op, loss_grad_op = LOSSES[loss]
     loss_format: Format = FLOAT if logits.format == FLOAT else LOSS_FORMAT
     loss_value = Value("loss", TensorType((), loss_format))
-    backward = _Backward(graph, dict(formats or {}))
+    forward = _Forward(frozen)
+    for op in graph.ops:
+        forward.add(op)
+    backward = _Backward(graph, dict(formats or {}), forward.statistics)
     backward.ops.append(loss_op(loss_value, logits, labels))
     backward.contribute(logits, lambda out: loss_grad_op(out, logits, labels))
     for op in reversed(graph.ops):
         backward.visit(op)
-    for parameter in graph.parameters:
+    for parameter in graph.learned():
         if parameter.name not in backward.gradients:
             raise GraphError(f"Every parameter trained must lead to the logits, and {parameter} does not; remove it")
-    gradients = tuple(backward.gradients[parameter.name] for parameter in graph.parameters)
-    return Graph(graph.name, (*graph.inputs, labels), graph.parameters, (*graph.ops, *backward.ops),
-                 (loss_value, logits, *gradients))
+    followers = {value.name: value for value in graph.statistics()} | forward.next | backward.gradients
+    return Graph(graph.name, (*graph.inputs, labels), graph.parameters, (*forward.ops, *backward.ops),
+                 (loss_value, logits, *(followers[parameter.name] for parameter in graph.parameters)))
 
 
 def _gradient_parts(graph: Graph) -> Counter[str]:
@@ -110,12 +133,57 @@ def _gradient_parts(graph: Graph) -> Counter[str]:
     return parts
 
 
-class _Backward:
-    """The operations of the backward pass, as they are found going from the loss to the image."""
+class _Forward:
+    """The operations of the forward pass in training.
 
-    def __init__(self, graph: Graph, formats: dict[str, Format]) -> None:
+    rewrite:
+        y = batch_norm(x, scale, shift, mean, variance)
+            ->  m = batch_mean(x); v = batch_variance(x, m); y = batch_norm(x, scale, shift, m, v);
+                mean.next = running_mean(mean, m); variance.next = running_variance(variance, v, x)
+
+    Members
+    -------
+    statistics : dict
+        The mean and variance by which each rewritten batch norm normalises, by the name of its result.
+    next : dict
+        What each running statistic that follows is after the step, by the statistic's name.
+    """
+
+    def __init__(self, frozen: Collection[str]) -> None:
+        self.frozen = frozen
+        self.ops: list[Op] = []
+        self.statistics: dict[str, tuple[Value, Value]] = {}
+        self.next: dict[str, Value] = {}
+
+    def add(self, op: Op) -> None:
+        match op:
+            case BatchNorm(scale=scale, shift=shift) if not {scale.name, shift.name}.issubset(self.frozen):
+                self._by_batch(op)
+            case BatchMean() | BatchVariance() | RunningMean() | RunningVariance():
+                raise GraphError(f"The graph already holds a training step: {op.out}")
+            case _:
+                self.ops.append(op)
+
+    def _by_batch(self, op: BatchNorm) -> None:
+        mean, variance = (Value(f"{value.name}.batch", value.type) for value in (op.mean, op.variance))
+        next_mean, next_variance = (Value(next_name(value.name), value.type) for value in (op.mean, op.variance))
+        self.ops += [BatchMean(mean, op.x), BatchVariance(variance, op.x, mean),
+                     replace(op, mean=mean, variance=variance), RunningMean(next_mean, op.mean, mean),
+                     RunningVariance(next_variance, op.variance, variance, op.x)]
+        self.statistics[op.out.name] = mean, variance
+        self.next |= {op.mean.name: next_mean, op.variance.name: next_variance}
+
+
+class _Backward:
+    """The operations of the backward pass, as they are found going from the loss to the image.
+
+    ``statistics``: those of the batch, of the batch norms that normalise by them.
+    """
+
+    def __init__(self, graph: Graph, formats: dict[str, Format], statistics: Mapping[str, tuple[Value, Value]]) -> None:
         self.graph = graph
         self.formats = formats
+        self.statistics = statistics
         self.ops: list[Op] = []
         self.gradients: dict[str, Value] = {}
         self.readers = _gradient_parts(graph)
@@ -159,6 +227,8 @@ class _Backward:
                 self.contribute(w, lambda out: LinearWeightGrad(out, x, g))
                 if b is not None:
                     self.contribute(b, lambda out: BiasGrad(out, g))
+            case BatchNorm():
+                self._batch_norm(op, g)
             case Relu(x=x):
                 self.contribute(x, lambda out: ReluGrad(out, g, op.out))
             case ClippedRelu(x=x, bound=bound):
@@ -179,8 +249,19 @@ class _Backward:
                 self.contribute(x, lambda out: Reshape(out, g))
             case (SoftmaxCrossEntropy() | SquareHinge() | SoftmaxCrossEntropyGrad() | SquareHingeGrad()
                   | Conv2dInputGrad() | Conv2dWeightGrad() | LinearInputGrad() | LinearWeightGrad() | BiasGrad()
-                  | ReluGrad() | ClippedReluGrad() | ConcatGrad() | MaxPoolGrad() | AveragePoolGrad()
-                  | GlobalAveragePoolGrad()):
+                  | BatchMean() | BatchVariance() | RunningMean() | RunningVariance() | BatchNormInputGrad()
+                  | FrozenBatchNormInputGrad() | BatchNormScaleGrad() | ReluGrad() | ClippedReluGrad() | ConcatGrad()
+                  | MaxPoolGrad() | AveragePoolGrad() | GlobalAveragePoolGrad()):
                 raise GraphError(f"The graph already holds a backward pass: {op.out}")
             case _:
                 assert_never(op)
+
+    def _batch_norm(self, op: BatchNorm, g: Value) -> None:
+        x, scale, epsilon = op.x, op.scale, op.epsilon
+        mean, variance = self.statistics.get(op.out.name, (op.mean, op.variance))
+        if op.out.name in self.statistics:
+            self.contribute(x, lambda out: BatchNormInputGrad(out, g, x, scale, mean, variance, epsilon))
+        else:
+            self.contribute(x, lambda out: FrozenBatchNormInputGrad(out, g, scale, variance, epsilon))
+        self.contribute(scale, lambda out: BatchNormScaleGrad(out, g, x, mean, variance, epsilon))
+        self.contribute(op.shift, lambda out: BiasGrad(out, g))

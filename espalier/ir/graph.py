@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from espalier.errors import GraphError
-from espalier.ir.ops import Conv2d, Linear, Op
+from espalier.ir.ops import BatchNorm, Conv2d, Linear, Op, RunningMean, RunningVariance
 from espalier.ir.types import Format, TensorType, Value
 
 
@@ -20,12 +20,12 @@ class Graph:
     inputs : tuple of Value
         The image first; a training graph has the labels second.
     parameters : tuple of Value
-        Weights and biases, in the order of the layers.
+        Weights and biases, in the order of the layers; of a batch norm scale, shift and running statistics.
     ops : tuple of Op
         Each reads only inputs, parameters and results of earlier operations.
     outputs : tuple of Value
-        Of an inference graph: the logits. Of a training graph: loss, logits, then the gradient of
-        each parameter in order.
+        Of an inference graph: the logits. Of a training graph: loss, logits, then for each parameter in
+        order its gradient, or what follows it where it is a running statistic.
     """
 
     name: str
@@ -57,6 +57,16 @@ class Graph:
         """The operations that own weights, in order."""
         return tuple(op for op in self.ops if isinstance(op, Conv2d | Linear))
 
+    def statistics(self) -> tuple[Value, ...]:
+        """The parameters that are running statistics of batch norms, in order: they follow the batches."""
+        found = {value for op in self.ops for value in _statistics(op)}
+        return tuple(value for value in self.parameters if value in found)
+
+    def learned(self) -> tuple[Value, ...]:
+        """The parameters that are not: gradients move them."""
+        statistics = set(self.statistics())
+        return tuple(value for value in self.parameters if value not in statistics)
+
     def map_values(self, change: Callable[[Value], Value]) -> Graph:
         """This graph with ``change`` applied to every value, consistently."""
         return Graph(self.name, tuple(map(change, self.inputs)), tuple(map(change, self.parameters)),
@@ -69,3 +79,13 @@ class Graph:
             raise GraphError(f"Graph {self.name!r} has no value named {unknown[0]!r}")
         return self.map_values(
             lambda value: Value(value.name, TensorType(value.shape, formats.get(value.name, value.format))))
+
+
+def _statistics(op: Op) -> tuple[Value, ...]:
+    match op:
+        case BatchNorm(mean=mean, variance=variance):
+            return mean, variance
+        case RunningMean(running=running) | RunningVariance(running=running):
+            return (running,)
+        case _:
+            return ()

@@ -14,6 +14,12 @@ from espalier.ir.ops import (
     Add,
     AveragePool,
     AveragePoolGrad,
+    BatchMean,
+    BatchNorm,
+    BatchNormInputGrad,
+    BatchNormOp,
+    BatchNormScaleGrad,
+    BatchVariance,
     BiasGrad,
     ClippedRelu,
     ClippedReluGrad,
@@ -22,6 +28,7 @@ from espalier.ir.ops import (
     Conv2d,
     Conv2dInputGrad,
     Conv2dWeightGrad,
+    FrozenBatchNormInputGrad,
     GlobalAveragePool,
     GlobalAveragePoolGrad,
     Linear,
@@ -35,13 +42,15 @@ from espalier.ir.ops import (
     Relu,
     ReluGrad,
     Reshape,
+    RunningMean,
+    RunningVariance,
     SoftmaxCrossEntropy,
     SoftmaxCrossEntropyGrad,
     SquareHinge,
     SquareHingeGrad,
 )
 from espalier.ir.types import Fixed, Value
-from espalier.numerics import activation, convolution, loss
+from espalier.numerics import activation, batch_norm, convolution, loss
 from espalier.numerics.activation import AVERAGE_FRAC, average_reciprocal
 from espalier.numerics.window import Window
 
@@ -151,6 +160,9 @@ def evaluate(op: Op, *args: NDArray) -> NDArray:
             return rounded(args[1].T @ args[0], product_frac(op.x, op.g), op.out)
         case BiasGrad():
             return rounded(args[0].reshape(*args[0].shape[:2], -1).sum(axis=(0, 2)), frac_of(op.g), op.out)
+        case (BatchNorm() | BatchMean() | BatchVariance() | RunningMean() | RunningVariance() | BatchNormInputGrad()
+              | FrozenBatchNormInputGrad() | BatchNormScaleGrad()):
+            return _batch_norm(op, *args)
         case ReluGrad():
             return rounded(activation.relu_grad(*args), frac_of(op.g), op.out)
         case ClippedReluGrad(bound=bound):
@@ -184,6 +196,27 @@ def _sum(op: Add, a: NDArray, b: NDArray) -> NDArray:
         return a + b
     frac = max(frac_a, frac_b)
     return rounded((a << (frac - frac_a)) + (b << (frac - frac_b)), frac, op.out)
+
+
+def _batch_norm(op: BatchNormOp, *args: NDArray) -> NDArray:
+    match op:
+        case BatchNorm(epsilon=epsilon):
+            return batch_norm.normalised(*args, epsilon=epsilon)
+        case BatchMean():
+            return batch_norm.batch_mean(args[0])
+        case BatchVariance():
+            return batch_norm.batch_variance(*args)
+        case RunningMean():
+            return batch_norm.followed(*args)
+        case RunningVariance():
+            running, batch, x = args
+            return batch_norm.followed(running, batch * batch_norm.unbiased(x.size // len(running)))
+        case BatchNormInputGrad(epsilon=epsilon):
+            return batch_norm.input_grad(*args, epsilon=epsilon)
+        case FrozenBatchNormInputGrad(epsilon=epsilon):
+            return batch_norm.frozen_input_grad(*args, epsilon=epsilon)
+        case BatchNormScaleGrad(epsilon=epsilon):
+            return batch_norm.scale_grad(*args, epsilon=epsilon)
 
 
 def _loss(op: LossOp | LossGradOp, logits: NDArray, labels: NDArray) -> NDArray:

@@ -66,6 +66,22 @@ class ClippedRelu(_Op):
 
 
 @dataclass(frozen=True, slots=True)
+class BatchNorm(_Op):
+    """``(x - mean) / sqrt(variance + epsilon) * scale + shift`` of each channel; float only.
+
+    ``x`` (C, H, W) or (C,), the others (C,). In an inference graph ``mean`` and ``variance`` are parameters, the
+    running statistics; in a training graph they are those of the batch.
+    """
+
+    x: Value
+    scale: Value
+    shift: Value
+    mean: Value
+    variance: Value
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
 class MaxPool(_Op):
     """Maximum under a window; the first of equal maxima wins."""
 
@@ -187,6 +203,71 @@ class BiasGrad(_Op):
 
 
 @dataclass(frozen=True, slots=True)
+class BatchMean(_Op):
+    """The mean of each channel over batch and pixels: ``x`` (C, H, W) or (C,) → (C,)."""
+
+    x: Value
+
+
+@dataclass(frozen=True, slots=True)
+class BatchVariance(_Op):
+    """The variance of each channel around its ``mean`` over batch and pixels, of all values: ``x`` → (C,)."""
+
+    x: Value
+    mean: Value
+
+
+@dataclass(frozen=True, slots=True)
+class RunningMean(_Op):
+    """The next running mean: a tenth of the way from the last one to that of the batch, ``batch``."""
+
+    running: Value
+    batch: Value
+
+
+@dataclass(frozen=True, slots=True)
+class RunningVariance(_Op):
+    """The next running variance, likewise; that of the batch, of the values of ``x``, counts as an estimate (n - 1)."""
+
+    running: Value
+    batch: Value
+    x: Value
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNormInputGrad(_Op):
+    """BP of a batch norm by the statistics of the batch, through which the gradient passes, too."""
+
+    g: Value
+    x: Value
+    scale: Value
+    mean: Value
+    variance: Value
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenBatchNormInputGrad(_Op):
+    """BP of a batch norm by running statistics, on which its input has no influence."""
+
+    g: Value
+    scale: Value
+    variance: Value
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNormScaleGrad(_Op):
+    """WU of a batch norm's scale, summed over batch and pixels; that of its shift is :class:`BiasGrad`."""
+
+    g: Value
+    x: Value
+    mean: Value
+    variance: Value
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReluGrad(_Op):
     """``g`` where the rectifier's output ``y`` is positive, else zero."""
 
@@ -235,9 +316,14 @@ class GlobalAveragePoolGrad(_Op):
     g: Value
 
 
-Op = (Conv2d | Linear | Relu | ClippedRelu | MaxPool | AveragePool | GlobalAveragePool | Add | Concat | Reshape
+Op = (Conv2d | Linear | BatchNorm | Relu | ClippedRelu | MaxPool | AveragePool | GlobalAveragePool | Add | Concat
+      | Reshape
       | SoftmaxCrossEntropy | SoftmaxCrossEntropyGrad | SquareHinge | SquareHingeGrad
       | Conv2dInputGrad | Conv2dWeightGrad | LinearInputGrad | LinearWeightGrad | BiasGrad
+      | BatchMean | BatchVariance | RunningMean | RunningVariance
+      | BatchNormInputGrad | FrozenBatchNormInputGrad | BatchNormScaleGrad
       | ReluGrad | ClippedReluGrad | ConcatGrad | MaxPoolGrad | AveragePoolGrad | GlobalAveragePoolGrad)
+BatchNormOp = (BatchNorm | BatchMean | BatchVariance | RunningMean | RunningVariance | BatchNormInputGrad
+               | FrozenBatchNormInputGrad | BatchNormScaleGrad)
 LossOp = SoftmaxCrossEntropy | SquareHinge
 LossGradOp = SoftmaxCrossEntropyGrad | SquareHingeGrad

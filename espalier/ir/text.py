@@ -33,6 +33,9 @@ from espalier.numerics.window import Window
 PLAIN_NAME = r"[A-Za-z0-9_./-]+"
 QUOTED = r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4}))*"'
 INTEGER = r"(?:0|-?[1-9][0-9]{0,17})\b"
+REAL = r"-?[0-9]{1,20}(?:\.[0-9]{1,20})?(?:e[+-]?[0-9]{1,3})?\b"
+#: what an operation has as a field
+Argument = Value | Window | int | float | None
 SECTIONS = ("an input", "a parameter", "an operation", "an output")  #: in the order of the text
 
 
@@ -83,7 +86,7 @@ def _operation(op: Op) -> str:
     return f"{_definition(op.out)} = {op_name(type(op))}({', '.join(arguments)})"
 
 
-def _argument(value: Value | Window | int | None) -> str:
+def _argument(value: Argument) -> str:
     match value:
         case None:
             return "none"
@@ -94,6 +97,8 @@ def _argument(value: Value | Window | int | None) -> str:
                     f"dilation {dilation[0]}x{dilation[1]}")
         case int():
             return str(value)
+        case float():
+            return repr(value)
 
 
 def load(text: str) -> Graph:
@@ -156,6 +161,9 @@ class _Line:
 
     def integer(self) -> int:
         return int(self.take(INTEGER, "a whole number"))
+
+    def real(self) -> float:
+        return float(self.take(REAL, "a number"))
 
     def pair(self) -> tuple[int, int]:
         """Two whole numbers written ``5x3``."""
@@ -276,7 +284,7 @@ class _Reader:
             raise line.error(f"expected an operation ({', '.join(OP_KINDS)}), found {name!r}")
         kind = OP_KINDS[name]
         hints = get_type_hints(kind)
-        arguments: dict[str, Value | Window | int | None] = {}
+        arguments: dict[str, Argument] = {}
         line.symbol("(")
         for field in fields(kind):
             if field.name == "out":
@@ -290,9 +298,10 @@ class _Reader:
         make: Callable[..., Op] = kind
         self.ops.append(make(out=self.define(out, line), **arguments))
 
-    def readers(self) -> dict[object, Callable[[_Line], Value | Window | int | None]]:
+    def readers(self) -> dict[object, Callable[[_Line], Argument]]:
         """How an argument of each type is read."""
-        return {Value: self.reference, Value | None: self.optional, Window: _Line.window, int: _Line.integer}
+        return {Value: self.reference, Value | None: self.optional, Window: _Line.window, int: _Line.integer,
+                float: _Line.real}
 
     def optional(self, line: _Line) -> Value | None:
         return None if line.skip(r"none\b") else self.reference(line)

@@ -10,6 +10,11 @@ from espalier.ir.ops import (
     Add,
     AveragePool,
     AveragePoolGrad,
+    BatchMean,
+    BatchNorm,
+    BatchNormInputGrad,
+    BatchNormScaleGrad,
+    BatchVariance,
     BiasGrad,
     ClippedRelu,
     ClippedReluGrad,
@@ -18,6 +23,7 @@ from espalier.ir.ops import (
     Conv2d,
     Conv2dInputGrad,
     Conv2dWeightGrad,
+    FrozenBatchNormInputGrad,
     GlobalAveragePool,
     GlobalAveragePoolGrad,
     Linear,
@@ -29,12 +35,15 @@ from espalier.ir.ops import (
     Relu,
     ReluGrad,
     Reshape,
+    RunningMean,
+    RunningVariance,
     SoftmaxCrossEntropy,
     SoftmaxCrossEntropyGrad,
     SquareHinge,
     SquareHingeGrad,
 )
 from espalier.ir.types import Value
+from espalier.ir.verify_batch_norm import verify_batch_norm
 from espalier.ir.verify_formats import verify_format, verify_formats
 from espalier.numerics.window import Window
 
@@ -153,6 +162,9 @@ def verify_shapes(op: Op) -> None:
             _shape(op, "gradient", g, y.shape)
             _shape(op, "result", out, y.shape)
             _bound(op, bound)
+        case (BatchNorm() | BatchMean() | BatchVariance() | RunningMean() | RunningVariance() | BatchNormInputGrad()
+              | FrozenBatchNormInputGrad() | BatchNormScaleGrad()):
+            verify_batch_norm(op)
         case ReluGrad(out=out, g=g, y=y):
             _shape(op, "gradient", g, y.shape)
             _shape(op, "result", out, y.shape)

@@ -10,6 +10,11 @@ from espalier.ir.ops import (
     Add,
     AveragePool,
     AveragePoolGrad,
+    BatchMean,
+    BatchNorm,
+    BatchNormInputGrad,
+    BatchNormScaleGrad,
+    BatchVariance,
     BiasGrad,
     ClippedRelu,
     ClippedReluGrad,
@@ -18,6 +23,7 @@ from espalier.ir.ops import (
     Conv2d,
     Conv2dInputGrad,
     Conv2dWeightGrad,
+    FrozenBatchNormInputGrad,
     GlobalAveragePool,
     GlobalAveragePoolGrad,
     Linear,
@@ -29,12 +35,15 @@ from espalier.ir.ops import (
     Relu,
     ReluGrad,
     Reshape,
+    RunningMean,
+    RunningVariance,
     SoftmaxCrossEntropy,
     SoftmaxCrossEntropyGrad,
     SquareHinge,
     SquareHingeGrad,
 )
 from espalier.ir.types import FLOAT, INDEX, Float, Index, Value
+from espalier.ir.verify_batch_norm import fold_first
 from espalier.numerics.activation import AVERAGE_FRAC
 from espalier.numerics.fixed import Fixed, Overflow, Quant
 from espalier.numerics.loss import LOSS_FRAC, RECIPROCAL_FRAC
@@ -150,6 +159,9 @@ def _fixed_formats(op: Op, wide: set[str]) -> None:
         case Relu(x=x) | MaxPool(x=x) | ReluGrad(g=x) | MaxPoolGrad(g=x) | ConcatGrad(g=x):
             _result(op, WORD_BITS)
             _shift(op, x, _fixed(x).frac, _fixed(op.out).frac)
+        case (BatchNorm() | BatchMean() | BatchVariance() | RunningMean() | RunningVariance() | BatchNormInputGrad()
+              | FrozenBatchNormInputGrad() | BatchNormScaleGrad()):
+            raise fold_first(op)
         case Add(a=a, b=b):
             _sum(op, a, b, wide)
         case Reshape(x=x):

@@ -27,6 +27,7 @@ from espalier.ir.differentiate import differentiate, gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.ops import ClippedRelu, Concat, Conv2d, Linear, MaxPool, Op, Relu, Reshape
 from espalier.ir.types import Format, Value
+from espalier.ir.verify import verify
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.loss import LOSS_FRAC
 from espalier.numerics.update import GRADIENT_BITS, master_format, narrow
@@ -109,15 +110,47 @@ def quantise(graph: Graph, parameters: Mapping[str, NDArray], ranges: Ranges, wi
     if wild is not None:
         raise FormatError(f"Formats are chosen from finite numbers, and {wild!r} was not finite in calibration: lower "
                           f"the learning rate or scale the images down")
-    fixed = graph.with_formats(_forward_formats(graph, ranges, widths, headroom))
+    fixed = verify(graph.with_formats(_forward_formats(graph, ranges, widths, headroom)))
     gradients = _gradient_formats(fixed, ranges, widths, loss, headroom)
     return Quantised(fixed, gradients, initial_state(fixed, parameters, update))
 
 
+def with_weight_formats(graph: Graph, gradients: Mapping[str, Format], formats: Mapping[str, Fixed]
+                        ) -> tuple[Graph, dict[str, Format]]:
+    """A fixed-point ``graph`` and its gradient formats with other ``formats`` of weights and biases, by name.
+
+    A weight and its bias have one fraction length; the bias may be wider. Where a product has fewer fraction bits now
+    than a result that it is summed to, the result loses fraction bits, and so do those that share its format.
+
+    Raises
+    ------
+    FormatError
+        A value would have fewer fraction bits than the engine takes.
+    """
+    forward = _joined(graph)
+    for value in graph.values():
+        forward.at_most(value.name, formats[value.name].frac if value.name in formats else _frac(value))
+    for op in graph.layers():
+        forward.at_most_sum(op.out.name, op.x.name, op.w.name)
+    forward.settle()
+    _check_fine(graph, forward)
+    fixed = graph.with_formats({value.name: Fixed.of(formats.get(value.name, value.format).width,
+                                                     forward.frac(value.name))
+                                for value in graph.values() if isinstance(value.format, Fixed)})
+    backward = _joined_gradients(graph)
+    for name, format_ in gradients.items():
+        backward.at_most(name, _fixed(format_).frac)
+    for op in fixed.layers():
+        _limit_layer(backward, op, fixed)
+    backward.settle()
+    return fixed, {name: Fixed.of(_fixed(format_).width, backward.frac(name)) for name, format_ in gradients.items()}
+
+
 def initial_state(graph: Graph, parameters: Mapping[str, NDArray], update: Update) -> dict[str, NDArray]:
     """The state of a network before its first step, from real-valued parameters."""
-    state: dict[str, NDArray] = {}
-    for value in graph.parameters:
+    state: dict[str, NDArray] = {value.name: np.asarray(parameters[value.name]).astype(np.float32)
+                                 for value in graph.statistics()}
+    for value in graph.learned():
         names = state_names(value.name, update)
         state |= weight_words(value, np.asarray(parameters[value.name]), update)
         state[names["momentum"]] = np.zeros_like(state[names["weight"]])
@@ -222,13 +255,29 @@ def _gradient_range(ranges: Ranges, name: str) -> tuple[float, float]:
     return min((low for low, _ in found), default=0.0), max((high for _, high in found), default=0.0)
 
 
-def _forward_formats(graph: Graph, ranges: Ranges, widths: Widths, headroom: Headroom) -> dict[str, Format]:
-    families, ranges, bounds = _Families(), _clipped(graph, ranges), _bounds(graph)
+def _joined(graph: Graph) -> _Families:
+    """The values of an inference graph that share a fraction length."""
+    families = _Families()
     for op in graph.ops:
         for value in op.inputs if _keeps_format(op) else ():
             families.join(value.name, op.out.name)
         if isinstance(op, Conv2d | Linear) and op.b is not None:
             families.join(op.w.name, op.b.name)
+    return families
+
+
+def _joined_gradients(graph: Graph) -> _Families:
+    families = _Families()
+    for op in graph.ops:
+        for value in op.inputs if _keeps_format(op) else ():
+            families.join(gradient_name(op.out.name), gradient_name(value.name))
+        if isinstance(op, Conv2d | Linear) and op.b is not None:
+            families.join(gradient_name(op.w.name), gradient_name(op.b.name))
+    return families
+
+
+def _forward_formats(graph: Graph, ranges: Ranges, widths: Widths, headroom: Headroom) -> dict[str, Format]:
+    families, ranges, bounds = _joined(graph), _clipped(graph, ranges), _bounds(graph)
     for value in graph.values():
         width, bits = ((widths.weight, headroom.weight) if value in graph.parameters else
                        (widths.activation, 0 if value in graph.inputs else headroom.activation))
@@ -269,16 +318,21 @@ def _check_held(graph: Graph, families: _Families, ranges: Ranges, widths: Width
                               f"use wider words")
 
 
+def _check_fine(graph: Graph, families: _Families) -> None:
+    """Raise FormatError where coarser weights leave a value fewer fraction bits than the engine takes."""
+    bounds = _bounds(graph)
+    whole = {*graph.outputs, *(op.x for op in graph.layers() if op.b is not None)}
+    for value in graph.values():
+        lowest = max(0 if value in whole else COARSEST + 1,
+                     _coarsest(bounds[value.name]) if value.name in bounds else COARSEST)
+        if families.frac(value.name) < lowest:
+            raise FormatError(f"{value.name!r} must have at least {lowest} fraction bits, and with weights this coarse "
+                              f"it has {families.frac(value.name)}: use wider weights")
+
+
 def _gradient_formats(graph: Graph, ranges: Ranges, widths: Widths, loss: str, headroom: Headroom
                       ) -> dict[str, Format]:
-    families = _Families()
-    activations = [op.out for op in graph.ops]
-    for op in graph.ops:
-        if _keeps_format(op):
-            for value in op.inputs:
-                families.join(gradient_name(op.out.name), gradient_name(value.name))
-        if isinstance(op, Conv2d | Linear) and op.b is not None:
-            families.join(gradient_name(op.w.name), gradient_name(op.b.name))
+    families, activations = _joined_gradients(graph), [op.out for op in graph.ops]
     for value in activations:
         name = gradient_name(value.name)
         families.at_most(name, holding_frac(*_gradient_range(ranges, name), widths.gradient, headroom.gradient))
@@ -314,5 +368,9 @@ def _limit_layer(families: _Families, op: Conv2d | Linear, graph: Graph) -> None
 
 
 def _frac(value: Value) -> int:
-    assert isinstance(value.format, Fixed), f"{value} is not in fixed point"
-    return value.format.frac
+    return _fixed(value.format).frac
+
+
+def _fixed(format_: Format) -> Fixed:
+    assert isinstance(format_, Fixed), f"{format_} is not fixed point"
+    return format_

@@ -18,10 +18,12 @@ from safetensors.numpy import save
 
 from espalier.errors import DataError, EspalierError
 from espalier.ir.graph import Graph
+from espalier.ir.ops import BatchNorm
 from espalier.ir.text import dump
 from espalier.ir.text import load as load_graph
-from espalier.ir.types import FLOAT, Format
+from espalier.ir.types import FLOAT, Format, Value
 from espalier.ir.verify import verify
+from espalier.numerics.batch_norm import check_variance
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.update import master_format, narrow
 from espalier.records import write_bytes_atomically
@@ -90,7 +92,7 @@ class Checkpoint:
         By name of the gradient; empty in float.
     state : dict of ndarray
         For a parameter ``p``: ``p``, ``p.momentum``, ``p.live`` and, with the accumulation buffer,
-        ``p.master``. Words are int64 here, numbers float32, masks bool.
+        ``p.master``. Words are int64 here, numbers float32, masks bool. For a running statistic: itself.
     config : TrainConfig
         What the run was told: hyper-parameters, seed, loss, schedule.
     position : Position
@@ -120,13 +122,13 @@ class Checkpoint:
 
     @property
     def weights(self) -> dict[str, NDArray]:
-        """The weights and biases by name: what inference reads."""
+        """The weights, biases and running statistics by name: what inference reads."""
         return {value.name: self.state[value.name] for value in self.graph.parameters}
 
     @property
     def live(self) -> dict[str, NDArray[np.bool_]]:
-        """The live masks by the parameter's name."""
-        return {value.name: self.state[f"{value.name}.live"] for value in self.graph.parameters}
+        """The live masks by the parameter's name; running statistics have none."""
+        return {value.name: self.state[f"{value.name}.live"] for value in self.graph.learned()}
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all. Raises DataError if it cannot be written; an earlier one stays."""
@@ -191,20 +193,29 @@ def _stored_type(name: str, array: NDArray) -> type:
 def _checked(graph: Graph, update: Update, tensors: Mapping[str, NDArray]) -> dict[str, NDArray]:
     """The state in ``tensors``, checked against the graph. Raises DataError."""
     state: dict[str, NDArray] = {}
-    for value in graph.parameters:
+    for value in graph.learned():
         if isinstance(value.format, Fixed) == (update is Update.FLOAT):
             raise DataError(f"the update is {update.value}, but {value} is not of that kind")
         for name in state_names(value.name, update).values():
-            if name not in tensors:
-                raise DataError(f"tensor {name!r} is missing")
-            if tensors[name].shape != value.shape:
-                raise DataError(f"tensor {name!r} has shape {tensors[name].shape} instead of {value.shape}")
-            state[name] = _widened(name, tensors[name], value.format)
+            state[name] = _tensor(name, value, tensors)
         _check_parameter(value.name, value.format, update, state)
+    state |= {value.name: _tensor(value.name, value, tensors) for value in graph.statistics()}
+    for op in graph.ops:
+        if isinstance(op, BatchNorm):
+            check_variance(f"tensor {op.variance.name!r}", state[op.variance.name], op.epsilon)
     unknown = sorted(set(tensors) - set(state))
     if unknown:
         raise DataError(f"tensor {unknown[0]!r} belongs to no parameter")
     return state
+
+
+def _tensor(name: str, value: Value, tensors: Mapping[str, NDArray]) -> NDArray:
+    """The tensor ``name`` of the state of ``value``."""
+    if name not in tensors:
+        raise DataError(f"tensor {name!r} is missing")
+    if tensors[name].shape != value.shape:
+        raise DataError(f"tensor {name!r} has shape {tensors[name].shape} instead of {value.shape}")
+    return _widened(name, tensors[name], value.format)
 
 
 def _widened(name: str, array: NDArray, format_: Format) -> NDArray:

@@ -240,6 +240,11 @@ class TrainConfig:
         """How a step reaches the weights."""
         return Update.FLOAT if self.quantise is None else self.quantise.update
 
+    @property
+    def starts_in_float(self) -> bool:
+        """Whether the first epoch is in float32, so that batch norms are trained in it."""
+        return self.quantise is None or self.quantise.start > 0
+
     def to_json(self) -> dict[str, Any]:
         """As plain dictionaries, lists, strings and numbers, complete."""
         fields: dict[str, Any] = _adapter().dump_python(self, mode="json")

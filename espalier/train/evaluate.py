@@ -25,6 +25,12 @@ from espalier.ir.ops import (
     Add,
     AveragePool,
     AveragePoolGrad,
+    BatchMean,
+    BatchNorm,
+    BatchNormInputGrad,
+    BatchNormOp,
+    BatchNormScaleGrad,
+    BatchVariance,
     BiasGrad,
     ClippedRelu,
     ClippedReluGrad,
@@ -33,6 +39,7 @@ from espalier.ir.ops import (
     Conv2d,
     Conv2dInputGrad,
     Conv2dWeightGrad,
+    FrozenBatchNormInputGrad,
     GlobalAveragePool,
     GlobalAveragePoolGrad,
     Linear,
@@ -44,6 +51,8 @@ from espalier.ir.ops import (
     Relu,
     ReluGrad,
     Reshape,
+    RunningMean,
+    RunningVariance,
     SoftmaxCrossEntropy,
     SoftmaxCrossEntropyGrad,
     SquareHinge,
@@ -51,6 +60,7 @@ from espalier.ir.ops import (
 )
 from espalier.ir.types import Float, Format, Index, Value
 from espalier.numerics.activation import AVERAGE_FRAC, average_reciprocal
+from espalier.numerics.batch_norm import FOLLOWING, unbiased
 from espalier.numerics.fixed import Fixed, Overflow
 from espalier.numerics.window import Window
 from espalier.train import loss_unit
@@ -164,6 +174,9 @@ def evaluate(op: Op, *args: Tensor) -> Tensor:
         case BiasGrad():
             return _rounded(args[0].flatten(2).sum(dim=(0, 2)) if args[0].ndim > 2 else args[0].sum(dim=0),
                             frac_of(op.g), op.out)
+        case (BatchNorm() | BatchMean() | BatchVariance() | RunningMean() | RunningVariance() | BatchNormInputGrad()
+              | FrozenBatchNormInputGrad() | BatchNormScaleGrad()):
+            return _batch_norm(op, *args)
         case ReluGrad():
             passed = torch.ops.aten.threshold_backward(args[0], args[1].to(args[0].dtype), 0)
             return _moved(passed, op.g, op.out)
@@ -223,6 +236,53 @@ def _sum(op: Add, a: Tensor, b: Tensor) -> Tensor:
         return a + b
     frac = max(frac_a, frac_b)
     return _rounded(a * ldexp(1.0, frac - frac_a) + b * ldexp(1.0, frac - frac_b), frac, op.out)
+
+
+def _batch_norm(op: BatchNormOp, *args: Tensor) -> Tensor:
+    """By torch's own kernels where they take the statistics that there are."""
+    match op:
+        case BatchNorm(epsilon=epsilon):
+            x, scale, shift, mean, variance = args
+            return torch.native_batch_norm(x, scale, shift, mean, variance, False, FOLLOWING, epsilon)[0]
+        case BatchMean():
+            return _channel_mean(args[0])
+        case BatchVariance():
+            x, mean = args
+            return _channel_mean((x - _spread(mean, x)).square_())
+        case RunningMean():
+            return args[0].lerp(args[1], FOLLOWING)
+        case RunningVariance():
+            running, batch, x = args
+            return running.lerp(batch * unbiased(x.numel() // len(running)), FOLLOWING)
+        case BatchNormInputGrad(epsilon=epsilon):
+            g, x, scale, mean, variance = args
+            return _batch_norm_backward(g, x, scale, mean, variance, epsilon, 0)
+        case FrozenBatchNormInputGrad(epsilon=epsilon):
+            g, scale, variance = args
+            return g * _spread(scale * torch.rsqrt(variance + epsilon), g)
+        case BatchNormScaleGrad(epsilon=epsilon):
+            g, x, mean, variance = args
+            return _batch_norm_backward(g, x, torch.ones_like(mean), mean, variance, epsilon, 1)
+
+
+def _channel_mean(x: Tensor) -> Tensor:
+    return x.mean(dim=(0, *range(2, x.ndim)))
+
+
+def _spread(channels: Tensor, x: Tensor) -> Tensor:
+    """One number a channel, as ``x`` takes it."""
+    return channels.view(-1, *(1,) * (x.ndim - 2))
+
+
+def _batch_norm_backward(g: Tensor, x: Tensor, scale: Tensor, mean: Tensor, variance: Tensor, epsilon: float,
+                         which: int) -> Tensor:
+    """The gradient of the input (0) or of the scale (1) where the statistics are those of the batch."""
+    wanted = [which == 0, which == 1, False]
+    inverse = torch.rsqrt(variance + epsilon)
+    gradients = torch.ops.aten.native_batch_norm_backward(g, x, scale, None, None, mean, inverse, True, epsilon,
+                                                          wanted)
+    found: Tensor = gradients[which]
+    return found
 
 
 def _padded(x: Tensor, window: Window, fill: float = 0.0) -> Tensor:

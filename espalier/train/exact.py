@@ -14,6 +14,11 @@ from espalier.ir.ops import (
     Add,
     AveragePool,
     AveragePoolGrad,
+    BatchMean,
+    BatchNorm,
+    BatchNormInputGrad,
+    BatchNormScaleGrad,
+    BatchVariance,
     BiasGrad,
     ClippedRelu,
     ClippedReluGrad,
@@ -22,6 +27,7 @@ from espalier.ir.ops import (
     Conv2d,
     Conv2dInputGrad,
     Conv2dWeightGrad,
+    FrozenBatchNormInputGrad,
     GlobalAveragePool,
     GlobalAveragePoolGrad,
     Linear,
@@ -33,12 +39,15 @@ from espalier.ir.ops import (
     Relu,
     ReluGrad,
     Reshape,
+    RunningMean,
+    RunningVariance,
     SoftmaxCrossEntropy,
     SoftmaxCrossEntropyGrad,
     SquareHinge,
     SquareHingeGrad,
 )
 from espalier.ir.types import Value
+from espalier.ir.verify_batch_norm import fold_first
 from espalier.numerics.activation import AVERAGE_FRAC, average_reciprocal
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.window import Window
@@ -93,6 +102,9 @@ def accumulator(op: Op, batch: int) -> tuple[int, int]:
         case (Relu(x=x) | ClippedRelu(x=x) | MaxPool(x=x) | Reshape(x=x) | ReluGrad(g=x) | ClippedReluGrad(g=x)
               | ConcatGrad(g=x)):
             return _largest(x), _frac(x)
+        case (BatchNorm() | BatchMean() | BatchVariance() | RunningMean() | RunningVariance() | BatchNormInputGrad()
+              | FrozenBatchNormInputGrad() | BatchNormScaleGrad()):
+            raise fold_first(op)
         case SoftmaxCrossEntropy() | SquareHinge() | SoftmaxCrossEntropyGrad() | SquareHingeGrad():
             return _largest(op.out), _frac(op.out)
         case _:

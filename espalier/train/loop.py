@@ -8,7 +8,7 @@ import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 from types import FrameType
 
@@ -22,7 +22,9 @@ from espalier.compress.graph_groups import groups_of
 from espalier.data import Split, batches
 from espalier.errors import DataError, EspalierError
 from espalier.ir.differentiate import differentiate, gradient_name
+from espalier.ir.fold import fold_batch_norm, normed_layers
 from espalier.ir.graph import Graph
+from espalier.ir.ops import BatchNorm
 from espalier.ir.view import conv_shape
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.update import master_format
@@ -31,6 +33,7 @@ from espalier.train.calibrate import initial_state, quantise
 from espalier.train.checkpoint import Checkpoint, EpochLog, Position
 from espalier.train.config import TrainConfig
 from espalier.train.device_data import DeviceData, draw_moves
+from espalier.train.fold import folded
 from espalier.train.optimise import Optimiser, Update
 from espalier.train.probe import probe
 from espalier.train.ranges import check_numbers
@@ -84,6 +87,8 @@ def train(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[s
     with _bar(progress, config.epochs) as bar:
         if config.quantise is not None and state.update is Update.FLOAT:
             state = _quantised(_Run(config, split, state, folder, bar, named).train(config.quantise.start), split)
+        if config.quantise is not None:
+            named = fold_batch_norm(graph, parameters)
         return _Run(config, split, state, folder, bar, named).train(config.epochs)
 
 
@@ -105,7 +110,11 @@ def prepare(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping
 
 
 def _quantised(float_: Checkpoint, split: Split) -> Checkpoint:
-    """The same in fixed point: formats from the steps to come; weights, momenta and masks taken over."""
+    """The same in fixed point: formats from the steps to come; weights, momenta and masks taken over.
+
+    Batch norms are folded before, so that the steps to come are those of the network that is trained on.
+    """
+    float_ = folded(float_)
     config, rule = float_.config, float_.config.quantise
     assert rule is not None, "the run is one in fixed point"
     found = quantise(float_.graph, float_.weights, probe(float_, split.train), rule.widths, config.loss, rule.headroom,
@@ -119,8 +128,11 @@ def _quantised(float_: Checkpoint, split: Split) -> Checkpoint:
 
 
 def _frozen(config: TrainConfig, graph: Graph, fixed: Collection[str]) -> frozenset[str]:
-    """The parameters that are not trained. Raises DataError if that is all of them, or a name is of none."""
-    names = [value.name for value in graph.parameters]
+    """The parameters that are not trained, but for running statistics, which no gradient moves anyway.
+
+    Raises DataError if that is all of them, or a name is of none.
+    """
+    names = [value.name for value in graph.learned()]
     frozen = config.frozen_names(names) | frozenset(names).intersection(fixed)
     if len(frozen) == len(names):
         raise DataError(f"All {len(names)} parameters of network {graph.name!r} are frozen, and nothing would be "
@@ -131,9 +143,11 @@ def _frozen(config: TrainConfig, graph: Graph, fixed: Collection[str]) -> frozen
 def check_fit(config: TrainConfig, split: Split, graph: Graph, fixed: Collection[str] = ()) -> None:
     """Raise DataError unless images, classes, batch, device and frozen parameters suit the network.
 
-    Raises UnsupportedError for a network whose widths are to change and cannot.
+    Raises UnsupportedError for a network whose widths are to change and cannot, GraphError for one whose batch norms
+    are to be folded and cannot.
     """
     frozen = _frozen(config, graph, fixed)
+    _check_batch_norm(config, split, graph)
     if config.structure is not None and not groups_of(graph, frozen):
         raise DataError(f"Network {graph.name!r} has no layer whose width may change: leave 'structure' out")
     image, logits = graph.inputs[0], graph.outputs[0]
@@ -147,6 +161,20 @@ def check_fit(config: TrainConfig, split: Split, graph: Graph, fixed: Collection
         raise DataError(f"A batch is at most the training set of {len(split.train)} images, not {config.batch}")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise DataError("This machine's torch sees no CUDA device: train on the cpu")
+
+
+def _check_batch_norm(config: TrainConfig, split: Split, graph: Graph) -> None:
+    for op in graph.ops:
+        if isinstance(op, BatchNorm) and config.batch * prod(op.x.shape[1:]) < 2:
+            raise DataError(f"A batch norm needs at least 2 values a channel, and a batch of one image gives {op.out} "
+                            f"1: take larger batches")
+    if config.quantise is None or not normed_layers(graph) or config.tracking is None:
+        return
+    steps = config.quantise.start * (len(split.train) // config.batch)
+    if steps and config.tracking.rule.remaining(steps):
+        raise DataError(f"Nothing may remain of the initial values of untracked weights when batch norms are folded, "
+                        f"and {config.tracking.rule.remaining(steps):.2g} of them would after {steps} steps: let fixed "
+                        f"point start later, or lower the decay")
 
 
 def _resumed(config: TrainConfig, folder: Path) -> Checkpoint | None:
@@ -214,10 +242,10 @@ class _Run:
     def _enter(self, start: Checkpoint) -> None:
         """Take over the network and the state of ``start``, of whatever widths."""
         self.start, self.graph, config = start, start.graph, self.config
-        self.optimiser = Optimiser(self.graph.parameters, start.gradient_formats, start.update, config.batch,
-                                   config.device, start.frozen)
+        self.optimiser = Optimiser(self.graph.learned(), start.gradient_formats, start.update, config.batch,
+                                   config.device, start.frozen, self.graph.statistics())
         self.optimiser.load(start.state)
-        self.step_graph = differentiate(self.graph, config.loss, start.gradient_formats)
+        self.step_graph = differentiate(self.graph, config.loss, start.gradient_formats, start.frozen)
         self.step = TrainingStep(self.step_graph, self.optimiser, self.data, config.augment)
         self.layers = {layer.w.name: conv_shape(self.graph, layer) for layer in self.graph.layers()}
         self.sparsity = Sparsity(config, self.steps, {name: shape for name, shape in self.layers.items()

@@ -20,6 +20,11 @@ from espalier.ir.ops import (
     Add,
     AveragePool,
     AveragePoolGrad,
+    BatchMean,
+    BatchNorm,
+    BatchNormInputGrad,
+    BatchNormScaleGrad,
+    BatchVariance,
     BiasGrad,
     ClippedRelu,
     ClippedReluGrad,
@@ -28,6 +33,7 @@ from espalier.ir.ops import (
     Conv2d,
     Conv2dInputGrad,
     Conv2dWeightGrad,
+    FrozenBatchNormInputGrad,
     GlobalAveragePool,
     GlobalAveragePoolGrad,
     Linear,
@@ -39,6 +45,8 @@ from espalier.ir.ops import (
     Relu,
     ReluGrad,
     Reshape,
+    RunningMean,
+    RunningVariance,
     SoftmaxCrossEntropy,
     SoftmaxCrossEntropyGrad,
     SquareHinge,
@@ -186,6 +194,9 @@ class OperationList:
                 self._average(op, native.AVERAGE_POOL_GRADIENT, g, window)
             case GlobalAveragePoolGrad(g=g):
                 self._average(op, native.AVERAGE_POOL_GRADIENT, g, Window(op.out.map_shape[1:]))
+            case (BatchNorm() | BatchMean() | BatchVariance() | RunningMean() | RunningVariance()
+                  | BatchNormInputGrad() | FrozenBatchNormInputGrad() | BatchNormScaleGrad()):
+                raise Unknown("a batch norm is folded before")
             case SoftmaxCrossEntropy() | SoftmaxCrossEntropyGrad() | SquareHinge() | SquareHingeGrad():
                 raise Unknown("losses are not on the list")
             case _:

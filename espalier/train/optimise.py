@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from espalier.errors import FormatError, UnsupportedError
-from espalier.ir.differentiate import gradient_name
-from espalier.ir.types import Format, Value
+from espalier.ir.differentiate import gradient_name, next_name
+from espalier.ir.types import FLOAT, Format, Value
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.update import EXTRA_BITS, BufferedSgd, NarrowSgd, master_format
 from espalier.train.convolve import Rounding
@@ -112,15 +112,17 @@ class Optimiser:
     device : str
     frozen : collection of str
         Parameters that keep their values: their rate and decay are zero.
+    statistics : tuple of Value
+        Running statistics of batch norms. No gradient moves them, and they neither decay nor die.
 
     Members
     -------
     weights : dict of Tensor
-        The narrow weights by name: what the forward and backward pass read.
+        The narrow weights and the statistics by name: what the forward and backward pass read.
     """
 
     def __init__(self, parameters: tuple[Value, ...], formats: Mapping[str, Format], update: Update, batch: int,
-                 device: str = "cpu", frozen: Collection[str] = ()) -> None:
+                 device: str = "cpu", frozen: Collection[str] = (), statistics: tuple[Value, ...] = ()) -> None:
         self.parameters, self.update, self.batch, self.frozen = parameters, update, batch, frozenset(frozen)
         self.gradients = {value.name: formats.get(gradient_name(value.name)) for value in parameters}
         dtype = element_type(parameters[0].format)
@@ -129,7 +131,8 @@ class Optimiser:
             torch.zeros(size, dtype=dtype, device=device) for _ in range(5))
         self.live = torch.ones(size, dtype=dtype, device=device)
         self.mu, self.scale = (torch.zeros((), dtype=dtype, device=device) for _ in range(2))
-        self.weights = self._views(self.weight)
+        self.statistics = {value.name: torch.zeros(value.shape, dtype=dtype, device=device) for value in statistics}
+        self.weights = self._views(self.weight) | self.statistics
         if update is not Update.FLOAT:
             self.low, self.high, self.wide_low, self.wide_high = map(
                 self._spread, zip(*map(self._ends, parameters), strict=True))
@@ -137,7 +140,7 @@ class Optimiser:
     @property
     def state_tensors(self) -> tuple[Tensor, ...]:
         """The tensors that a step changes."""
-        return self.weight, self.master, self.momentum
+        return self.weight, self.master, self.momentum, *self.statistics.values()
 
     def set(self, sgd: Sgd) -> None:
         """Use ``sgd`` from the next step on. Raises FormatError where a factor has no word."""
@@ -154,7 +157,13 @@ class Optimiser:
         self.mu.fill_(mu)
 
     def step(self, gradients: Mapping[str, Tensor]) -> None:
-        """Apply the gradients (by the gradients' names), each summed over the batch."""
+        """Apply the gradients (by the gradients' names), each summed over the batch; take over the statistics.
+
+        A statistic (:func:`next_name`) that is not among them stays.
+        """
+        for name, statistic in self.statistics.items():
+            if next_name(name) in gradients:
+                statistic.copy_(gradients[next_name(name)])
         flat = torch.cat([gradients[gradient_name(value.name)].reshape(-1) for value in self.parameters]) * self.live
         match self.update:
             case Update.BUFFERED:
@@ -188,6 +197,8 @@ class Optimiser:
             arrays = [np.asarray(state[state_names(value.name, self.update)[role]], dtype=np.float64).reshape(-1)
                       for value in self.parameters]
             flat.copy_(torch.from_numpy(np.concatenate(arrays)))
+        for name, statistic in self.statistics.items():
+            statistic.copy_(torch.from_numpy(np.asarray(state[name], dtype=np.float64)))
 
     def state(self) -> dict[str, NDArray]:
         """Every tensor of the state by name on the host: words int64, float32 numbers, live masks bool."""
@@ -197,10 +208,10 @@ class Optimiser:
             for value in self.parameters:
                 array = to_array(views[value.name], value.format)
                 found[state_names(value.name, self.update)[role]] = array > 0 if role == "live" else array
-        return found
+        return found | {name: to_array(statistic, FLOAT) for name, statistic in self.statistics.items()}
 
     def real_weights(self) -> dict[str, NDArray[np.float64]]:
-        """The most precise weights there are, as real values by parameter name."""
+        """The most precise weights there are, as real values by parameter name; not the statistics."""
         source = self.master if self.update is Update.BUFFERED else self.weight
         values: dict[str, NDArray[np.float64]] = {}
         for value in self.parameters:
@@ -216,7 +227,7 @@ class Optimiser:
         views = self._views(self.live)
         for name, mask in live.items():
             views[name].copy_(torch.from_numpy(np.ascontiguousarray(mask)))
-        for tensor in self.state_tensors:
+        for tensor in (self.weight, self.master, self.momentum):
             tensor.mul_(self.live)
 
     def _roles(self) -> dict[str, Tensor]:

@@ -55,26 +55,27 @@ def changed(start: Checkpoint, real: Mapping[str, NDArray[np.float64]], scores: 
     Parameters
     ----------
     real : mapping of ndarray
-        The most precise weights there are.
+        The most precise weights there are; running statistics of batch norms are those of ``start``.
     scores : sequence of ndarray
         Saliency of the units of each group.
     """
     structure, groups = start.config.structure, groups_of(start.graph, start.frozen)
     assert structure is not None, "a recipe that changes widths"
     size = size_of(start.graph, groups, start.frozen)
+    tensors: Tensors = {**real, **{value.name: start.state[value.name] for value in start.graph.statistics()}}
     momenta: Tensors = {name: start.state[f"{name}.momentum"].astype(np.float64) for name in real}
     growth, shedding = structure.growth, structure.shedding
     if growth is not None and time in growth.times.all:
         parents = growth.parents(scores, size, named)
-        tensors = grown(real, groups, parents, growth.birth, (start.config.seed, growth.times.all.index(time)))
+        tensors = grown(tensors, groups, parents, growth.birth, (start.config.seed, growth.times.all.index(time)))
         momenta = grown_momenta(momenta, groups, parents, growth.birth)
     else:
         assert shedding is not None, "widths change at this time"
         kept = shedding.kept(scores, size, named, time)
-        tensors, momenta = shed(real, groups, kept), shed(momenta, groups, kept)
+        tensors, momenta = shed(tensors, groups, kept), shed(momenta, groups, kept)
     graph = resized(start.graph, {name: array.shape for name, array in tensors.items()})
     state = initial_state(graph, tensors, start.update)
-    for value in graph.parameters:
+    for value in graph.learned():
         name = state_names(value.name, start.update)["momentum"]
         state[name] = _like(state[name], momenta[value.name])
     return replace(start, graph=graph, state=state)

@@ -39,6 +39,7 @@ NETWORKS = {
     "alexnet": Network(alexnet, CIFAR),
     "vgg16": Network(partial(vgg, 16, False), CIFAR),
     "vgg16_bn": Network(partial(vgg, 16, True), CIFAR),
+    "vgg16_bn_quarter": Network(partial(vgg, 16, True, divisor=4), CIFAR),
     "vgg19": Network(partial(vgg, 19, False), CIFAR),
     "vgg19_bn": Network(partial(vgg, 19, True), CIFAR),
     "mobilenetv1": Network(mobilenetv1, CIFAR),

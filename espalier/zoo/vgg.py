@@ -8,7 +8,7 @@ WIDTHS = (64, 128, 256, 512, 512)  #: output channels of the convolutions of eac
 DEPTHS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  #: convolutions of each stage, by the layers with weights
 
 
-def vgg(layers: int, batch_norm: bool, classes: int) -> nn.Sequential:
+def vgg(layers: int, batch_norm: bool, classes: int, divisor: int = 1) -> nn.Sequential:
     """3×3 convolutions with biases, a pooling after each of the five stages, one linear layer. Input (N, 3, 32, 32).
 
     The convolutions are the paper's: 14,714,688 parameters for 16 layers, 20,024,384 for 19 (as Keras lists
@@ -21,10 +21,13 @@ def vgg(layers: int, batch_norm: bool, classes: int) -> nn.Sequential:
     ----------
     layers : int
         16 or 19.
+    divisor : int
+        Of the paper's channels, for machines on which all of them take too long; divides 64.
     """
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     channels = 3
-    for stage, (width, depth) in enumerate(zip(WIDTHS, DEPTHS[layers], strict=True), start=1):
+    for stage, (whole, depth) in enumerate(zip(WIDTHS, DEPTHS[layers], strict=True), start=1):
+        width = whole // divisor
         for number in range(1, depth + 1):
             modules[f"conv{stage}_{number}"] = nn.Conv2d(channels, width, 3, padding=1)
             if batch_norm:

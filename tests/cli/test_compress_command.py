@@ -57,7 +57,7 @@ def test_what_is_printed_for_people(capsys, place):
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 @pytest.mark.parametrize(("options", "sentence"), [
-    ([], r"give --density, such as 0\.1, or --loss, such as 1$"),
+    ([], r"give --density, such as 0\.1, or --loss, such as 1, or for narrower weights --bit-loss, such as 1$"),
     (["--density", "0.3", "--loss", "1"], r"leave one of --density and --loss out$"),
     (["--density", "0"], r"^A density is above 0 and at most 1, and that of the network is 0\.0$"),
     (["--density", "0.9"], r"^Of the network's weights [0-9.]*% live, and dead ones stay dead: give a density of at "),

@@ -80,6 +80,18 @@ def test_what_is_left_is_within_the_budgets_at_the_end(seed: int, weights: float
     assert last.widths == (1, 1) or (last.weights() <= weights * named.weights() and last.macs() <= macs * named.macs())
 
 
+@settings(deadline=None, max_examples=10, derandomize=True)
+@given(st.integers(0, 99), st.floats(0.3, 0.7))
+def test_two_sizes_are_met_at_once(seed: int, skew: float) -> None:
+    """A layer of many MACs and few weights before one of the opposite, whichever has the units of less saliency."""
+    now = Size((64, 64), ((27, 1024, (0,)), (9, 256, (0, 1)), (640, 1, (1,))))
+    random = np.random.RandomState(seed)
+    saliency = [random.rand(64) + skew, random.rand(64) ** 3 + 1 - skew]
+    kept = Shedding(Times(1, 1), 0.4, 0.45).kept(saliency, now, now, 1)
+    widths = [len(units) for units in kept]
+    assert 0.37 < now.weights(widths) / now.weights() <= 0.4 and 0.42 < now.macs(widths) / now.macs() <= 0.45
+
+
 def test_equal_units_leave_youngest_first_and_each_group_keeps_one() -> None:
     now = size(tensors())
     kept = Shedding(Times(1, 1), weights=0.01).kept(scores([1] * 4, [1] * 6), now, now, 1)

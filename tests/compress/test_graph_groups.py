@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from bench import normed as normed_network
 from torch import nn
 
 from espalier import zoo
 from espalier.compress.channel_groups import channel_groups
 from espalier.compress.graph_groups import groups_of, resized
-from espalier.compress.growth import Birth, ChannelGroup, Member, grow
+from espalier.compress.growth import Birth, ChannelGroup, Member, grow, keep_units
 from espalier.errors import UnsupportedError
 from espalier.frontend.torch_export import fixed_parameters, from_torch
 from espalier.ir import ops
@@ -111,3 +112,30 @@ def test_window_of_a_resized_layer_stays() -> None:
     graph, _ = from_torch(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Flatten(), nn.Linear(64, 5)), SHAPE, "net")
     conv = resized(graph, {"0.weight": (2, 3, 3, 3), "0.bias": (2,), "2.weight": (5, 32)}).layers()[0]
     assert isinstance(conv, ops.Conv2d) and conv.window == Window((3, 3), (2, 2), (1, 1, 1, 1))
+
+
+def test_batch_norms_are_in_the_groups_of_their_channels() -> None:
+    """Those that the library finds in the module; running statistics are not trained, and so fixed here."""
+    module = normed_network.residual()
+    graph, parameters = from_torch(module, (1, 8, 8), "net", keep_batch_norm=True)
+    found, theirs = groups_of(graph), channel_groups(module, (1, 8, 8))
+    assert [{(member.name, member.axis, member.span) for member in group.made} for group in found] == [
+        {(member.name, member.axis, member.span) for member in group.made} for group in theirs]
+    assert [set(group.read) for group in found] == [set(group.read) for group in theirs]
+    fixed = {member.name for group in found for member in group.made if member.fixed}
+    assert fixed == {value.name for value in graph.statistics()}
+
+
+def test_a_grown_graph_with_batch_norms_computes_the_same() -> None:
+    graph, parameters = normed_network.normed(normed_network.shaken(normed_network.residual()))
+    images = np.random.RandomState(0).randn(3, 1, 8, 8)
+    before = interpret(graph, {**parameters, graph.inputs[0].name: images})[graph.outputs[0].name]
+    tensors = dict(parameters)
+    for group in groups_of(graph):
+        tensors = grow(tensors, group, np.arange(group.units(tensors) // 2), Birth(noise=0.0), 0)
+    larger = resized(graph, {name: array.shape for name, array in tensors.items()})
+    assert [value.shape for value in larger.statistics()] == 6 * [(9,)] + 2 * [(18,)]
+    after = interpret(larger, {**tensors, graph.inputs[0].name: images})[graph.outputs[0].name]
+    assert np.allclose(after, before, rtol=0, atol=CLOSE)
+    halved = {name: keep_units(tensors, groups_of(larger)[0], np.arange(4))[name] for name in tensors}
+    assert halved["bn1.running_var"].shape == halved["bn2.running_mean"].shape == (4,)

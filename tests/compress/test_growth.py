@@ -76,6 +76,40 @@ def test_noise_drives_parent_and_child_apart_and_no_further() -> None:
     assert np.array_equal(grown["a.bias"], network["a.bias"][[0, 1, 2, 3, 2, 0]])
 
 
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(st.integers(0, 999), st.integers(1, 6), st.floats(0.1, 0.9))
+def test_readers_may_share_each_in_parts_of_its_own(seed: int, units: int, share: float) -> None:
+    """The function is kept; parts stay within the spread; weights that are not trained share alike."""
+    network, parents = tensors(seed, units), np.arange(units)
+    spread = min(share, 1 - share) / 2
+    birth = Birth(share=share, noise=0.0, spread=spread)
+    grown = grow(network, GROUP, parents, birth, seed)
+    pixels = np.random.RandomState(seed + 1).randn(20, 3, 2)
+    assert np.allclose(output(grown, pixels), output(network, pixels), rtol=0, atol=1e-11)
+    parts = grown["c.weight"][:, : 2 * units] / network["c.weight"]
+    assert np.abs(parts - share).max() <= spread + 1e-9 and len(np.unique(parts.round(9))) == parts.size
+    fixed = ChannelGroup(GROUP.made, (Member("c.weight", 1, 2, fixed=True),))
+    assert np.allclose(grow(network, fixed, parents, birth, seed)["c.weight"][:, : 2 * units],
+                       share * network["c.weight"])
+
+
+def test_shares_of_their_own_give_parent_and_child_gradients_of_different_directions() -> None:
+    """At birth, without noise: the gradient of a filter is that of its unit's readers, times the image."""
+    network, chosen = tensors(3), np.array([1, 2])
+    upstream = np.random.RandomState(4).randn(50, 5)  # dL/d(output) of 50 images
+    pixels = np.random.RandomState(5).randn(50, 3, 2)
+
+    def cosines(birth: Birth) -> np.ndarray:
+        grown = grow(network | {"a.bias": np.full(4, 9.0)}, GROUP, chosen, birth, 0)
+        felt = (upstream @ grown["c.weight"]).reshape(50, 6, 2)  # every unit is active
+        gradients = np.einsum("nop,nip->oi", felt, pixels)
+        parents, children = gradients[chosen], gradients[4:]
+        return (parents * children).sum(axis=1) / (np.linalg.norm(parents, axis=1) * np.linalg.norm(children, axis=1))
+
+    assert np.allclose(cosines(Birth(0.6, 0.0)), 1)
+    assert cosines(Birth(0.6, 0.0, 0.4)).max() < 0.99
+
+
 def test_saliency_by_hand() -> None:
     weights = {"a.weight": np.array([[1.0, -2.0], [3.0, 0.0]]), "b.weight": np.array([[1.0, 1.0], [1.0, -1.0]])}
     gradients = {"a.weight": np.array([[1.0, 1.0], [-1.0, 5.0]]), "b.weight": np.array([[0.5, 0.5], [2.0, 2.0]])}
@@ -115,6 +149,9 @@ def test_birth_wrong() -> None:
         Birth(share=1.0)
     with pytest.raises(UnsupportedError, match=r"^The noise at a birth is at least 0, not -0.1$"):
         Birth(noise=-0.1)
+    with pytest.raises(UnsupportedError, match=r"^The spread of the shares at a birth is at least 0 and at most 0.4, "
+                                               r"as from 0.6 to nothing or all, not 0.5$"):
+        Birth(spread=0.5)
 
 
 def test_units_wrong() -> None:

@@ -59,8 +59,8 @@ def test_the_result_is_a_checkpoint_with_the_density_asked_for_and_zeros_where_d
     assert (found.graph, found.config, found.log) == (before.graph, before.config, before.log)
     masks = layers(found)
     assert figures(content)["density"] == pytest.approx(0.3, abs=0.001)
-    assert content["layers"] == [{"name": name, "weights": mask.size, "live_weights": int(mask.sum())}
-                                 for name, mask in masks.items()]
+    assert content["layers"] == [{"name": name, "weights": mask.size, "live_weights": int(mask.sum()),
+                                  "weight_bits": 16 if kind == "fixed" else None} for name, mask in masks.items()]
     for name in masks:
         dead = ~found.live[name]
         for role in ("", ".momentum", ".master") if kind == "fixed" else ("", ".momentum"):
@@ -224,7 +224,8 @@ def test_top_two_of_two_classes_are_always_right(mobile, tmp_path):
 def test_words_of_other_widths(mobile, trained, tmp_path):
     compress(mobile / "mobile.npz", tmp_path / "out", method="lamp", density=0.5, data=str(mobile), bits=9)
     found = Checkpoint.load(tmp_path / "out" / CHECKPOINT)
-    assert all(value.format.width == 9 for value in found.graph.values())
+    biases = {layer.b for layer in found.graph.layers()}
+    assert all(value.format.width == (16 if value in biases else 9) for value in found.graph.values())
     with pytest.raises(DataError, match=r"^The checkpoint .*fixed has its number formats already: leave --bits out$"):
         compress(trained / "fixed", tmp_path / "again", density=0.5, bits=9)
 
@@ -238,7 +239,7 @@ def test_an_unknown_pretrained_network_wrong(tmp_path):
     ({"density": 0.5, "top": 0}, DataError, r"^An image is recognised by at least 1 of the largest logits, not 0$"),
     ({"density": 0.5, "bits": 17}, FormatError, r"^The width of a word must be in 2\.\.16 bits, not 17 \(weight\)$"),
     ({}, DataError, r"^How far to compress is told by a density or by the accuracy points that may be lost: give "
-                    r"--density, such as 0\.1, or --loss, such as 1$"),
+                    r"--density, such as 0\.1, or --loss, such as 1, or for narrower weights --bit-loss, such as 1$"),
     ({"density": 0.5, "loss": 1.0}, DataError, r"^How far .* may be lost: leave one of --density and --loss out$"),
     ({"density": 0.5, "method": "magic"}, UnsupportedError, r"^A method of compression without training is one of "
      r"rules, flat, triangular, relative, magnitude, lamp, reconstruct, not 'magic'$"),

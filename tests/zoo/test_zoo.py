@@ -12,9 +12,9 @@ from espalier.zoo.resnet import Block, LastNorm
 from espalier.zoo.vgg import vgg
 
 PARAMETERS = {"digits": 3818, "lenet5": 61_706, "cnn1x": 82_096, "cnn2x": 307_040, "cnn4x": 1_185_472,
-              "alexnet": 2_472_266, "vgg16": 14_719_818, "vgg16_bn": 14_728_266, "vgg19": 20_029_514,
-              "vgg19_bn": 20_040_522, "mobilenetv1": 3_217_226, "resnet20": 269_722, "resnet56": 853_018,
-              "resnet110": 1_727_962}
+              "alexnet": 2_472_266, "vgg16": 14_719_818, "vgg16_bn": 14_728_266,
+              "vgg16_bn_quarter": 924_186, "vgg19": 20_029_514, "vgg19_bn": 20_040_522, "mobilenetv1": 3_217_226,
+              "resnet20": 269_722, "resnet56": 853_018, "resnet110": 1_727_962}
 SMALL = tuple(name for name, count in PARAMETERS.items() if count < 1_000_000)
 
 
@@ -97,6 +97,13 @@ def test_convolutions_of_vgg_are_the_published_ones(layers, top):
     assert len([layer for layer in module if isinstance(layer, nn.Conv2d)]) == layers - 3
 
 
+def test_a_quarter_of_vgg_has_a_quarter_of_its_channels():
+    whole, quarter = (zoo.build(name) for name in ("vgg16_bn", "vgg16_bn_quarter"))
+    layers = [(a, b) for a, b in zip(whole, quarter, strict=True) if isinstance(a, nn.Conv2d)]
+    assert len(layers) == 13 and all(a.out_channels == 4 * b.out_channels for a, b in layers)
+    assert (quarter.conv1_1.in_channels, quarter.fc1.in_features, quarter.fc1.out_features) == (3, 128, 10)
+
+
 def test_mobilenet_of_imagenet_has_the_published_parameters():
     with torch.device("meta"):
         assert trained_parameters(mobilenetv1(1000)) == 4_231_976
@@ -134,8 +141,8 @@ def test_unknown_network_wrong():
         with pytest.raises(UnsupportedError) as error:
             call("vgg")
         assert str(error.value) == ("There is no reference network 'vgg': choose one of digits, lenet5, cnn1x, cnn2x, "
-                                    "cnn4x, alexnet, vgg16, vgg16_bn, vgg19, vgg19_bn, mobilenetv1, resnet20, "
-                                    "resnet56, resnet110")
+                                    "cnn4x, alexnet, vgg16, vgg16_bn, vgg16_bn_quarter, vgg19, vgg19_bn, "
+                                    "mobilenetv1, resnet20, resnet56, resnet110")
 
 
 def test_too_few_classes_wrong():
