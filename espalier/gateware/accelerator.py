@@ -10,7 +10,7 @@ from espalier.arch.machine import Machine
 from espalier.gateware.drain import Drain, LaneTree, RowCounter
 from espalier.gateware.entries import step_layout
 from espalier.gateware.front import Front
-from espalier.gateware.host import WRITE, HostReader, HostWriter
+from espalier.gateware.host import WRITE, HostReader, HostWriter, spaces_of
 from espalier.gateware.lattice import Lattice
 from espalier.gateware.layouts import command_layout, vector_layout
 from espalier.gateware.loss_unit import LossUnit
@@ -36,7 +36,7 @@ class Accelerator(wiring.Component):
     -------
     write_valid, write_ready, write : host writes, see program.words.Space
     read_address, read_data : host reads, data gateware.host.READ_CYCLES later
-    busy : a program is running; from the second cycle after its start word was taken
+    busy : a program is running; from the third cycle after its start word was taken
     position : number of the command in force (for measuring)
     issuing : a step left the issuer in the cycle before (for measuring)
     gradient_valid, gradient_address, gradient : each weight's gradient as it meets its master (for verifying)
@@ -88,10 +88,14 @@ class Accelerator(wiring.Component):
         cycles = Signal(32)
         clear = writer.start & writer.start_word.clear
         m.d.sync += cycles.eq(Mux(clear, 0, cycles + sequencer.busy))
+        came, coming = Signal(), Signal(WRITE)  # a register behind the port, and one behind the decoder
+        follows = ~writer.valid | writer.ready
         with m.If(self.write_ready):
-            m.d.sync += [writer.valid.eq(self.write_valid), writer.write.eq(self.write)]
+            m.d.sync += [came.eq(self.write_valid), coming.eq(self.write)]
+        with m.If(follows):
+            m.d.sync += [writer.valid.eq(came), writer.write.eq(coming), writer.spaces.eq(spaces_of(coming.address))]
         m.d.comb += [
-            self.write_ready.eq(~writer.valid | writer.ready),
+            self.write_ready.eq(~came | follows),
             sequencer.start.eq(writer.start), sequencer.word.eq(writer.start_word),
             sequencer.write_en.eq(writer.program_en), sequencer.write_address.eq(writer.item),
             sequencer.write_data.eq(writer.command), self.busy.eq(sequencer.busy),
@@ -193,11 +197,12 @@ class Accelerator(wiring.Component):
         m.d.comb += [
             update.valid.eq(valids[-1]), update.address.eq(places[-1]), update.total.eq(tree.o),
             update.first.eq(self.sequencer.first), update.last.eq(self.sequencer.last),
-            update.host_write.eq(writer.master_en | writer.momentum_en), update.host_data.eq(writer.write.data),
-            update.host_momentum.eq(Mux(writer.write_any, writer.momentum_en, self.reader.update_momentum)),
-            update.host_address.eq(Mux(writer.write_any, writer.item, self.reader.update_address)),
             self.gradient_valid.eq(update.gradient_valid), self.gradient_address.eq(update.gradient_address),
             self.gradient.eq(update.gradient)]
+        m.d.data += [
+            update.host_write.eq(writer.master_en | writer.momentum_en), update.host_data.eq(writer.write.data),
+            update.host_momentum.eq(Mux(writer.write_any, writer.momentum_en, self.reader.update_momentum)),
+            update.host_address.eq(Mux(writer.write_any, writer.item, self.reader.update_address))]
         for field, _ in update.rule.shape():
             m.d.comb += update.rule[field].eq(command[field])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Module, Signal, Value, signed
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -28,11 +28,18 @@ NEIGHBOURS = 4   #: lanes that a read chooses among in one cycle
 WRITE = data.StructLayout({"address": 32, "data": BUS_BITS})
 
 
+def spaces_of(address: Value) -> Value:
+    """For each :class:`Space` a bit, which says whether the address is in it."""
+    return Cat(address[SPACE_SHIFT:] == space for space in Space)
+
+
 class HostWriter(wiring.Component):
     """Decodes writes. An item of several words is put together and written with its last word.
 
     Images and labels may be written at any time: an image vector waits (``ready`` low) while the
     engine writes the activation memory itself. All else only while the machine is not busy.
+
+    ``spaces`` is what :func:`spaces_of` says of the address.
     """
 
     def __init__(self, machine: Machine):
@@ -40,8 +47,8 @@ class HostWriter(wiring.Component):
         self.command_bits, self.entry_bits = command_layout(machine).size, entry_layout(machine).size
         self.bits = bits_for(machine.max_classes)
         super().__init__({
-            "valid": In(1), "ready": Out(1), "write": In(WRITE), "blocked": In(1), "start": Out(1),
-            "start_word": Out(struct(start_fields())),
+            "valid": In(1), "ready": Out(1), "write": In(WRITE), "spaces": In(len(Space)), "blocked": In(1),
+            "start": Out(1), "start_word": Out(struct(start_fields())),
             "program_en": Out(1), "table_en": Out(1), "index_en": Out(1), "weight_en": Out(1), "master_en": Out(1),
             "momentum_en": Out(1), "activation_en": Out(1), "write_any": Out(1),
             "offset": Out(SPACE_SHIFT), "item": Out(SPACE_SHIFT),
@@ -50,36 +57,33 @@ class HostWriter(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        space, offset = Signal(4), self.offset
-        m.d.comb += [Cat(offset, space).eq(self.write.address), self.ready.eq(~(self.activation_en & self.blocked))]
+        offset = self.offset
+        m.d.comb += [offset.eq(self.write.address), self.ready.eq(~(self.activation_en & self.blocked))]
         words = {Space.PROGRAM: host_words(self.command_bits), Space.INDEX: host_words(self.entry_bits),
                  Space.ACTIVATIONS: vector_words(self.machine)}
-        staged = Signal(BUS_BITS * max(words.values()))  # the words before the last, and the last
-        keep = Array(Signal(BUS_BITS, name=f"staged_{k}") for k in range(max(words.values())))
+        before = [Signal(BUS_BITS, name=f"before_{k}") for k in range(max(words.values()) - 1)]  # the last word
         enables = {Space.PROGRAM: self.program_en, Space.TABLE: self.table_en, Space.INDEX: self.index_en,
                    Space.WEIGHTS: self.weight_en, Space.MASTERS: self.master_en, Space.MOMENTA: self.momentum_en,
                    Space.ACTIVATIONS: self.activation_en}
-        with m.Switch(space):
-            for target, enable in enables.items():
-                with m.Case(target):
-                    self._commit(m, enable, words.get(target, 1), keep, staged)
-            with m.Case(Space.CONTROL):
-                m.d.comb += [self.start.eq(self.valid), self.start_word.eq(self.write.data)]
-            with m.Case(Space.LABELS), m.If(self.valid):
-                m.d.sync += self.labels[offset[: bits_for(2 * self.machine.lanes)]].eq(self.write.data)
-        m.d.comb += [self.command.eq(staged), self.entry.eq(staged), self.write_any.eq(self.valid)]
+        item: Value = C(0)
+        for target, enable in enables.items():
+            count = words.get(target, 1)
+            stride_bits, here = (count - 1).bit_length(), self.valid & self.spaces[target]
+            for k in range(count - 1):
+                with m.If(here & (offset[:stride_bits] == k)):
+                    m.d.sync += before[k].eq(self.write.data)
+            m.d.comb += enable.eq(here & (offset[:stride_bits] == count - 1))
+            item |= Mux(self.spaces[target], offset >> stride_bits, 0)
+        with m.If(self.valid & self.spaces[Space.LABELS]):
+            m.d.sync += self.labels[offset[: bits_for(2 * self.machine.lanes)]].eq(self.write.data)
+        command, entry, vector = (Cat(before[:words[space] - 1], self.write.data)
+                                  for space in (Space.PROGRAM, Space.INDEX, Space.ACTIVATIONS))
+        m.d.comb += [
+            self.start.eq(self.valid & self.spaces[Space.CONTROL]), self.start_word.eq(self.write.data),
+            self.item.eq(item), self.command.eq(command), self.entry.eq(entry), self.write_any.eq(self.valid)]
         for lane in range(self.machine.lanes):
-            m.d.comb += self.vector[lane].value.eq(staged[16 * lane: 16 * lane + self.machine.word_bits].as_signed())
+            m.d.comb += self.vector[lane].value.eq(vector[16 * lane: 16 * lane + self.machine.word_bits].as_signed())
         return m
-
-    def _commit(self, m: Module, enable: Signal, count: int, keep: Array, staged: Signal) -> None:
-        stride_bits = (count - 1).bit_length()
-        if count > 1:
-            with m.If(self.valid):
-                m.d.sync += keep[self.offset[:stride_bits]].eq(self.write.data)
-        m.d.comb += [self.item.eq(self.offset >> stride_bits),
-                     enable.eq(self.valid & (self.offset[:stride_bits] == count - 1 if count > 1 else 1)),
-                     staged.eq(Cat(*(keep[k] for k in range(count - 1)), self.write.data))]
 
 
 class HostReader(wiring.Component):

@@ -27,7 +27,7 @@ class Lattice(wiring.Component):
     clear : In(1)
         Two cycles later the accumulators are zero, and the tile that was in work is lost.
     row : Out
-        The accumulators of one row: row 0 in the cycle after ``loaded``, then the next in each cycle.
+        The accumulators of one row: row 0 in the cycle after ``loaded``, then the next in each cycle until the last.
     loaded : Out(1)
         A tile's sums are moving over.
     """
@@ -51,19 +51,21 @@ class Lattice(wiring.Component):
                 for row in range(machine.rows)]
         for lane in range(machine.lanes):
             for row in range(machine.rows):
-                following = held[row + 1][lane] if row + 1 < machine.rows else 0
-                self._cell(m, row, lane, last, clear, held[row][lane], following)
+                total = self._cell(m, row, lane, clear)
+                following = held[row + 1][lane] if row + 1 < machine.rows else total  # then no row of the tile is left
+                m.d.sync += held[row][lane].eq(Mux(last, total, following))
             m.d.comb += self.row[lane].eq(held[0][lane])
         return m
 
-    def _cell(self, m: Module, row: int, lane: int, last: Signal, clear: Signal, held: Signal,
-              following: Signal | int) -> None:
+    def _cell(self, m: Module, row: int, lane: int, clear: Signal) -> Signal:
+        """Multiply and add up; the sum with this cycle's product."""
         name = f"{row}_{lane}"
         m.submodules[f"multiplier_{name}"] = multiplier = Multiplier(self.machine.word_bits)
         acc = Signal(signed(self.machine.acc_bits), name=f"acc_{name}")
         total = Signal(signed(self.machine.acc_bits), name=f"total_{name}")
         m.d.comb += [multiplier.x.eq(self.x[lane]), multiplier.y.eq(self.b[row][lane]),
                      total.eq(acc + multiplier.product)]
-        m.d.sync += [acc.eq(total), held.eq(Mux(last, total, following))]
+        m.d.sync += acc.eq(total)
         with m.If(clear):
             m.d.sync += acc.eq(0)
+        return total

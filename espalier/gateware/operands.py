@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, C, Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -26,8 +26,9 @@ class Operands(wiring.Component):
     row its own gradient vector. A gradient that is stored pooled is unpooled on the way: a lane
     counts only at the position that its code names.
 
-    Cycle 1: coordinates; 2: products; 3: addresses; 4: the memories' address registers; 5: in the memories; 6: their
-    data registers; 7 and 8: one bank, one rotation. WU's gradients skip the last two and are read two cycles later.
+    Cycle 1: coordinates; 2: products; 3 and 4: addresses; 5: the memories' address registers; 6: in the memories; 7:
+    their data registers; 8: one bank. WU's gradients skip the last and are read a cycle later; weights are read a cycle
+    earlier and rotated in two, 7 and 8.
 
     Members
     -------
@@ -73,9 +74,9 @@ class Operands(wiring.Component):
                      self.backward.eq(self.command.opcode == Opcode.BACKWARD),
                      from_gradients.eq(self.backward | (self.probe.active & self.probe.gradient))]
         self._addresses(m, steps)
-        bank = Signal((self.machine.rows - 1).bit_length())  # cycle 6
-        m.d.sync += bank.eq(Mux(self.probe.active, self.probe.bank, steps[5].term))
-        turned = self._weights(m, steps[3], bank)
+        turn, bank = (Signal((self.machine.rows - 1).bit_length(), name=name) for name in ("turn", "bank"))
+        m.d.sync += [turn.eq(Mux(self.probe.active, self.probe.bank, steps[5].term)), bank.eq(turn)]
+        turned = self._weights(m, steps[3], turn)
         source, passes = self._source(m, steps[7], bank, from_gradients)
         self._operands(m, steps[7], source, passes, turned)
         m.d.comb += [self.done.eq(steps[8]), self.last.eq(steps[8].last), self.probed_vector.eq(source),
@@ -103,8 +104,8 @@ class Operands(wiring.Component):
             gradient_row.eq(tile_y * command.gradient_x), gradient_column.eq(then.tile.out + tile_x),
             address.eq(Mux(self.probe.active, self.probe.address, row + column)),
             gradient_address.eq(gradient_row + gradient_column), late.eq(gradient_address),
-            later.eq(late), self.gradient_address.eq(Mux(self.update, later, address))]
-        m.d.comb += self.activation_address.eq(address)
+            later.eq(late), self.activation_address.eq(address),
+            self.gradient_address.eq(Mux(self.update, later, self.activation_address))]
 
     def _weights(self, m: Module, early: data.View, turn: Signal) -> data.View:
         """Banks' addresses a cycle after ``early``, and the words turned by ``turn`` places in two cycles."""
@@ -126,21 +127,16 @@ class Operands(wiring.Component):
         return turned
 
     def _source(self, m: Module, step: data.View, bank: Signal, from_gradients: Signal) -> tuple[data.View, Signal]:
-        """The source vector in cycle 8, and the lanes in which it counts; ``step`` is in cycle 7, ``bank`` in 6."""
-        rows, vector = self.machine.rows, vector_layout(self.machine)
-        nearly = [Signal(vector, name=f"nearly_{half}") for half in range(2)]  # cycle 7: of either half of the banks
-        source, passes, second, unpool = Signal(vector), Signal(self.machine.lanes), Signal(), Signal()
-        halves = [self.gradients[Cat(bank[:-1], C(half, 1))] if rows > 1 else self.gradients[0] for half in range(2)]
-        m.d.sync += [
-            nearly[0].eq(halves[0]),
-            nearly[1].eq(Mux(from_gradients, halves[1].as_value(), self.activation.as_value())),
-            second.eq((bank[-1] if rows > 1 else 0) | ~from_gradients),
-            unpool.eq(self.command.pool_source & self.backward),
-            source.eq(Mux(second, nearly[1].as_value(), nearly[0].as_value()))]
+        """The source vector in cycle 8, and the lanes in which it counts; ``step`` and ``bank`` are in cycle 7."""
+        vector = vector_layout(self.machine)
+        found, source, passes, unpool = Signal(vector), Signal(vector), Signal(self.machine.lanes), Signal()
+        m.d.comb += found.eq(self.activation)
+        with m.If(from_gradients):
+            m.d.comb += found.eq(self.gradients[bank] if self.machine.rows > 1 else self.gradients[0])
+        m.d.sync += [source.eq(found), unpool.eq(self.command.pool_source & self.backward)]
         position = Cat(step.x[0], step.y[0])
         for lane in range(self.machine.lanes):
-            here = [half[lane].code == position for half in nearly]
-            m.d.sync += passes[lane].eq(step.valid & (~unpool | Mux(second, here[1], here[0])))
+            m.d.sync += passes[lane].eq(step.valid & (~unpool | (found[lane].code == position)))
         return source, passes
 
     def _operands(self, m: Module, coming: data.View, source: data.View, passes: Signal, turned: data.View) -> None:

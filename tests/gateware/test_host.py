@@ -55,6 +55,7 @@ class Writes:
         """Put a write on the port; the names of the strobes that it raises."""
         self.ctx.set(self.writer.valid, valid)
         self.ctx.set(self.writer.write, {"address": place, "data": word})
+        self.ctx.set(self.writer.spaces, sum((place >> SPACE_SHIFT == space) << space for space in Space))
         assert self.ctx.get(self.writer.write_any) == valid
         return [name for name in (*STROBES.values(), "start") if self.ctx.get(getattr(self.writer, name))]
 
