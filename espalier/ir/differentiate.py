@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import assert_never
 
@@ -98,30 +98,61 @@ def differentiate(graph: Graph, loss: str = "softmax_cross_entropy", formats: Ma
         The loss is unknown, the graph does not end in one vector of logits, or the logits do not
         depend on some parameter.
     """
+    _check_loss(graph, loss)
+    return _last_part(graph, loss, formats or {}, frozen, through=())
+
+
+def differentiate_parts(parts: Sequence[Graph], loss: str = "softmax_cross_entropy",
+                        formats: Mapping[str, Format] | None = None, frozen: Collection[str] = ()) -> tuple[Graph, ...]:
+    """The training step of each part of a network (:func:`espalier.ir.cut.split`).
+
+    Together they do the operations of :func:`differentiate`, each its own. A part but the last takes, after what it
+    reads, the gradient of its result, and gives that result first; the last takes labels, and gives loss and logits
+    first. What belongs to the parameters follows, and in each but the first the gradient of what it reads.
+
+    Raises GraphError as :func:`differentiate` does.
+    """
+    _check_loss(parts[-1], loss)
+    inner = [_inner_part(part, formats or {}, frozen, through=part.inputs if number else ())
+             for number, part in enumerate(parts[:-1])]
+    return *inner, _last_part(parts[-1], loss, formats or {}, frozen, through=parts[-1].inputs if inner else ())
+
+
+def _check_loss(graph: Graph, loss: str) -> None:
     if loss not in LOSSES:
         raise GraphError(f"Unknown loss {loss!r}: it is one of {', '.join(LOSSES)}")
     if len(graph.outputs) != 1 or len(graph.outputs[0].shape) != 1:
         raise GraphError(f"Training needs a network with one vector of logits as output, and {graph.name!r} has "
                          f"{', '.join(map(str, graph.outputs))}")
+
+
+def _last_part(graph: Graph, loss: str, formats: Mapping[str, Format], frozen: Collection[str],
+               through: tuple[Value, ...]) -> Graph:
     logits = graph.outputs[0]
     labels = Value("labels", TensorType((), INDEX))
     loss_op, loss_grad_op = LOSSES[loss]
     loss_format: Format = FLOAT if logits.format == FLOAT else LOSS_FORMAT
     loss_value = Value("loss", TensorType((), loss_format))
-    forward = _Forward(frozen)
-    for op in graph.ops:
-        forward.add(op)
-    backward = _Backward(graph, dict(formats or {}), forward.statistics)
+    forward = _Forward(graph, frozen)
+    backward = _Backward(graph, formats, forward.statistics, through)
     backward.ops.append(loss_op(loss_value, logits, labels))
     backward.contribute(logits, lambda out: loss_grad_op(out, logits, labels))
-    for op in reversed(graph.ops):
-        backward.visit(op)
-    for parameter in graph.learned():
-        if parameter.name not in backward.gradients:
-            raise GraphError(f"Every parameter trained must lead to the logits, and {parameter} does not; remove it")
-    followers = {value.name: value for value in graph.statistics()} | forward.next | backward.gradients
+    backward.visit_all()
     return Graph(graph.name, (*graph.inputs, labels), graph.parameters, (*forward.ops, *backward.ops),
-                 (loss_value, logits, *(followers[parameter.name] for parameter in graph.parameters)))
+                 (loss_value, logits, *backward.results(forward.next)))
+
+
+def _inner_part(graph: Graph, formats: Mapping[str, Format], frozen: Collection[str], through: tuple[Value, ...]
+                ) -> Graph:
+    result = graph.outputs[0]
+    name = gradient_name(result.name)
+    gradient = Value(name, TensorType(result.shape, formats.get(name, FLOAT)))
+    forward = _Forward(graph, frozen)
+    backward = _Backward(graph, formats, forward.statistics, through)
+    backward.gradients[result.name] = gradient
+    backward.visit_all()
+    return Graph(graph.name, (*graph.inputs, gradient), graph.parameters, (*forward.ops, *backward.ops),
+                 (result, *backward.results(forward.next)))
 
 
 def _gradient_parts(graph: Graph) -> Counter[str]:
@@ -149,13 +180,15 @@ class _Forward:
         What each running statistic that follows is after the step, by the statistic's name.
     """
 
-    def __init__(self, frozen: Collection[str]) -> None:
+    def __init__(self, graph: Graph, frozen: Collection[str]) -> None:
         self.frozen = frozen
         self.ops: list[Op] = []
         self.statistics: dict[str, tuple[Value, Value]] = {}
         self.next: dict[str, Value] = {}
+        for op in graph.ops:
+            self._add(op)
 
-    def add(self, op: Op) -> None:
+    def _add(self, op: Op) -> None:
         match op:
             case BatchNorm(scale=scale, shift=shift) if not {scale.name, shift.name}.issubset(self.frozen):
                 self._by_batch(op)
@@ -177,13 +210,13 @@ class _Forward:
 class _Backward:
     """The operations of the backward pass, as they are found going from the loss to the image.
 
-    ``statistics``: those of the batch, of the batch norms that normalise by them.
+    ``statistics``: those of the batch, of the batch norms that normalise by them. ``through``: the inputs of the graph
+    whose gradients are wanted, too.
     """
 
-    def __init__(self, graph: Graph, formats: dict[str, Format], statistics: Mapping[str, tuple[Value, Value]]) -> None:
-        self.graph = graph
-        self.formats = formats
-        self.statistics = statistics
+    def __init__(self, graph: Graph, formats: Mapping[str, Format], statistics: Mapping[str, tuple[Value, Value]],
+                 through: tuple[Value, ...]) -> None:
+        self.graph, self.formats, self.statistics, self.through = graph, formats, statistics, through
         self.ops: list[Op] = []
         self.gradients: dict[str, Value] = {}
         self.readers = _gradient_parts(graph)
@@ -191,7 +224,7 @@ class _Backward:
 
     def contribute(self, value: Value, make: Callable[[Value], Op]) -> None:
         """Add the operation ``make(out)`` whose result is (part of) the gradient of ``value``."""
-        if value in self.graph.inputs:
+        if value in self.graph.inputs and value not in self.through:
             return
         name = gradient_name(value.name)
         type_ = TensorType(value.shape, self.formats.get(name, FLOAT))
@@ -212,7 +245,19 @@ class _Backward:
         self.ops.append(Add(total, self.gradients[value.name], part))
         self.gradients[value.name] = total
 
-    def visit(self, op: Op) -> None:
+    def visit_all(self) -> None:
+        for op in reversed(self.graph.ops):
+            self._visit(op)
+
+    def results(self, following: Mapping[str, Value]) -> list[Value]:
+        """For each parameter its gradient, or what follows it as a statistic; then the gradients of ``through``."""
+        for value in (*self.through, *self.graph.learned()):
+            if value.name not in self.gradients:
+                raise GraphError(f"Every parameter trained must lead to the logits, and {value} does not; remove it")
+        followers = {value.name: value for value in self.graph.statistics()} | dict(following) | self.gradients
+        return [followers[value.name] for value in (*self.graph.parameters, *self.through)]
+
+    def _visit(self, op: Op) -> None:
         g = self.gradients.get(op.out.name)
         if g is None:  # nothing that the loss depends on
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from espalier.errors import GraphError
+from espalier.ir.differentiate import gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.ops import (
     Add,
@@ -100,13 +101,13 @@ def _defined(known: dict[str, Value], value: Value, reader: str) -> None:
 
 
 def _training_outputs(graph: Graph) -> None:
-    """A graph whose first of several outputs is a loss returns loss, logits and every gradient."""
+    """A graph whose first of several outputs is a loss returns loss, logits and gradients; a part's input's last."""
     loss = graph.producer(graph.outputs[0])
     if len(graph.outputs) == 1 or not isinstance(loss, SoftmaxCrossEntropy | SquareHinge):
         return
     if graph.outputs[1] != loss.logits:
         raise GraphError(f"The second output of a training graph is its logits {loss.logits}, not {graph.outputs[1]}")
-    gradients = graph.outputs[2:]
+    gradients = tuple(value for value in graph.outputs[2:] if value.name != gradient_name(graph.inputs[0].name))
     if len(gradients) != len(graph.parameters):
         raise GraphError(f"A training graph returns one gradient for each of its {len(graph.parameters)} parameters, "
                          f"and {graph.name!r} returns {len(gradients)}")
