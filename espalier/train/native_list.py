@@ -83,7 +83,17 @@ class Unknown(Exception):
 
 
 class OperationList:
-    """Turns a graph into maps and operations."""
+    """Turns a graph into maps and operations.
+
+    Members
+    -------
+    image, result : int
+        The maps that a forward pass is given and gives: the image, or what a part reads; the logits, or its result.
+    gradient, through : int
+        The maps that a backward pass is given and gives: the gradients of these two; NONE for what there is not.
+    forward_count : int
+        How many of the operations are those of the forward pass.
+    """
 
     def __init__(self, graph: Graph, batch: int) -> None:
         self.graph = graph
@@ -103,26 +113,28 @@ class OperationList:
         self.operations: list[ctypes.Structure] = []
         self.roundings: dict[str, Rounding] = {}
         self.losses = [op for op in graph.ops if isinstance(op, LOSSES)]
-        self.passing = not self.losses  # without a backward pass nothing needs to be kept
+        trained = len(graph.inputs) > 1
+        self.passing = not trained  # without a backward pass nothing needs to be kept
         self.image = self._map(graph.inputs[0])
-        self.gradient = native.NONE
+        self.gradient = self.forward_count = native.NONE
         self._add_all()
+        self.result = self.places[graph.outputs[1 if self.losses else 0].name]
+        self.through = self.places.get(gradient_name(graph.inputs[0].name), native.NONE)
+        if set(self.roundings) != (set(self.owners) if trained else set()):
+            raise Unknown("a parameter's gradient has several parts")
 
     def _add_all(self) -> None:
-        self.forward_count = native.NONE
         for op in self.graph.ops:
-            if isinstance(op, LOSSES):
-                if self.forward_count == native.NONE:
-                    self.forward_count, self.logits = len(self.operations), self.places[op.logits.name]
-                    self.passing = True
-                if isinstance(op, SoftmaxCrossEntropyGrad | SquareHingeGrad):
-                    self.gradient = self._map(op.out)
-                continue
-            self._add(op)
+            if self.forward_count == native.NONE and set(self.graph.inputs[1:]).intersection(op.inputs):
+                self.forward_count, self.passing = len(self.operations), True
+                if not self.losses:
+                    self.gradient = self._map(self.graph.inputs[1])
+            if not isinstance(op, LOSSES):
+                self._add(op)
+            elif isinstance(op, SoftmaxCrossEntropyGrad | SquareHingeGrad):
+                self.gradient = self._map(op.out)
         if self.forward_count == native.NONE:
-            self.forward_count, self.logits = len(self.operations), self.places[self.graph.outputs[0].name]
-        if set(self.roundings) != (set(self.owners) if self.losses else set()):
-            raise Unknown("a parameter's gradient has several parts")
+            self.forward_count = len(self.operations)
 
     def laid_out(self, lanes: int) -> tuple[ctypes.Array, list[int]]:
         """The maps with their places in the arenas, and the arenas' sizes, in words."""

@@ -25,57 +25,86 @@ from espalier.train.native_list import OperationList, Unknown
 HUGE_PAGE = 2 << 20
 
 
+class Kept:
+    """What a forward pass leaves for the backward pass of the same images."""
+
+    def __init__(self, words: int, bounds: tuple[int, int]) -> None:
+        self.arena, self.magnitudes = _arena(words), torch.zeros(*bounds, dtype=torch.int64)
+
+
 class NativeStep:
-    """A compiled graph, for batches of up to ``batch`` images. See :func:`compiled`."""
+    """A compiled graph, of inference or of a step of training (or of a part's), for batches of up to ``batch`` images.
+
+    See :func:`compiled`. Words of maps are int16; ``parameters``, and ``live`` (0 for dead weights), are float64, all
+    of the graph one behind the other.
+    """
 
     def __init__(self, graph: Graph, batch: int, code: ctypes.CDLL) -> None:
         self.graph, self.batch, self.code = graph, batch, code
         listed = OperationList(graph, batch)
         self.losses = listed.losses
         self.roundings = [listed.roundings[name] for name in listed.owners if name in listed.roundings]
-        self.image, self.logits, self.gradient = listed.image, listed.logits, listed.gradient
-        self.classes = listed.maps[listed.logits].shape[0]
+        self.image, self.result = listed.image, listed.result
+        self.gradient, self.through = listed.gradient, listed.through
+        self.shapes = [placed.shape for placed in listed.maps]
         self.forward_count, self.count = listed.forward_count, len(listed.operations)
         self.operations = (Operation * max(1, self.count))(*listed.operations)
         self.sums = torch.zeros(sum(prod(value.shape) for value in graph.parameters), dtype=torch.float64)
-        lanes = code.lanes()
-        self.maps, sizes = listed.laid_out(lanes)
-        self.chunks = -(-batch // lanes)
-        self.lanes, self.sizes = lanes, sizes
-        self.kept, self.passing = _arena(self.chunks * sizes[0]), _arena(0)
-        self.magnitudes = torch.zeros(self.chunks, len(listed.maps), dtype=torch.int64)
+        self.lanes = code.lanes()
+        self.maps, self.sizes = listed.laid_out(self.lanes)
+        self.chunks = -(-batch // self.lanes)
+        self.own, self.passing = self.keeping(), _arena(0)
 
-    def forward(self, images: Tensor, parameters: Tensor) -> Tensor:
-        """The logits (N, classes) int64 of int16 images (N, C, H, W); ``parameters`` float64, one behind the other."""
-        logits = torch.empty(len(images), self.classes, dtype=torch.int64)
-        self._run(0, self.forward_count, parameters, None, self.image, images, self.logits, logits, None)
-        return logits
+    def keeping(self) -> Kept:
+        """Room for what one more batch that is under way leaves."""
+        return Kept(self.chunks * self.sizes[0], (self.chunks, len(self.shapes)))
+
+    def forward(self, images: Tensor, parameters: Tensor, kept: Kept | None = None) -> Tensor:
+        """The logits (N, classes, 1, 1), or a part's result, of ``images`` (N, C, H, W)."""
+        result = self._room(self.result, images)
+        self._run(0, self.forward_count, parameters, None, self.image, images, self.result, result, None, kept)
+        return result
+
+    def backward(self, gradient: Tensor, parameters: Tensor, live: Tensor, kept: Kept | None = None
+                 ) -> tuple[Tensor | None, Tensor]:
+        """From the gradient of :meth:`forward`'s result to that of a part's input, and the sums of the parameters'.
+
+        The sums, as long as ``parameters``, are not rounded yet (``roundings``, by parameter), zero for dead weights,
+        and stand until the next backward pass.
+        """
+        through = None if self.through == NONE else self._room(self.through, gradient)
+        self._run(self.forward_count, self.count, parameters, live, self.gradient, gradient, self.through, through,
+                  self.sums.zero_(), kept)
+        return through, self.sums
 
     def train(self, images: Tensor, labels: Tensor, parameters: Tensor, live: Tensor
               ) -> tuple[Tensor, Tensor, Tensor]:
-        """A training step but for the update: loss words (N,), logits (N, classes), sums of the parameters' gradients.
-
-        ``live`` is float64, as long as ``parameters``, 0 for dead weights; their sums are zero. The sums, as
-        long, are not rounded yet (``roundings``, by parameter) and stand until the next step.
-        """
+        """A training step but for the update: loss words (N,), logits (N, classes), sums as of :meth:`backward`."""
         logits = self.forward(images, parameters)
-        wide = logits.double()
+        loss, gradient = self.loss(logits, labels)
+        _, sums = self.backward(gradient, parameters, live)
+        return loss, logits.flatten(1), sums
+
+    def loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss words (N,) of logits as :meth:`forward` gives them, and their gradient for :meth:`backward`."""
+        wide = logits.flatten(1).double()
         loss, gradient = (evaluate(op, wide, labels) for op in self.losses)
-        self._run(self.forward_count, self.count, parameters, live, self.gradient, gradient.to(torch.int16), NONE, None,
-                  self.sums.zero_())
-        return loss, logits, self.sums
+        return loss, gradient.to(torch.int16)
+
+    def _room(self, place: int, like: Tensor) -> Tensor:
+        return torch.empty(len(like), *self.shapes[place], dtype=torch.int16)
 
     def _run(self, first: int, last: int, parameters: Tensor, live: Tensor | None, in_map: int, given: Tensor,
-             out_map: int, out: Tensor | None, sums: Tensor | None) -> None:
-        count, threads = len(given), torch.get_num_threads()
+             out_map: int, out: Tensor | None, sums: Tensor | None, kept: Kept | None) -> None:
+        count, threads, kept = len(given), torch.get_num_threads(), kept or self.own
         assert count <= self.batch and given.dtype == torch.int16, (count, self.batch, given.dtype)
         if len(self.passing) < threads * self.sizes[1]:
             self.passing = _arena(threads * self.sizes[1])
         given = given.contiguous()
         program = Program(
             ctypes.addressof(self.maps), ctypes.addressof(self.operations), len(self.maps), count,
-            -(-count // self.lanes), (ctypes.c_int64 * 2)(*self.sizes), self.kept.data_ptr(), self.passing.data_ptr(),
-            self.magnitudes.data_ptr())
+            -(-count // self.lanes), (ctypes.c_int64 * 2)(*self.sizes), kept.arena.data_ptr(), self.passing.data_ptr(),
+            kept.magnitudes.data_ptr())
         self.code.lanes_run(ctypes.byref(program), first, last, parameters.data_ptr(), _address(live), in_map,
                             given.data_ptr(), out_map, _address(out), _address(sums), threads)
 

@@ -128,7 +128,7 @@ def accuracy(graph: Graph, weights: dict[str, Tensor], data: DeviceData, chunk: 
         if native is None:
             logits = run(graph, {**weights, graph.inputs[0].name: data.plain(index)})[graph.outputs[0].name]
         else:
-            logits = native.forward(data.words(index, None), flat)
+            logits = native.forward(data.words(index, None), flat).flatten(1)
         right += (ranks(logits, data.labels[index]) < top).sum()
     return right.item() / len(data.labels)
 

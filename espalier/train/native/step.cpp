@@ -113,12 +113,12 @@ public:
         magnitude(chunk, map) = bound(most);
     }
 
-    void give(Worker& worker, int64_t chunk, int64_t map, int64_t* out) const {
+    void give(Worker& worker, int64_t chunk, int64_t map, int16_t* out) const {
         const Map& from = program.maps[map];
         const View view = at(worker, chunk, map);
         const int64_t first = chunk * LANES, count = std::min<int64_t>(LANES, program.images - first);
         for (int64_t l = 0; l < count; l++) {
-            int64_t* to = out + (first + l) * from.size();
+            int16_t* to = out + (first + l) * from.size();
             for (int64_t c = 0; c < from.channels; c++)
                 for (int64_t y = 0; y < from.height; y++)
                     for (int64_t x = 0; x < from.width; x++) *to++ = view.at(c, y, x)[l];
@@ -224,7 +224,7 @@ int64_t lanes() { return LANES; }
 // goes to ``out`` in the end. ``sums`` gets the gradients of the parameters that these operations compute, where
 // ``live`` is not 0.
 void lanes_run(const Program* program, int64_t first, int64_t last, const double* parameters, const double* live,
-               int64_t in_map, const int16_t* in, int64_t out_map, int64_t* out, double* sums, int64_t threads) {
+               int64_t in_map, const int16_t* in, int64_t out_map, int16_t* out, double* sums, int64_t threads) {
     const Run run(*program, first, last, parameters, live);
     std::vector<Run::Worker> workers;
     for (int64_t t = 0; t < std::min(threads, program->chunks); t++) workers.push_back(run.worker(t));
