@@ -157,13 +157,8 @@ class Optimiser:
         self.mu.fill_(mu)
 
     def step(self, gradients: Mapping[str, Tensor]) -> None:
-        """Apply the gradients (by the gradients' names), each summed over the batch; take over the statistics.
-
-        A statistic (:func:`next_name`) that is not among them stays.
-        """
-        for name, statistic in self.statistics.items():
-            if next_name(name) in gradients:
-                statistic.copy_(gradients[next_name(name)])
+        """Apply the gradients (by the gradients' names), each summed over the batch, and :meth:`follow`."""
+        self.follow(gradients)
         flat = torch.cat([gradients[gradient_name(value.name)].reshape(-1) for value in self.parameters]) * self.live
         match self.update:
             case Update.BUFFERED:
@@ -175,6 +170,12 @@ class Optimiser:
             case Update.FLOAT:
                 self.momentum.mul_(self.mu).add_(flat * self.rate).add_(self.weight * self.decay)
                 self.weight.sub_(self.momentum)
+
+    def follow(self, values: Mapping[str, Tensor]) -> None:
+        """Take over the running statistics (:func:`next_name`) among ``values``; others stay."""
+        for name, statistic in self.statistics.items():
+            if next_name(name) in values:
+                statistic.copy_(values[next_name(name)])
 
     def step_sums(self, sums: Tensor, roundings: Sequence[Rounding]) -> None:
         """As :meth:`step`, from sums not yet rounded, of all parameters one behind the other, on a CPU."""

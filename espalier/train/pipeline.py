@@ -1,0 +1,64 @@
+"""Pipelined back-propagation with stale weights: when each part does what, and all parts in one process.
+
+After Zhang and Abdelrahman (arXiv 1912.12675): with S parts, every part takes a new batch forward and an older one
+back in each cycle. There is one copy of the weights: batch b meets those of part s in cycle b + s on its way forward,
+and those of ``delay`` cycles later on its way back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from espalier.errors import UnsupportedError
+from espalier.train.stage import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Which batch each of so many parts takes forward, and which one back, in each cycle; all count from 0."""
+
+    parts: int
+
+    def __post_init__(self) -> None:
+        if self.parts < 1:
+            raise UnsupportedError(f"A pipeline has at least 1 part, not {self.parts}")
+
+    def delay(self, part: int) -> int:
+        """Cycles from a batch's forward pass through a part to its backward pass; 0 in the last."""
+        return 2 * (self.parts - 1 - part)
+
+    def forward(self, part: int, cycle: int) -> int:
+        """Below 0 before the first batch."""
+        return cycle - part
+
+    def backward(self, part: int, cycle: int) -> int:
+        """Below 0 before the first batch."""
+        return self.forward(part, cycle) - self.delay(part)
+
+    def cycles(self, batches: int) -> int:
+        """Until the last of so many batches is back."""
+        return batches + self.delay(0) if batches else 0
+
+
+def run(stages: Sequence[Stage], batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Train on (images, labels) of whole batches, in this process, and run the pipeline empty.
+
+    The weights are those that worker processes get, one for each part, bit for bit.
+    """
+    schedule = Schedule(len(stages))
+    results: dict[int, Tensor] = {}
+    gradients: dict[int, Tensor | None] = {}
+    for cycle in range(schedule.cycles(len(batches))):
+        given, returned = results, gradients
+        results, gradients = {}, {}
+        for number, stage in enumerate(stages):
+            ahead, back = schedule.forward(number, cycle), schedule.backward(number, cycle)
+            if 0 <= ahead < len(batches):
+                results[number] = stage.forward(given[number - 1] if number else batches[ahead][0])
+            if 0 <= back < len(batches):
+                second = batches[back][1] if stage.last else returned[number + 1]
+                assert second is not None, "only images have no gradient"
+                gradients[number] = stage.backward(second)

@@ -1,0 +1,120 @@
+"""One part of a network while a pipeline trains it: batches go forward, and later back, on one weight copy."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from espalier.ir.differentiate import gradient_name
+from espalier.ir.graph import Graph
+from espalier.ir.ops import Op
+from espalier.ir.types import Value
+from espalier.train.evaluate import evaluate
+from espalier.train.native_step import Kept, NativeStep, compiled
+from espalier.train.optimise import Optimiser
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """What the backward pass of a batch will need: room of the native code, or values by name."""
+
+    result: Tensor
+    kept: Kept | None = None
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Stage:
+    """Forward and backward passes of a part, and the update of its weights.
+
+    Parameters
+    ----------
+    step : Graph
+        The part's training step, one of :func:`espalier.ir.differentiate.differentiate_parts`. What its passes are
+        given and give are words in int16 where native code runs them, else as ``evaluate.element_type`` says.
+    optimiser : Optimiser
+        Of the part's parameters alone.
+
+    Members
+    -------
+    last : bool
+        Whether the part ends in the loss: its backward pass is given labels.
+    tally : Tensor
+        float64, (2,), of the last part: loss summed over images in units of its format, and images recognised.
+    """
+
+    def __init__(self, step: Graph, optimiser: Optimiser) -> None:
+        self.step, self.optimiser = step, optimiser
+        self.image, self.second = step.inputs
+        self.last = self.second.name == "labels"
+        self.result = step.outputs[1 if self.last else 0]
+        self.tally = torch.zeros(2, dtype=torch.float64, device=optimiser.weight.device)
+        self.native = None if optimiser.weight.is_cuda else compiled(step, optimiser.batch)
+        self.rooms: list[Kept] = []
+        self.under_way: deque[_UnderWay] = deque()
+        self.forward_ops, self.backward_ops = _passes(step, self.second)
+        made = {op.out for op in self.forward_ops} | {self.image}
+        self.needed = [value.name for value in dict.fromkeys(
+            value for op in self.backward_ops for value in op.inputs) if value in made]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The part's result for the next batch, on the weights as they are."""
+        if self.native is not None:
+            kept = self.rooms.pop() if self.rooms else self.native.keeping()
+            found = _UnderWay(self.native.forward(x, self.optimiser.weight, kept), kept)
+        else:
+            values = {**self.optimiser.weights, self.image.name: x}
+            _run(self.forward_ops, values)
+            self.optimiser.follow(values)
+            found = _UnderWay(values[self.result.name], values={name: values[name] for name in self.needed})
+        self.under_way.append(found)
+        return found.result
+
+    def backward(self, second: Tensor) -> Tensor | None:
+        """Take the oldest batch under way back and move the weights.
+
+        ``second`` is the gradient of its result, or its labels. Returns the gradient of what the part read; None in
+        the part that reads images.
+        """
+        batch = self.under_way.popleft()
+        if self.native is not None:
+            return self._backward_native(self.native, batch, second)
+        values = {**self.optimiser.weights, **batch.values, self.second.name: second}
+        _run(self.backward_ops, values)
+        self._count(batch.result, second, values[self.step.outputs[0].name] if self.last else None)
+        self.optimiser.step(values)
+        return values.get(gradient_name(self.image.name))
+
+    def _backward_native(self, native: NativeStep, batch: _UnderWay, second: Tensor) -> Tensor | None:
+        assert batch.kept is not None, "went forward in native code"
+        gradient = second
+        if self.last:
+            loss, gradient = native.loss(batch.result, second)
+            self._count(batch.result.flatten(1), second, loss)
+        through, sums = native.backward(gradient, self.optimiser.weight, self.optimiser.live, batch.kept)
+        self.rooms.append(batch.kept)
+        self.optimiser.step_sums(sums, native.roundings)
+        return through
+
+    def _count(self, logits: Tensor, labels: Tensor, loss: Tensor | None) -> None:
+        if loss is not None:
+            self.tally += torch.stack((loss.double().sum(), (logits.argmax(dim=1) == labels).sum().double()))
+
+
+def _passes(step: Graph, second: Value) -> tuple[list[Op], list[Op]]:
+    """The operations that do not need the second input, and those that do."""
+    later = {second}
+    passes: tuple[list[Op], list[Op]] = ([], [])
+    for op in step.ops:
+        waits = not later.isdisjoint(op.inputs)
+        passes[waits].append(op)
+        if waits:
+            later.add(op.out)
+    return passes
+
+
+def _run(ops: list[Op], values: dict[str, Tensor]) -> None:
+    for op in ops:
+        values[op.out.name] = evaluate(op, *(values[value.name] for value in op.inputs))

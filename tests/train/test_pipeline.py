@@ -1,0 +1,164 @@
+"""A pipeline in one process against its definition: which weights each batch meets, word for word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+import torch
+from bench.networks import Chain
+from bench.normed import normed
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from espalier.errors import UnsupportedError
+from espalier.ir.cut import cut_points, split
+from espalier.ir.differentiate import differentiate, differentiate_parts, gradient_name
+from espalier.ir.graph import Graph
+from espalier.ir.interpret import evaluate, interpret
+from espalier.ir.types import Fixed, Format
+from espalier.numerics.update import BufferedSgd
+from espalier.train.calibrate import initial_state
+from espalier.train.evaluate import run as run_graph
+from espalier.train.optimise import Optimiser, Sgd, Update, buffered_rule
+from espalier.train.pipeline import Schedule, run
+from espalier.train.stage import Stage
+
+BATCH = 5
+SGD = Sgd(0.05, 0.9, 1e-3)
+Arrays = dict[str, NDArray]
+
+
+def chain() -> Chain:
+    first = Chain((2, 8, 8)).conv(4, (3, 3), (1, 1, 1, 1)).relu().pool()
+    return first.conv(6, (3, 3)).relu().linear(7).relu().linear(5)
+
+
+def stages(graph: Graph, cuts: Sequence[str], state: Mapping[str, NDArray], formats: Mapping[str, Format],
+           update: Update) -> list[Stage]:
+    made = []
+    for part, step in zip(split(graph, cuts), differentiate_parts(split(graph, cuts), formats=formats), strict=True):
+        optimiser = Optimiser(part.learned(), formats, update, BATCH, statistics=part.statistics())
+        optimiser.set(SGD)
+        optimiser.load(state)
+        made.append(Stage(step, optimiser))
+    return made
+
+
+def final(made: Sequence[Stage]) -> Arrays:
+    return {name: array for stage in made for name, array in stage.optimiser.state().items()}
+
+
+def batches(rng: np.random.Generator, count: int) -> list[tuple[NDArray, NDArray]]:
+    return [(rng.integers(-3000, 3000, (BATCH, 2, 8, 8)), rng.integers(0, 5, BATCH)) for _ in range(count)]
+
+
+def by_definition(parts: Sequence[Graph], steps: Sequence[Graph], state: Arrays, formats: Mapping[str, Format],
+                  given: Sequence[tuple[NDArray, NDArray]]) -> Arrays:
+    """W(t+1) = W(t) - step(g(x(t - D), W(t - D) forward, W(t) back)), one part and cycle after the other."""
+    count, state = len(parts), {name: array.copy() for name, array in state.items()}
+    met: dict[tuple[int, int], Arrays] = {}
+    came: dict[tuple[int, int], NDArray] = {}
+    gradients: dict[tuple[int, int], NDArray] = {}
+    for cycle in range(len(given) + 2 * (count - 1)):
+        for k, (part, step) in enumerate(zip(parts, steps, strict=True)):
+            ahead, back = cycle - k, cycle - k - 2 * (count - 1 - k)
+            if 0 <= ahead < len(given):
+                x = given[ahead][0] if k == 0 else came[k, ahead]
+                values = interpret(part, {**state, part.inputs[0].name: x})
+                met[k, ahead], came[k + 1, ahead] = values, values[part.outputs[0].name]
+            if 0 <= back < len(given):
+                second = given[back][1] if k == count - 1 else gradients[k + 1, back]
+                backward(step, met[k, back], state, second, gradients, (k, back))
+                for value in part.parameters:
+                    moved(value.name, rule_of(value.format, formats[gradient_name(value.name)]), state,
+                          gradients.pop((value.name, back)))
+    return state
+
+
+def backward(step: Graph, met: Arrays, state: Arrays, second: NDArray, gradients: dict, key: tuple[int, int]) -> None:
+    """Forward values as they were met, weights as they are."""
+    values = {**met, **{value.name: state[value.name] for value in step.parameters}, step.inputs[1].name: second}
+    for op in step.ops:
+        if op.out.name not in met:
+            values[op.out.name] = evaluate(op, *(values[value.name] for value in op.inputs))
+    through = gradient_name(step.inputs[0].name)
+    if through in values:
+        gradients[key] = values[through]
+    for value in step.parameters:
+        gradients[value.name, key[1]] = values[gradient_name(value.name)]
+
+
+def rule_of(weight: Format, gradient: Format) -> BufferedSgd:
+    assert isinstance(weight, Fixed) and isinstance(gradient, Fixed)
+    return buffered_rule(SGD, BATCH, weight, gradient)
+
+
+def moved(name: str, rule: BufferedSgd, state: Arrays, gradient: NDArray) -> None:
+    state[f"{name}.master"], state[f"{name}.momentum"], state[name] = rule(
+        state[f"{name}.master"], state[f"{name}.momentum"], gradient)
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_weights_are_as_stale_as_defined(count: int, native: bool) -> None:
+    rng, made = np.random.default_rng(count), chain()
+    graph, formats = made.graph(), made.gradient_formats
+    real = {value.name: rng.normal(0, 0.3, value.shape) for value in graph.parameters}
+    state = initial_state(graph, real, Update.BUFFERED)
+    points = [value.name for value in cut_points(graph)]
+    cuts = [points[(k + 1) * len(points) // count] for k in range(count - 1)]
+    pipeline, given = stages(graph, cuts, state, formats, Update.BUFFERED), batches(rng, 6)
+    if not native:
+        for stage in pipeline:
+            stage.native = None
+    kind = torch.int16 if native else torch.float64
+    run(pipeline, [(torch.tensor(x).to(kind), torch.tensor(labels)) for x, labels in given])
+    parts = split(graph, cuts)
+    expected = by_definition(parts, differentiate_parts(parts, formats=formats), state, formats, given)
+    found = final(pipeline)
+    assert any(not np.array_equal(found[name], state[name]) for name in real), "something was learned"
+    for name, array in found.items():
+        assert np.array_equal(array, expected[name]), name
+
+
+def test_one_part_is_training_as_ever() -> None:
+    """In float32, with batch norm: weights, momenta and running statistics."""
+    graph, real = normed()
+    rng, state = np.random.default_rng(0), initial_state(graph, real, Update.FLOAT)
+    given = [(torch.tensor(rng.normal(size=(BATCH, *graph.inputs[0].shape)), dtype=torch.float32),
+              torch.tensor(rng.integers(0, graph.outputs[0].shape[0], BATCH))) for _ in range(4)]
+    pipeline = stages(graph, [], state, {}, Update.FLOAT)
+    run(pipeline, given)
+    optimiser = Optimiser(graph.learned(), {}, Update.FLOAT, BATCH, statistics=graph.statistics())
+    optimiser.set(SGD)
+    optimiser.load(state)
+    step = differentiate(graph)
+    for images, labels in given:
+        optimiser.step(run_graph(step, {**optimiser.weights, graph.inputs[0].name: images, "labels": labels}))
+    expected = optimiser.state()
+    for name, array in final(pipeline).items():
+        assert np.array_equal(array, expected[name]), name
+    assert pipeline[0].tally[0] > 0
+
+
+@given(st.integers(1, 8), st.integers(0, 20))
+def test_every_batch_goes_through_every_part_and_back(parts: int, batches: int) -> None:
+    schedule = Schedule(parts)
+    cycles = range(schedule.cycles(batches))
+    for part in range(parts):
+        ahead = [schedule.forward(part, cycle) for cycle in cycles]
+        back = [schedule.backward(part, cycle) for cycle in cycles]
+        assert [b for b in ahead if 0 <= b < batches] == [b for b in back if 0 <= b < batches] == list(range(batches))
+        assert schedule.delay(part) == 2 * (parts - 1 - part)
+        for batch in range(batches):
+            assert back.index(batch) - ahead.index(batch) == schedule.delay(part)
+            if part + 1 < parts:
+                assert schedule.backward(part + 1, back.index(batch) - 1) == batch, "its gradient is there just in time"
+
+
+def test_a_pipeline_has_parts() -> None:
+    with pytest.raises(UnsupportedError, match=r"^A pipeline has at least 1 part, not 0$"):
+        Schedule(0)
