@@ -40,7 +40,7 @@ Operation = _structure("Operation", [
     *_counts("pad_y pad_x turned weights bias bias_shift"), ("pool", Pool), ("rounding", Rounding),
     *_counts("same shift second_shift reciprocal")])
 UpdateRule = _structure("UpdateRule", [*_counts("count"), *_numbers(
-    "scale gradient_low gradient_high rate momentum decay narrowing low high wide_low wide_high")])
+    "scale gradient_low gradient_high rate momentum decay lasting sudden narrowing low high wide_low wide_high")])
 Program = _structure("Program", [
     ("maps", ctypes.c_void_p), ("operations", ctypes.c_void_p), *_counts("map_count images chunks"),
     ("arena_sizes", ctypes.c_int64 * 2), ("kept", ctypes.c_void_p), ("passing", ctypes.c_void_p),

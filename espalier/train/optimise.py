@@ -21,6 +21,7 @@ from torch import Tensor
 from espalier.errors import FormatError, UnsupportedError
 from espalier.ir.differentiate import gradient_name, next_name
 from espalier.ir.types import FLOAT, Format, Value
+from espalier.numerics.compensation import Compensation
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.update import EXTRA_BITS, BufferedSgd, NarrowSgd, master_format
 from espalier.train.convolve import Rounding
@@ -114,6 +115,8 @@ class Optimiser:
         Parameters that keep their values: their rate and decay are zero.
     statistics : tuple of Value
         Running statistics of batch norms. No gradient moves them, and they neither decay nor die.
+    delay : int
+        By how many steps gradients come late, to be made up for (:mod:`espalier.numerics.compensation`).
 
     Members
     -------
@@ -122,8 +125,13 @@ class Optimiser:
     """
 
     def __init__(self, parameters: tuple[Value, ...], formats: Mapping[str, Format], update: Update, batch: int,
-                 device: str = "cpu", frozen: Collection[str] = (), statistics: tuple[Value, ...] = ()) -> None:
+                 device: str = "cpu", frozen: Collection[str] = (), statistics: tuple[Value, ...] = (),
+                 delay: int = 0) -> None:
+        if delay and update not in (Update.BUFFERED, Update.FLOAT):
+            raise UnsupportedError(f"Late gradients are made up for in the buffered update and in float32, not in the "
+                                   f"{update.value} one")
         self.parameters, self.update, self.batch, self.frozen = parameters, update, batch, frozenset(frozen)
+        self.delay, self.lasting, self.sudden = delay, 1.0, 0.0
         self.gradients = {value.name: formats.get(gradient_name(value.name)) for value in parameters}
         dtype = element_type(parameters[0].format)
         size = sum(prod(value.shape) for value in parameters)
@@ -149,6 +157,9 @@ class Optimiser:
             decay = sgd.learning_rate * sgd.weight_decay
         else:
             rates, mu, decay = self._factors(sgd)
+        if self.delay:
+            how = Compensation.of(sgd.momentum, self.delay)
+            self.lasting, self.sudden = how.lasting.value, how.sudden.value
         still = [value.name in self.frozen for value in self.parameters]
         self.rates = [0.0 if stays else rate for stays, rate in zip(still, rates, strict=True)]
         self.decays = [0.0 if stays else decay for stays in still]
@@ -168,8 +179,7 @@ class Optimiser:
             case Update.NARROW:
                 self._step_narrow(flat)
             case Update.FLOAT:
-                self.momentum.mul_(self.mu).add_(flat * self.rate).add_(self.weight * self.decay)
-                self.weight.sub_(self.momentum)
+                self._step_float(flat)
 
     def follow(self, values: Mapping[str, Tensor]) -> None:
         """Take over the running statistics (:func:`next_name`) among ``values``; others stay."""
@@ -186,7 +196,7 @@ class Optimiser:
                        for value, rounding, part in zip(self.parameters, roundings, parts, strict=True)})
             return
         rules = [UpdateRule(prod(value.shape), rounding.scale, rounding.low, rounding.high, rate, self.mu.item(),
-                            decay, 2.0 ** -EXTRA_BITS, *self._ends(value))
+                            decay, self.lasting, self.sudden, 2.0 ** -EXTRA_BITS, *self._ends(value))
                  for value, rounding, rate, decay in zip(self.parameters, roundings, self.rates, self.decays,
                                                          strict=True)]
         native.lanes_update((UpdateRule * len(rules))(*rules), len(rules), *(tensor.data_ptr() for tensor in (
@@ -272,18 +282,45 @@ class Optimiser:
                     self.scale.fill_(rule.scale.value)
         return rates, mu, decay
 
-    def _velocity(self, gradient: Tensor, weight: Tensor) -> Tensor:
-        """The next momentum; ``weight`` at the scale of a master."""
-        total = _rounded(self.momentum * self.mu) + _rounded(gradient * self.rate) + _rounded(weight * self.decay)
-        return total.clamp(self.wide_low, self.wide_high)
+    def ahead(self) -> Tensor:
+        """The weights of a forward pass whose gradient comes ``delay`` steps late, one parameter behind the other."""
+        if not self.delay:
+            return self.weight
+        if self.update is Update.FLOAT:
+            return self.weight - self.delay * self.momentum
+        master = (self.master - self.delay * self.momentum).clamp(self.wide_low, self.wide_high)
+        return _rounded(master * 2.0 ** -EXTRA_BITS).clamp(self.low, self.high)
+
+    def weights_ahead(self) -> dict[str, Tensor]:
+        """:meth:`ahead` by name, and the statistics."""
+        return self._views(self.ahead()) | self.statistics
+
+    def _spike(self, gradient: Tensor, weight: Tensor) -> Tensor:
+        """What a gradient adds to the momentum; ``weight`` at the scale of a master."""
+        return _rounded(gradient * self.rate) + _rounded(weight * self.decay)
+
+    def _velocity(self, spike: Tensor) -> Tensor:
+        """The next momentum."""
+        return (_rounded(self.momentum * self.mu) + spike).clamp(self.wide_low, self.wide_high)
+
+    def _step_float(self, gradient: Tensor) -> None:
+        if not self.delay:
+            self.momentum.mul_(self.mu).add_(gradient * self.rate).add_(self.weight * self.decay)
+            self.weight.sub_(self.momentum)
+            return
+        spike = gradient * self.rate + self.weight * self.decay
+        self.momentum.mul_(self.mu).add_(spike)
+        self.weight.sub_(self.momentum * self.lasting + spike * self.sudden)
 
     def _step_buffered(self, gradient: Tensor) -> None:
-        self.momentum.copy_(self._velocity(gradient, self.master))
-        self.master.copy_((self.master - self.momentum).clamp(self.wide_low, self.wide_high))
+        spike = self._spike(gradient, self.master)
+        self.momentum.copy_(self._velocity(spike))
+        step = _rounded(self.momentum * self.lasting) + _rounded(spike * self.sudden) if self.delay else self.momentum
+        self.master.copy_((self.master - step).clamp(self.wide_low, self.wide_high))
         self.weight.copy_(_rounded(self.master * 2.0 ** -EXTRA_BITS).clamp(self.low, self.high))
 
     def _step_unbuffered(self, gradient: Tensor) -> None:
-        self.momentum.copy_(self._velocity(gradient, self.weight * 2.0 ** EXTRA_BITS))
+        self.momentum.copy_(self._velocity(self._spike(gradient, self.weight * 2.0 ** EXTRA_BITS)))
         step = _rounded(self.momentum * 2.0 ** -EXTRA_BITS).clamp(self.low, self.high)
         self.weight.copy_((self.weight - step).clamp(self.low, self.high))
 

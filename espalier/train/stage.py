@@ -60,12 +60,12 @@ class Stage:
             value for op in self.backward_ops for value in op.inputs) if value in made]
 
     def forward(self, x: Tensor) -> Tensor:
-        """The part's result for the next batch, on the weights as they are."""
+        """The part's result for the next batch, on the weights as they are, or as the optimiser predicts them."""
         if self.native is not None:
             kept = self.rooms.pop() if self.rooms else self.native.keeping()
-            found = _UnderWay(self.native.forward(x, self.optimiser.weight, kept), kept)
+            found = _UnderWay(self.native.forward(x, self.optimiser.ahead(), kept), kept)
         else:
-            values = {**self.optimiser.weights, self.image.name: x}
+            values = {**self.optimiser.weights_ahead(), self.image.name: x}
             _run(self.forward_ops, values)
             self.optimiser.follow(values)
             found = _UnderWay(values[self.result.name], values={name: values[name] for name in self.needed})

@@ -18,7 +18,8 @@ from espalier.ir.cut import cut_points, split
 from espalier.ir.differentiate import differentiate, differentiate_parts, gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.interpret import evaluate, interpret
-from espalier.ir.types import Fixed, Format
+from espalier.ir.types import Fixed, Format, Value
+from espalier.numerics.compensation import Compensation, compensated, predicted
 from espalier.numerics.update import BufferedSgd
 from espalier.train.calibrate import initial_state
 from espalier.train.evaluate import run as run_graph
@@ -37,10 +38,11 @@ def chain() -> Chain:
 
 
 def stages(graph: Graph, cuts: Sequence[str], state: Mapping[str, NDArray], formats: Mapping[str, Format],
-           update: Update) -> list[Stage]:
-    made = []
-    for part, step in zip(split(graph, cuts), differentiate_parts(split(graph, cuts), formats=formats), strict=True):
-        optimiser = Optimiser(part.learned(), formats, update, BATCH, statistics=part.statistics())
+           update: Update, compensated: bool = False) -> list[Stage]:
+    parts, made = split(graph, cuts), []
+    for number, (part, step) in enumerate(zip(parts, differentiate_parts(parts, formats=formats), strict=True)):
+        delay = Schedule(len(parts)).delay(number) if compensated else 0
+        optimiser = Optimiser(part.learned(), formats, update, BATCH, statistics=part.statistics(), delay=delay)
         optimiser.set(SGD)
         optimiser.load(state)
         made.append(Stage(step, optimiser))
@@ -56,7 +58,7 @@ def batches(rng: np.random.Generator, count: int) -> list[tuple[NDArray, NDArray
 
 
 def by_definition(parts: Sequence[Graph], steps: Sequence[Graph], state: Arrays, formats: Mapping[str, Format],
-                  given: Sequence[tuple[NDArray, NDArray]]) -> Arrays:
+                  given: Sequence[tuple[NDArray, NDArray]], compensate: bool) -> Arrays:
     """W(t+1) = W(t) - step(g(x(t - D), W(t - D) forward, W(t) back)), one part and cycle after the other."""
     count, state = len(parts), {name: array.copy() for name, array in state.items()}
     met: dict[tuple[int, int], Arrays] = {}
@@ -64,16 +66,18 @@ def by_definition(parts: Sequence[Graph], steps: Sequence[Graph], state: Arrays,
     gradients: dict[tuple[int, int], NDArray] = {}
     for cycle in range(len(given) + 2 * (count - 1)):
         for k, (part, step) in enumerate(zip(parts, steps, strict=True)):
-            ahead, back = cycle - k, cycle - k - 2 * (count - 1 - k)
+            delay = 2 * (count - 1 - k)
+            ahead, back, late = cycle - k, cycle - k - delay, delay if compensate else 0
             if 0 <= ahead < len(given):
                 x = given[ahead][0] if k == 0 else came[k, ahead]
-                values = interpret(part, {**state, part.inputs[0].name: x})
+                weights = {value.name: foreseen(value, state, late) for value in part.parameters}
+                values = interpret(part, {**weights, part.inputs[0].name: x})
                 met[k, ahead], came[k + 1, ahead] = values, values[part.outputs[0].name]
             if 0 <= back < len(given):
                 second = given[back][1] if k == count - 1 else gradients[k + 1, back]
                 backward(step, met[k, back], state, second, gradients, (k, back))
                 for value in part.parameters:
-                    moved(value.name, rule_of(value.format, formats[gradient_name(value.name)]), state,
+                    moved(value.name, rule_of(value.format, formats[gradient_name(value.name)]), late, state,
                           gradients.pop((value.name, back)))
     return state
 
@@ -96,28 +100,37 @@ def rule_of(weight: Format, gradient: Format) -> BufferedSgd:
     return buffered_rule(SGD, BATCH, weight, gradient)
 
 
-def moved(name: str, rule: BufferedSgd, state: Arrays, gradient: NDArray) -> None:
-    state[f"{name}.master"], state[f"{name}.momentum"], state[name] = rule(
-        state[f"{name}.master"], state[f"{name}.momentum"], gradient)
+def foreseen(value: Value, state: Arrays, delay: int) -> NDArray:
+    assert isinstance(value.format, Fixed)
+    return predicted(value.format, state[f"{value.name}.master"], state[f"{value.name}.momentum"], delay)
+
+
+def moved(name: str, rule: BufferedSgd, delay: int, state: Arrays, gradient: NDArray) -> None:
+    now = state[f"{name}.master"], state[f"{name}.momentum"], gradient
+    how = Compensation.of(SGD.momentum, delay)
+    state[f"{name}.master"], state[f"{name}.momentum"], state[name] = (
+        compensated(rule, how, *now) if delay else rule(*now))
 
 
 @pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("compensate", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_weights_are_as_stale_as_defined(count: int, native: bool) -> None:
+def test_weights_are_as_stale_as_defined(count: int, compensate: bool, native: bool) -> None:
+    """Uncompensated, and with spikes and predicted weights."""
     rng, made = np.random.default_rng(count), chain()
     graph, formats = made.graph(), made.gradient_formats
     real = {value.name: rng.normal(0, 0.3, value.shape) for value in graph.parameters}
     state = initial_state(graph, real, Update.BUFFERED)
     points = [value.name for value in cut_points(graph)]
     cuts = [points[(k + 1) * len(points) // count] for k in range(count - 1)]
-    pipeline, given = stages(graph, cuts, state, formats, Update.BUFFERED), batches(rng, 6)
+    pipeline, given = stages(graph, cuts, state, formats, Update.BUFFERED, compensate), batches(rng, 6)
     if not native:
         for stage in pipeline:
             stage.native = None
     kind = torch.int16 if native else torch.float64
     run(pipeline, [(torch.tensor(x).to(kind), torch.tensor(labels)) for x, labels in given])
     parts = split(graph, cuts)
-    expected = by_definition(parts, differentiate_parts(parts, formats=formats), state, formats, given)
+    expected = by_definition(parts, differentiate_parts(parts, formats=formats), state, formats, given, compensate)
     found = final(pipeline)
     assert any(not np.array_equal(found[name], state[name]) for name in real), "something was learned"
     for name, array in found.items():
@@ -162,3 +175,10 @@ def test_every_batch_goes_through_every_part_and_back(parts: int, batches: int) 
 def test_a_pipeline_has_parts() -> None:
     with pytest.raises(UnsupportedError, match=r"^A pipeline has at least 1 part, not 0$"):
         Schedule(0)
+
+
+def test_late_gradients_are_made_up_for_where_there_are_masters() -> None:
+    graph = chain().graph()
+    with pytest.raises(UnsupportedError, match=r"^Late gradients are made up for in the buffered update and in "
+                                               r"float32, not in the narrow one$"):
+        Optimiser(graph.parameters, {}, Update.NARROW, BATCH, delay=2)

@@ -248,6 +248,7 @@ struct Rule {
     int64_t count;
     double scale, gradient_low, gradient_high;  // from sums to gradient words
     double rate, momentum, decay;
+    double lasting, sudden;                     // numerics/compensation.py; 1 and 0 without
     double narrowing, low, high, wide_low, wide_high;  // from masters to weights; the ends of both
 };
 
@@ -260,9 +261,10 @@ void lanes_update(const Rule* rules, int64_t parameters, const double* sums, con
         const Rule r = *rule;
         for (const int64_t end = k + r.count; k < end; k++) {
             const double g = std::clamp(rounded(sums[k] * r.scale), r.gradient_low, r.gradient_high) * live[k];
-            const double v = rounded(velocity[k] * r.momentum) + rounded(g * r.rate) + rounded(master[k] * r.decay);
-            velocity[k] = std::clamp(v, r.wide_low, r.wide_high);
-            master[k] = std::clamp(master[k] - velocity[k], r.wide_low, r.wide_high);
+            const double spike = rounded(g * r.rate) + rounded(master[k] * r.decay);
+            velocity[k] = std::clamp(rounded(velocity[k] * r.momentum) + spike, r.wide_low, r.wide_high);
+            const double step = rounded(velocity[k] * r.lasting) + rounded(spike * r.sudden);
+            master[k] = std::clamp(master[k] - step, r.wide_low, r.wide_high);
             weight[k] = std::clamp(rounded(master[k] * r.narrowing), r.low, r.high);
         }
     }
