@@ -15,6 +15,8 @@ from torch import Tensor
 from espalier.errors import UnsupportedError
 from espalier.train.stage import Stage
 
+Batch = tuple[Tensor, Tensor]  #: images and labels
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -43,11 +45,29 @@ class Schedule:
         return batches + self.delay(0) if batches else 0
 
 
-def run(stages: Sequence[Stage], batches: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Train on (images, labels) of whole batches, in this process, and run the pipeline empty.
+def run(stages: Sequence[Stage], batches: Sequence[Batch]) -> None:
+    """Train on whole batches with stale weights, in this process, and run the pipeline empty.
 
     The weights are those that worker processes get, one for each part, bit for bit.
     """
+    _flow(stages, batches, stale=True)
+
+
+def run_synchronously(stages: Sequence[Stage], batches: Sequence[Batch], micro_batches: int) -> None:
+    """As training without a pipeline: each batch in so many parts, and the weights moved when all are back.
+
+    In fixed point its weights are the same bit for bit, in float32 but for the order of sums. Batch norms see
+    micro-batches.
+    """
+    for images, labels in batches:
+        _flow(stages, list(zip(images.tensor_split(micro_batches), labels.tensor_split(micro_batches), strict=True)),
+              stale=False)
+        for stage in stages:
+            stage.update()
+
+
+def _flow(stages: Sequence[Stage], batches: Sequence[Batch], *, stale: bool) -> None:
+    """All batches forward and back; ``stale``: weights move with each that comes back."""
     schedule = Schedule(len(stages))
     results: dict[int, Tensor] = {}
     gradients: dict[int, Tensor | None] = {}
@@ -62,3 +82,5 @@ def run(stages: Sequence[Stage], batches: Sequence[tuple[Tensor, Tensor]]) -> No
                 second = batches[back][1] if stage.last else returned[number + 1]
                 assert second is not None, "only images have no gradient"
                 gradients[number] = stage.backward(second)
+                if stale:
+                    stage.update()

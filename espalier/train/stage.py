@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from espalier.errors import UnsupportedError
 from espalier.ir.differentiate import gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.ops import Op
 from espalier.ir.types import Value
 from espalier.train.evaluate import evaluate
 from espalier.train.native_step import Kept, NativeStep, compiled
-from espalier.train.optimise import Optimiser
+from espalier.train.optimise import Optimiser, Update
+
+NATIVE = "sums"  #: the gradients of all parameters as native code gives them, not yet rounded
 
 
 @dataclass(slots=True)
@@ -52,8 +55,11 @@ class Stage:
         self.result = step.outputs[1 if self.last else 0]
         self.tally = torch.zeros(2, dtype=torch.float64, device=optimiser.weight.device)
         self.native = None if optimiser.weight.is_cuda else compiled(step, optimiser.batch)
+        self.rounded = self.native is None and optimiser.update is not Update.FLOAT  # a gradient, once it is there
+        self.sums: dict[str, Tensor] = {}
         self.rooms: list[Kept] = []
         self.under_way: deque[_UnderWay] = deque()
+        self.gradients = [gradient_name(value.name) for value in optimiser.parameters]
         self.forward_ops, self.backward_ops = _passes(step, self.second)
         made = {op.out for op in self.forward_ops} | {self.image}
         self.needed = [value.name for value in dict.fromkeys(
@@ -73,7 +79,7 @@ class Stage:
         return found.result
 
     def backward(self, second: Tensor) -> Tensor | None:
-        """Take the oldest batch under way back and move the weights.
+        """Take the oldest batch under way back; the gradients of its weights add up until :meth:`update`.
 
         ``second`` is the gradient of its result, or its labels. Returns the gradient of what the part read; None in
         the part that reads images.
@@ -84,8 +90,16 @@ class Stage:
         values = {**self.optimiser.weights, **batch.values, self.second.name: second}
         _run(self.backward_ops, values)
         self._count(batch.result, second, values[self.step.outputs[0].name] if self.last else None)
-        self.optimiser.step(values)
+        self._add({name: values[name] for name in self.gradients})
         return values.get(gradient_name(self.image.name))
+
+    def update(self) -> None:
+        """Move the weights by the gradients since the last update; there is at least one."""
+        sums, self.sums = self.sums, {}
+        if self.native is not None:
+            self.optimiser.step_sums(sums[NATIVE], self.native.roundings)
+        else:
+            self.optimiser.step(sums)
 
     def _backward_native(self, native: NativeStep, batch: _UnderWay, second: Tensor) -> Tensor | None:
         assert batch.kept is not None, "went forward in native code"
@@ -93,10 +107,17 @@ class Stage:
         if self.last:
             loss, gradient = native.loss(batch.result, second)
             self._count(batch.result.flatten(1), second, loss)
+        self.sums = {name: sums.clone() for name, sums in self.sums.items()}  # theirs do not outlive this pass
         through, sums = native.backward(gradient, self.optimiser.weight, self.optimiser.live, batch.kept)
         self.rooms.append(batch.kept)
-        self.optimiser.step_sums(sums, native.roundings)
+        self._add({NATIVE: sums})
         return through
+
+    def _add(self, gradients: dict[str, Tensor]) -> None:
+        if self.sums and self.rounded:
+            raise UnsupportedError("The gradients of several micro-batches add up exactly in native code or in "
+                                   "float32: install a C++ compiler, or take whole batches")
+        self.sums = {name: self.sums[name] + sums for name, sums in gradients.items()} if self.sums else gradients
 
     def _count(self, logits: Tensor, labels: Tensor, loss: Tensor | None) -> None:
         if loss is not None:

@@ -24,7 +24,7 @@ from espalier.numerics.update import BufferedSgd
 from espalier.train.calibrate import initial_state
 from espalier.train.evaluate import run as run_graph
 from espalier.train.optimise import Optimiser, Sgd, Update, buffered_rule
-from espalier.train.pipeline import Schedule, run
+from espalier.train.pipeline import Schedule, run, run_synchronously
 from espalier.train.stage import Stage
 
 BATCH = 5
@@ -182,3 +182,35 @@ def test_late_gradients_are_made_up_for_where_there_are_masters() -> None:
     with pytest.raises(UnsupportedError, match=r"^Late gradients are made up for in the buffered update and in "
                                                r"float32, not in the narrow one$"):
         Optimiser(graph.parameters, {}, Update.NARROW, BATCH, delay=2)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, BATCH])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_synchronous_pipeline_is_training_as_ever(count: int, micro_batches: int) -> None:
+    """Word for word, however a batch is parted."""
+    rng, made = np.random.default_rng(count), chain()
+    graph, formats = made.graph(), made.gradient_formats
+    state = initial_state(graph, {value.name: rng.normal(0, 0.3, value.shape) for value in graph.parameters},
+                          Update.BUFFERED)
+    given = [(torch.tensor(x).short(), torch.tensor(labels)) for x, labels in batches(rng, 4)]
+    alone = stages(graph, [], state, formats, Update.BUFFERED)
+    run(alone, given)
+    points = [value.name for value in cut_points(graph)]
+    pipeline = stages(graph, points[2: 1 + count], state, formats, Update.BUFFERED)
+    run_synchronously(pipeline, given, micro_batches)
+    expected = final(alone)
+    assert len(pipeline) == count and torch.equal(pipeline[-1].tally, alone[0].tally)
+    for name, array in final(pipeline).items():
+        assert np.array_equal(array, expected[name]), name
+
+
+def test_rounded_gradients_do_not_add_up() -> None:
+    rng, made = np.random.default_rng(0), chain()
+    state = initial_state(made.graph(), {value.name: rng.normal(0, 0.3, value.shape) for value in made.parameters},
+                          Update.BUFFERED)
+    [stage] = stages(made.graph(), [], state, made.gradient_formats, Update.BUFFERED)
+    stage.native, stage.rounded = None, True
+    x, labels = batches(rng, 1)[0]
+    with pytest.raises(UnsupportedError, match="^The gradients of several micro-batches add up exactly in native code "
+                                               "or in float32: install a C.. compiler, or take whole batches$"):
+        run_synchronously([stage], [(torch.tensor(x).double(), torch.tensor(labels))], 2)
