@@ -12,8 +12,8 @@ from espalier.errors import UnsupportedError
 from espalier.ir.differentiate import gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.ops import Op
-from espalier.ir.types import Value
-from espalier.train.evaluate import evaluate
+from espalier.ir.types import Index, Value
+from espalier.train.evaluate import element_type, evaluate
 from espalier.train.native_step import Kept, NativeStep, compiled
 from espalier.train.optimise import Optimiser, Update
 
@@ -35,8 +35,8 @@ class Stage:
     Parameters
     ----------
     step : Graph
-        The part's training step, one of :func:`espalier.ir.differentiate.differentiate_parts`. What its passes are
-        given and give are words in int16 where native code runs them, else as ``evaluate.element_type`` says.
+        The part's training step, one of :func:`espalier.ir.differentiate.differentiate_parts`. Its passes take words
+        or numbers in any type and shape that hold them, and give them as native code or ``evaluate`` does.
     optimiser : Optimiser
         Of the part's parameters alone.
 
@@ -67,6 +67,7 @@ class Stage:
 
     def forward(self, x: Tensor) -> Tensor:
         """The part's result for the next batch, on the weights as they are, or as the optimiser predicts them."""
+        x = self._carried(x, self.image)
         if self.native is not None:
             kept = self.rooms.pop() if self.rooms else self.native.keeping()
             found = _UnderWay(self.native.forward(x, self.optimiser.ahead(), kept), kept)
@@ -85,6 +86,7 @@ class Stage:
         the part that reads images.
         """
         batch = self.under_way.popleft()
+        second = self._carried(second, self.second)
         if self.native is not None:
             return self._backward_native(self.native, batch, second)
         values = {**self.optimiser.weights, **batch.values, self.second.name: second}
@@ -112,6 +114,12 @@ class Stage:
         self.rooms.append(batch.kept)
         self._add({NATIVE: sums})
         return through
+
+    def _carried(self, words: Tensor, value: Value) -> Tensor:
+        if isinstance(value.format, Index):
+            return words
+        kind = element_type(value.format) if self.native is None else torch.int16
+        return words.to(kind).reshape(len(words), *value.shape)
 
     def _add(self, gradients: dict[str, Tensor]) -> None:
         if self.sums and self.rounded:
