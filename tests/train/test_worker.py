@@ -49,9 +49,10 @@ def batches(count: int) -> list[Batch]:
 
 
 def work(rank: int, folder: Path, leaving: int) -> None:
-    """One process; rank ``leaving`` ends without a word after it joined."""
+    """One process; rank ``leaving`` ends without a word once all have met."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder / 'store'}", timedelta(seconds=20), PARTS, rank)
+    dist.barrier()  # all have met
     if rank == leaving:
         os._exit(7)
     stage = pipeline()[rank]
