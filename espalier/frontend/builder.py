@@ -146,10 +146,8 @@ class GraphBuilder:
                window: Window, groups: int) -> Value:
         """A convolution; ``weight`` and ``bias`` are (name, array)."""
         layer = supported.CONV2D
-        if x in self._padded:
-            before = self._padded[x]
-            top, left, bottom, right = (own + more for own, more in zip(window.pad, before.pad, strict=True))
-            x, window = before.x, replace(window, pad=(top, left, bottom, right))
+        x, pad = self._unpadded(x, window.pad)
+        window = replace(window, pad=pad)
         self._plane(layer, site, x)
         layer.check(site.label, kernel=window.kernel, stride=window.stride, padding=window.pad,
                     dilation=window.dilation, groups=groups)
@@ -244,14 +242,19 @@ class GraphBuilder:
             raise layer.refuse(supported.CROPPING, site.label, f"padding {pad}")
         if not any(pad):
             return x
-        if x in self._padded:
-            before = self._padded[x]
-            top, left, bottom, right = (own + more for own, more in zip(pad, before.pad, strict=True))
-            x, pad = before.x, (top, left, bottom, right)
+        x, pad = self._unpadded(x, pad)
         channels, height, width = x.shape
         value = self._value(site, (channels, height + pad[0] + pad[2], width + pad[1] + pad[3]))
         self._padded[value] = _Padded(x, pad, site.label)
         return value
+
+    def _unpadded(self, x: Value, pad: tuple[int, int, int, int]) -> tuple[Value, tuple[int, int, int, int]]:
+        """What ``x`` has zeros around, if it has, and ``pad`` with those."""
+        if x not in self._padded:
+            return x, pad
+        before = self._padded[x]
+        top, left, bottom, right = (own + more for own, more in zip(pad, before.pad, strict=True))
+        return before.x, (top, left, bottom, right)
 
     def _require_unpadded(self, value: Value) -> None:
         if value in self._padded:

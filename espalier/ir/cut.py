@@ -16,7 +16,7 @@ from espalier.ir.types import Value
 
 
 def cut_points(graph: Graph) -> tuple[Value, ...]:
-    """The values of an inference graph at which it can be cut, in order; parameters are on both sides of each."""
+    """The values of an inference graph at which it can be cut in two, in order: both parts have parameters."""
     points, crossing, seen = [], set(graph.inputs), set[Value]()
     readers = {value: set(graph.users(value)) for value in graph.values()}
     last = max((index for index, op in enumerate(graph.ops) if _parameters(graph, [op])), default=0)
@@ -36,7 +36,7 @@ def split(graph: Graph, cuts: Sequence[str]) -> tuple[Graph, ...]:
     Raises
     ------
     GraphError
-        A cut is no cut point, or two are the same.
+        A cut is no cut point, two are the same, or nothing in a part has weights.
     """
     points = {value.name: value for value in cut_points(graph)}
     for name in cuts:
@@ -54,6 +54,9 @@ def split(graph: Graph, cuts: Sequence[str]) -> tuple[Graph, ...]:
         inputs = (graph.ops[first - 1].out,) if first else graph.inputs
         outputs = (ops[-1].out,) if last < len(graph.ops) else graph.outputs
         parts.append(Graph(f"{graph.name}.{number}", inputs, _parameters(graph, ops), ops, outputs))
+        if not parts[-1].parameters:
+            raise GraphError(f"Each part of a network has weights, and the one of {graph.name!r} that ends in "
+                             f"{outputs[0].name!r} has none: leave that cut out")
     return tuple(parts)
 
 

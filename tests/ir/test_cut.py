@@ -90,6 +90,9 @@ def test_cuts_that_cannot_be():
         split(graph, ["conv9"])
     with pytest.raises(GraphError, match=r"^Each cut is named once, not as conv1, conv1$"):
         split(graph, ["conv1", "conv1"])
+    with pytest.raises(GraphError, match=r"^Each part of a network has weights, and the one of 'lenet5' that ends in "
+                                         r"'relu1' has none: leave that cut out$"):
+        split(graph, ["conv1", "relu1"])
     logits = graph.outputs[0].name
     with pytest.raises(GraphError, match=f"cannot be cut at '{logits}'"):
         split(graph, [logits])

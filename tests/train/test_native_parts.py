@@ -11,6 +11,8 @@ from bench.random_networks import chains
 
 from espalier.ir.cut import cut_points, split
 from espalier.ir.differentiate import differentiate, differentiate_parts
+from espalier.ir.graph import Graph
+from espalier.ir.ops import Conv2d, Linear
 from espalier.numerics.window import Window
 from espalier.train.native_step import NativeStep, compiled
 
@@ -28,8 +30,8 @@ def check(chain: Chain, draw: Draw, cuts: list[str], loss: str) -> None:
     image, labels = whole.inputs
     batches = [(torch.tensor(words(draw.random, image.format, (draw.batch, *image.shape), draw.extreme)).short(),
                 torch.tensor(draw.random.randint(0, whole.outputs[1].shape[0], draw.batch))) for _ in range(2)]
-    flat, flat_live = ([torch.cat([tensors[value.name] for value in step.parameters]) if step.parameters
-                        else torch.zeros(0, dtype=torch.float64) for step in steps] for tensors in (values, live))
+    flat, flat_live = ([torch.cat([tensors[value.name] for value in step.parameters]) for step in steps]
+                       for tensors in (values, live))
     kept = [[part.keeping() for _ in batches] for part in parts]
     results = []
     for number, (x, _) in enumerate(batches):
@@ -55,21 +57,30 @@ def made(native: NativeStep | None) -> NativeStep:
     return native
 
 
+def between_layers(graph: Graph, place: int) -> list[str]:
+    """A cut after each layer but the last: at its result (0), or at the last value that is made of it (-1)."""
+    groups: list[list[str]] = []
+    points = cut_points(graph)
+    for op in graph.ops:
+        if isinstance(op, Conv2d | Linear):
+            groups.append([])
+        if op.out in points:
+            groups[-1].append(op.out.name)
+    return [group[place] for group in groups if group]
+
+
 @draws
 def test_any_network_of_the_engine_in_parts(draw: Draw) -> None:
     loss = LOSSES[draw.integer(0, 1)]
     chain = draw.data.draw(chains(16, loss == "square_hinge"))
-    points = [value.name for value in cut_points(chain.graph())]
-    if not points:
-        chain.linear(5)
-        points = [value.name for value in cut_points(chain.graph())]
-    check(chain, draw, points[:: draw.integer(1, 2)], loss)
+    check(chain, draw, between_layers(chain.graph(), draw.integer(-1, 0)), loss)
 
 
 @pytest.mark.parametrize("extreme", [False, True])
-def test_all_cuts_of_a_chain(extreme: bool) -> None:
+def test_every_cut_of_a_chain(extreme: bool) -> None:
     draw = Draw(None, np.random.RandomState(extreme), extreme, 5)
-    chain = Chain((2, 8, 8)).conv(4, (3, 3), (1, 1, 1, 1)).relu().pool().conv(6, (3, 3)).relu().linear(5)
-    check(chain, draw, [value.name for value in cut_points(chain.graph())], LOSSES[0])
-    chain = Chain((2, 7, 7)).conv(4, (3, 3), window=Window((3, 3), (2, 2), (1, 1, 1, 1))).relu().linear(5)
-    check(chain, draw, [value.name for value in cut_points(chain.graph())], LOSSES[0])
+    for chain in (Chain((2, 8, 8)).conv(4, (3, 3), (1, 1, 1, 1)).relu().pool().conv(6, (3, 3)).relu().linear(5),
+                  Chain((2, 7, 7)).conv(4, (3, 3), window=Window((3, 3), (2, 2), (1, 1, 1, 1))).relu().linear(5)):
+        for value in cut_points(chain.graph()):
+            check(chain, draw, [value.name], LOSSES[0])
+        check(chain, draw, between_layers(chain.graph(), -1), LOSSES[0])
