@@ -8,7 +8,7 @@ captured as one CUDA graph. On a CPU ``native_step.py`` does a step in fixed poi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import ldexp, prod
 from typing import assert_never
 
@@ -98,9 +98,14 @@ def run(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if shape != value.shape:
             raise GraphError(f"The tensor for {value} has shape {shape}")
         known[value.name] = tensor
-    for op in graph.ops:
-        known[op.out.name] = evaluate(op, *(known[value.name] for value in op.inputs))
+    run_ops(graph.ops, known)
     return known
+
+
+def run_ops(ops: Iterable[Op], known: dict[str, Tensor]) -> None:
+    """Add the results of ``ops``, in order, to the values known by name."""
+    for op in ops:
+        known[op.out.name] = evaluate(op, *(known[value.name] for value in op.inputs))
 
 
 def element_type(format_: Format) -> torch.dtype:

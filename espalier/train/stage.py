@@ -13,7 +13,7 @@ from espalier.ir.differentiate import gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.ops import Op
 from espalier.ir.types import Index, Value
-from espalier.train.evaluate import element_type, evaluate
+from espalier.train.evaluate import element_type, run_ops
 from espalier.train.native_step import Kept, NativeStep, compiled
 from espalier.train.optimise import Optimiser, Update
 
@@ -73,7 +73,7 @@ class Stage:
             found = _UnderWay(self.native.forward(x, self.optimiser.ahead(), kept), kept)
         else:
             values = {**self.optimiser.weights_ahead(), self.image.name: x}
-            _run(self.forward_ops, values)
+            run_ops(self.forward_ops, values)
             self.optimiser.follow(values)
             found = _UnderWay(values[self.result.name], values={name: values[name] for name in self.needed})
         self.under_way.append(found)
@@ -90,7 +90,7 @@ class Stage:
         if self.native is not None:
             return self._backward_native(self.native, batch, second)
         values = {**self.optimiser.weights, **batch.values, self.second.name: second}
-        _run(self.backward_ops, values)
+        run_ops(self.backward_ops, values)
         self._count(batch.result, second, values[self.step.outputs[0].name] if self.last else None)
         self._add({name: values[name] for name in self.gradients})
         return values.get(gradient_name(self.image.name))
@@ -142,8 +142,3 @@ def _passes(step: Graph, second: Value) -> tuple[list[Op], list[Op]]:
         if waits:
             later.add(op.out)
     return passes
-
-
-def _run(ops: list[Op], values: dict[str, Tensor]) -> None:
-    for op in ops:
-        values[op.out.name] = evaluate(op, *(values[value.name] for value in op.inputs))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench import published
 from bench.commands import tree
 
 from espalier.errors import DataError, FormatError, UnsupportedError
@@ -191,15 +190,6 @@ def test_an_output_that_is_the_input_wrong(trained, tmp_path):
     compress(source, tmp_path / "again", density=0.5, method="lamp")
     with pytest.raises(DataError, match=r"^The output directory .*again holds the network to compress"):
         compress_network(tmp_path / "again", tmp_path / "again", CompressRequest(density=0.2))
-
-
-@pytest.fixture(scope="module")
-def mobile(tmp_path_factory) -> Path:
-    """A folder with a network of TFLite operators for images (3, 8, 8), and with pictures of its two classes."""
-    folder, random = tmp_path_factory.mktemp("mobile"), np.random.default_rng(1)
-    np.savez(folder / "mobile.npz", **published.tflite_arrays(random))
-    published.save_sample(folder, random, 20)
-    return folder
 
 
 @pytest.mark.parametrize("method", ["reconstruct", "rules", "lamp"])

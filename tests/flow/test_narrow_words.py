@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench import published
 from bench.commands import run
 
 from espalier.errors import DataError, FormatError, UnsupportedError
@@ -37,15 +36,6 @@ def trained(tmp_path_factory) -> Path:
     fixed = {"network": "digits", "data": "digits", "epochs": 2, "batch": 32, "quantise": {"probe_steps": 10}}
     train_network(TrainConfig.from_json(fixed), folder / "fixed")
     train_network(TrainConfig.from_json({**fixed, "quantise": None}), folder / "float")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def mobile(tmp_path_factory) -> Path:
-    """A folder with a network of TFLite operators for images (3, 8, 8), and with pictures of its two classes."""
-    folder, random = tmp_path_factory.mktemp("mobile"), np.random.default_rng(1)
-    np.savez(folder / "mobile.npz", **published.tflite_arrays(random))
-    published.save_sample(folder, random, 20)
     return folder
 
 
