@@ -146,6 +146,19 @@ def train(
                                                         "ones of large gradient (GraNet, RigL).")] = None,
     freeze: Annotated[list[str] | None, typer.Option(help="Parameters that stay as they are, by name or pattern "
                                                           "('conv*'); may be repeated.")] = None,
+    parts: Annotated[int | None, typer.Option(help="Train as a pipeline of so many parts, which take equally "
+                                                  "long.")] = None,
+    cut: Annotated[list[str] | None, typer.Option(help="Where it is cut instead: the value that crosses; may be "
+                                                     "repeated.")] = None,
+    scheme: Annotated[str | None, typer.Option(help="Which weights batches meet in it: stale, compensated, hybrid or "
+                                                    "synchronous.")] = None,
+    switch: Annotated[int | None, typer.Option(help="The epoch from which on a hybrid is synchronous.")] = None,
+    micro_batches: Annotated[int | None, typer.Option(help="Into how many a batch is divided where it is "
+                                                           "synchronous.")] = None,
+    processes: Annotated[bool, typer.Option(help="Work on each part in a process of its own; the weights are the same "
+                                                 "in one.")] = True,
+    patience: Annotated[float, typer.Option(help="Seconds after which one that does not answer counts as gone.")
+                        ] = 600.0,
     compute: Annotated[str | None, typer.Option(help="cpu or cuda; results in fixed point are the same.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output directory.")] = True,
     dry_run: DryRun = False,
@@ -159,8 +172,10 @@ def train(
         update=update, weight_bits=weight_bits, activation_bits=activation_bits, gradient_bits=gradient_bits,
         quantise_start=quantise_start,
         density=density, block=block, method=method, scope=scope, prune_start=prune_start, prune_end=prune_end,
-        exchange=exchange, freeze=tuple(freeze) if freeze else None))
-    found = flow.train_network(told, output_dir, data_root=data_root, resume=resume, dry_run=dry_run, steps=steps)
+        exchange=exchange, freeze=tuple(freeze) if freeze else None, parts=parts, cut=tuple(cut) if cut else None,
+        scheme=scheme, switch=switch, micro_batches=micro_batches))
+    found = flow.train_network(told, output_dir, data_root=data_root, resume=resume, dry_run=dry_run,
+                               processes=processes, patience=patience, steps=steps)
     record: dict[str, object] = {"config": told.to_json()}
     lines = ["dry run: nothing was trained"]
     if found is not None and found.log:

@@ -45,6 +45,11 @@ class TrainFlags:
     prune_end: float | None = None
     exchange: float | None = None
     freeze: tuple[str, ...] | None = None
+    parts: int | None = None
+    cut: tuple[str, ...] | None = None
+    scheme: str | None = None
+    switch: int | None = None
+    micro_batches: int | None = None
 
 
 def recipe(file: Path | None, flags: TrainFlags) -> TrainConfig:
@@ -60,6 +65,7 @@ def recipe(file: Path | None, flags: TrainFlags) -> TrainConfig:
                         "(rate: {kind: step, milestones: [30, 60]}), or choose cosine")
     fields["quantise"] = _quantise(fields["quantise"], flags)
     fields["prune"] = _prune(fields["prune"], flags, fields["epochs"])
+    fields["pipeline"] = _pipeline(fields["pipeline"], flags)
     return TrainConfig.from_json(fields, "The command line and configuration")
 
 
@@ -108,3 +114,18 @@ def _prune(fields: dict[str, Any] | None, flags: TrainFlags, epochs: int) -> dic
         fields["exchange"] = {"start": start, "end": end if end > start else PRUNE_END * epochs,
                               **(fields.get("exchange") or {}), "fraction": flags.exchange}
     return fields
+
+
+def _pipeline(fields: dict[str, Any] | None, flags: TrainFlags) -> dict[str, Any] | None:
+    names = {"parts": "parts", "scheme": "scheme", "switch": "switch", "micro_batches": "micro_batches"}
+    if flags.cut is None and all(getattr(flags, name) is None for name in names):
+        return fields
+    if fields is None and flags.cut is None and flags.parts is None:
+        raise DataError("A pipeline needs to know into how many parts the network is cut: give --parts, such as 2")
+    found = fields or {}
+    if flags.parts not in (None, found.get("parts")):
+        found["cuts"] = ()
+    _put(found, flags, names)
+    if flags.cut is not None:
+        found |= {"cuts": flags.cut, **({} if flags.parts else {"parts": len(flags.cut) + 1})}
+    return found

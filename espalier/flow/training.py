@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from pathlib import Path
+
+from rich.console import Console
 
 from espalier.data import Split, load
 from espalier.flow.directory import require_writable
@@ -12,11 +15,16 @@ from espalier.flow.steps import Steps
 from espalier.ir.graph import Graph
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import TrainConfig
-from espalier.train.loop import CHECKPOINT, CONFIG, LOG, check_fit, finished, train
+from espalier.train.crew import ALONE, Crew, in_a_group, joined
+from espalier.train.loop import CHECKPOINT, CONFIG, LOG, TIMELINE, check_fit, finished, train
+from espalier.train.processes import in_processes
+
+PATIENCE = 600.0  #: seconds after which a process of a pipeline that does not answer counts as gone
 
 
 def train_network(config: TrainConfig, output: Path, *, data_root: Path | None = None, resume: bool = True,
-                  dry_run: bool = False, steps: Steps | None = None) -> Checkpoint | None:
+                  dry_run: bool = False, processes: bool = False, patience: float = PATIENCE,
+                  steps: Steps | None = None) -> Checkpoint | None:
     """Train ``config.network`` on ``config.data`` into ``output``; see :func:`espalier.train.loop.train`.
 
     Parameters
@@ -27,9 +35,34 @@ def train_network(config: TrainConfig, output: Path, *, data_root: Path | None =
         Go on from the checkpoint in ``output`` if there is one; where that is the last, nothing is written.
     dry_run : bool
         Load data and network and check that they suit each other; train and write nothing.
+    processes : bool
+        Train each part of a pipeline in a process of its own. Under ``torchrun`` these are those it started, all of
+        which call this; otherwise they are started here. The weights are those of one process.
+    patience : float
+        Seconds after which such a process that does not answer counts as gone.
     """
     steps = steps or Steps()
     require_writable(output)
+    if config.pipeline is None or dry_run or not processes:
+        return _train(config, output, data_root, resume, dry_run, steps, ALONE)
+    if in_a_group():
+        with joined(config.pipeline.parts, config.device, patience) as crew:
+            return _train(config, output, data_root, resume, dry_run, Steps() if crew.rank else steps, crew)
+    in_processes(config.pipeline.parts, partial(_one_process, config, output, data_root, resume, patience, steps.shown))
+    steps.wrote(*(path for path in (output / CHECKPOINT, output / LOG, output / CONFIG, output / TIMELINE)
+                  if path.exists()))
+    return finished(config, output)
+
+
+def _one_process(config: TrainConfig, output: Path, data_root: Path | None, resume: bool, patience: float, shown: bool
+                 ) -> None:
+    """Of those that :func:`train_network` starts."""
+    train_network(config, output, data_root=data_root, resume=resume, processes=True, patience=patience,
+                  steps=Steps(Console(stderr=True) if shown else None))
+
+
+def _train(config: TrainConfig, output: Path, data_root: Path | None, resume: bool, dry_run: bool, steps: Steps,
+           crew: Crew) -> Checkpoint | None:
     with steps.step("load data"):
         split = load(config.data, data_root)
     with steps.step("import network"):
@@ -44,7 +77,7 @@ def train_network(config: TrainConfig, output: Path, *, data_root: Path | None =
         return done
     with steps.step("train", spinner=False):
         checkpoint = train(config, split, network.graph, network.parameters, output, fixed=network.fixed,
-                           resume=resume, progress=steps.shown)
+                           resume=resume, progress=steps.shown, crew=crew)
     steps.wrote(output / CHECKPOINT, output / LOG, output / CONFIG)
     return checkpoint
 

@@ -4,8 +4,72 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from math import prod
 
+import torch
+
+from espalier.data import Dataset
 from espalier.errors import UnsupportedError
+from espalier.ir.graph import Graph
+from espalier.ir.types import Fixed, Value
+from espalier.train.checkpoint import Checkpoint
+from espalier.train.crew import ALONE, Crew
+from espalier.train.device_data import DeviceData
+from espalier.train.optimise import Optimiser
+from espalier.train.pipelined import PipelinedSteps
+from espalier.train.pipelining import Pipeline, points
+
+LINK = 1e9   #: bytes a second that one process gives another on the same machine, roughly
+BATCHES = 3  #: that are timed
+
+
+def even_cuts(start: Checkpoint, data: Dataset, crew: Crew) -> tuple[str, ...]:
+    """The cuts with which the parts of ``start``'s pipeline take equally long here, as far as that can be.
+
+    The first process of the crew measures, and all do as it found. Nothing of ``start`` changes.
+    """
+    told = start.config.pipeline
+    assert told is not None, "the run is one of a pipeline"
+    found: tuple[str, ...] = ()
+    if not crew.rank and told.parts > 1:
+        values = candidates(start.graph, folds=start.config.quantise is not None)
+        crossing = [prod(value.shape) * (2 if isinstance(value.format, Fixed) else 4) * start.config.batch / LINK
+                    for value in values]
+        seconds = segment_seconds(start, data, [value.name for value in values])
+        found = tuple(values[number].name for number in balanced_cuts(seconds, crossing, told.parts))
+    return crew.gather(found)[0]
+
+
+def candidates(graph: Graph, *, folds: bool) -> list[Value]:
+    """Cut points with weights between any two: of those that no layer parts, the smallest, and of equal ones the last.
+
+    ``folds`` as in :func:`espalier.train.pipelining.points`.
+    """
+    known, seen = set(points(graph, folds=folds)), set[Value]()
+    best: dict[int, Value] = {}
+    for op in graph.ops:
+        seen.update(value for value in op.inputs if value in graph.parameters)
+        if op.out.name in known and (len(seen) not in best or prod(op.out.shape) <= prod(best[len(seen)].shape)):
+            best[len(seen)] = op.out
+    return list(best.values())
+
+
+def segment_seconds(start: Checkpoint, data: Dataset, cuts: Sequence[str]) -> list[float]:
+    """What each part between ``cuts`` takes for a batch, forward and back and with its update, in this process."""
+    config, device = start.config, start.config.device
+    optimiser = Optimiser(start.graph.learned(), start.gradient_formats, start.update, config.batch, device,
+                          start.frozen, start.graph.statistics())
+    optimiser.set(config.sgd)
+    optimiser.load(start.state)
+    loaded = DeviceData(data, start.graph.inputs[0].format, device)
+    tally = torch.zeros(2, dtype=torch.float64, device=device)
+    steps = PipelinedSteps(Pipeline(micro_batches=1).with_cuts(cuts), start, optimiser, loaded, ALONE, tally)
+    index = [torch.arange(config.batch, device=device)] * BATCHES
+    for _ in range(2):  # the first to warm up
+        for timeline in steps.timelines:
+            timeline.spent.clear()
+        steps(index, None, config.sgd, stale=False)
+    return [timeline.busy() / 1e9 / BATCHES for timeline in steps.timelines]
 
 
 def balanced_cuts(seconds: Sequence[float], crossing: Sequence[float], parts: int) -> tuple[int, ...]:

@@ -29,6 +29,7 @@ from espalier.ir.differentiate import LOSSES
 from espalier.records import write_text_atomically
 from espalier.train.calibrate import Headroom, Widths
 from espalier.train.optimise import Sgd, Update
+from espalier.train.pipelining import Pipeline, Scheme
 
 SEED_LIMIT = 1 << 32  #: NumPy's generators take no larger seed
 
@@ -172,6 +173,8 @@ class TrainConfig:
         Names of parameters, or patterns such as ``conv*.bias``, that are neither trained nor decay nor die.
     tracking : Tracking or None
         Procrustes: the weights that have moved most live. Takes the place of ``prune``.
+    pipeline : Pipeline or None
+        How parts of the network work on different batches at a time.
     """
 
     network: str = "digits"
@@ -189,6 +192,7 @@ class TrainConfig:
     structure: Structure | None = None
     frozen: tuple[str, ...] = ()
     tracking: Tracking | None = None
+    pipeline: Pipeline | None = None
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -212,6 +216,16 @@ class TrainConfig:
         if self.tracking is not None and (self.prune is not None or self.structure is not None):
             raise DataError("Tracking decides by itself which weights live: leave out 'prune' and 'structure', or "
                             "'tracking'")
+        if self.pipeline is not None:
+            self._check_pipeline(self.pipeline)
+
+    def _check_pipeline(self, pipeline: Pipeline) -> None:
+        if pipeline.scheme is Scheme.COMPENSATED and self.update not in (Update.BUFFERED, Update.FLOAT):
+            raise DataError(f"Late gradients are made up for in the buffered update and in float32, not in the "
+                            f"{self.update.value} one: choose another scheme")
+        if pipeline.switch is not None and pipeline.switch >= self.epochs:
+            raise DataError(f"A hybrid pipeline turns synchronous in one of the {self.epochs} epochs, counted from 0, "
+                            f"not in {pipeline.switch}")
 
     def _check_structure(self, structure: Structure) -> None:
         if structure.end >= self.epochs:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -58,6 +61,39 @@ class DeviceData:
         _, channels, height, width = self.images.shape
         planes = (index[:, None, None, None] * channels + self.channels) * height
         return self.images.take((planes + rows[:, None, :, None]) * width + columns[:, None, None, :]).to(self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class DataFeed:
+    """Batches of a data set (:class:`espalier.train.pipeline.Feed`): indices of images, and how each is moved.
+
+    ``native``: images as :meth:`DeviceData.words` gives them.
+    """
+
+    data: DeviceData
+    index: Sequence[Tensor]
+    moves: Sequence[Tensor] | None
+    native: bool
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def size(self, number: int) -> int:
+        return len(self.index[number])
+
+    def images(self, number: int) -> Tensor:
+        index, moves = self.index[number], None if self.moves is None else self.moves[number]
+        if self.native:
+            return self.data.words(index, moves)
+        return self.data.plain(index) if moves is None else self.data.moved(index, moves)
+
+    def labels(self, number: int) -> Tensor:
+        return self.data.labels[self.index[number]]
+
+    def divided(self, number: int, parts: int) -> DataFeed:
+        parts = min(parts, self.size(number))
+        moves = None if self.moves is None else self.moves[number].tensor_split(parts)
+        return DataFeed(self.data, self.index[number].tensor_split(parts), moves, self.native)
 
 
 def draw_moves(count: int, seed: int, epoch: int, batch: int) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from math import isfinite, prod
 from pathlib import Path
 from types import FrameType
@@ -29,19 +30,24 @@ from espalier.ir.view import conv_shape
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.update import master_format
 from espalier.records import write_all_atomically
+from espalier.train.balance import even_cuts
 from espalier.train.calibrate import initial_state, quantise
 from espalier.train.checkpoint import Checkpoint, EpochLog, Position
 from espalier.train.config import TrainConfig
+from espalier.train.crew import ALONE, Crew, WorkerError
 from espalier.train.device_data import DeviceData, draw_moves
 from espalier.train.fold import folded
-from espalier.train.optimise import Optimiser, Update
+from espalier.train.optimise import Optimiser, Sgd, Update
+from espalier.train.pipelined import PipelinedSteps
 from espalier.train.probe import probe
 from espalier.train.ranges import check_numbers
 from espalier.train.sparsity import Sparsity
 from espalier.train.step import TrainingStep, accuracy
 from espalier.train.structure import changed, named_size, narrowed, saliency
+from espalier.train.timeline import Timeline, trace
 
 CHECKPOINT, LOG, CONFIG = "checkpoint.safetensors", "log.jsonl", "config.yaml"
+TIMELINE = "timeline.json"  #: of a pipeline of several processes
 
 
 class TrainingInterrupted(EspalierError):
@@ -49,8 +55,8 @@ class TrainingInterrupted(EspalierError):
 
 
 def train(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[str, NDArray],
-          folder: Path | None = None, *, fixed: Collection[str] = (), resume: bool = True, progress: bool = False
-          ) -> Checkpoint:
+          folder: Path | None = None, *, fixed: Collection[str] = (), resume: bool = True, progress: bool = False,
+          crew: Crew = ALONE) -> Checkpoint:
     """Train the float network ``graph`` from ``parameters`` on ``split``.
 
     Parameters
@@ -65,6 +71,8 @@ def train(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[s
         run without a break, wherever it broke off.
     progress : bool
         Show a bar on the terminal.
+    crew : Crew
+        The processes of a pipeline; each calls this with the same arguments, and the first writes.
 
     Raises
     ------
@@ -73,6 +81,8 @@ def train(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[s
         training diverged, or a file cannot be written.
     TrainingInterrupted
         Control-C: the state, even within an epoch, is saved first.
+    WorkerError
+        Another process of a pipeline is gone; what all had trained when it last ran empty is saved.
     """
     check_fit(config, split, graph, fixed)
     start = _resumed(config, folder) if resume and folder is not None else None
@@ -83,13 +93,17 @@ def train(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[s
                                   "same command again") from None
     if state.position.epoch >= config.epochs:
         return state
+    if config.pipeline is not None and not config.pipeline.cuts:
+        config = replace(config, pipeline=config.pipeline.with_cuts(even_cuts(state, split.train, crew)))
+        state = replace(state, config=config)
     named = (graph, parameters)
-    with _bar(progress, config.epochs) as bar:
+    folder = None if crew.rank else folder
+    with _bar(progress and not crew.rank, config.epochs) as bar:
         if config.quantise is not None and state.update is Update.FLOAT:
-            state = _quantised(_Run(config, split, state, folder, bar, named).train(config.quantise.start), split)
+            state = _quantised(_Run(config, split, state, folder, bar, named, crew).train(config.quantise.start), split)
         if config.quantise is not None:
             named = fold_batch_norm(graph, parameters)
-        return _Run(config, split, state, folder, bar, named).train(config.epochs)
+        return _Run(config, split, state, folder, bar, named, crew).train(config.epochs)
 
 
 def finished(config: TrainConfig, folder: Path) -> Checkpoint | None:
@@ -148,6 +162,8 @@ def check_fit(config: TrainConfig, split: Split, graph: Graph, fixed: Collection
     """
     frozen = _frozen(config, graph, fixed)
     _check_batch_norm(config, split, graph)
+    if config.pipeline is not None:
+        config.pipeline.check(graph, folds=config.quantise is not None)
     if config.structure is not None and not groups_of(graph, frozen):
         raise DataError(f"Network {graph.name!r} has no layer whose width may change: leave 'structure' out")
     image, logits = graph.inputs[0], graph.outputs[0]
@@ -182,6 +198,8 @@ def _resumed(config: TrainConfig, folder: Path) -> Checkpoint | None:
     if not path.exists():
         return None
     found = Checkpoint.load(path)
+    if config.pipeline is not None and not config.pipeline.cuts and found.config.pipeline is not None:
+        config = replace(config, pipeline=config.pipeline.with_cuts(found.config.pipeline.cuts))
     if replace(found.config, device=config.device) != config:
         theirs, ours = found.config.to_json(), config.to_json()
         key = next(key for key in ours if key != "device" and ours[key] != theirs[key])
@@ -229,14 +247,15 @@ class _Run:
     """A run under way, of the ``named`` network and its parameters before the first step."""
 
     def __init__(self, config: TrainConfig, split: Split, start: Checkpoint, folder: Path | None, bar: Progress,
-                 named: tuple[Graph, Mapping[str, NDArray]]) -> None:
-        self.config, self.split, self.folder, self.bar, self.named = config, split, folder, bar, named
+                 named: tuple[Graph, Mapping[str, NDArray]], crew: Crew) -> None:
+        self.config, self.split, self.folder, self.bar, self.named, self.crew = config, split, folder, bar, named, crew
         image = start.graph.inputs[0].format
         self.data = DeviceData(split.train, image, config.device, config.augment)
         self.test = DeviceData(split.test, image, config.device)
         self.steps = len(split.train) // config.batch
         self.widening = {} if config.structure is None else config.structure.due_steps(self.steps)
         self.log = list(start.log)
+        self.timelines: list[Timeline] = []
         self._enter(start)
 
     def _enter(self, start: Checkpoint) -> None:
@@ -250,6 +269,8 @@ class _Run:
         self.layers = {layer.w.name: conv_shape(self.graph, layer) for layer in self.graph.layers()}
         self.sparsity = Sparsity(config, self.steps, {name: shape for name, shape in self.layers.items()
                                                       if name not in start.frozen}, self.named[1])
+        self.pipelined = None if config.pipeline is None else PipelinedSteps(
+            config.pipeline, start, self.optimiser, self.data, self.crew, self.step.tally)
 
     def train(self, epochs: int) -> Checkpoint:
         """From the start's position on until so many epochs are done in all."""
@@ -268,8 +289,8 @@ class _Run:
         self.optimiser.set(sgd)
         order, moves = self._order(epoch)
         task = self.bar.add_task(self._told(), total=self.steps, completed=first, epoch=epoch + 1)
-        for number in range(first, self.steps):
-            if stop.requested:
+        for number, end in pairwise(self._pauses(epoch, first)):
+            if self.crew.any(stop.requested):
                 self._interrupt(epoch, number)
             at = epoch * self.steps + number
             if at in self.widening:
@@ -277,11 +298,40 @@ class _Run:
                 self.optimiser.set(sgd)
             batch = order[number], None if moves is None else moves[number]
             self.sparsity.before(at, self.optimiser, self.step, batch, sgd.learning_rate)
-            self.step(*batch)
-            self.sparsity.after(at, self.optimiser)
-            self.bar.advance(task)
+            if self.pipelined is None:
+                self.step(*batch)
+            else:
+                self._stretch(self.pipelined, order, moves, (epoch, number, end), sgd)
+            self.sparsity.after(epoch * self.steps + end - 1, self.optimiser)
+            self.bar.advance(task, end - number)
         self.bar.remove_task(task)
         self._record(epoch, sgd.learning_rate)
+
+    def _pauses(self, epoch: int, first: int) -> list[int]:
+        """The steps of an epoch, from ``first`` on and its end included, between which the whole network is there."""
+        pipeline, later = self.config.pipeline, range(first + 1, self.steps)
+        if pipeline is None:
+            return [first, *later, self.steps]
+        due = self.sparsity.pauses | self.widening.keys()
+        return [first, *(number for number in later if number % pipeline.stretch == 0
+                         or epoch * self.steps + number in due), self.steps]
+
+    def _stretch(self, pipelined: PipelinedSteps, order: torch.Tensor, moves: torch.Tensor | None,
+                 place: tuple[int, int, int], sgd: Sgd) -> None:
+        """Through the pipeline, until it has run empty. ``place``: epoch, first step and the one after the last."""
+        epoch, first, end = place
+        assert self.config.pipeline is not None, "there is one"
+        changing = (*self.optimiser.state_tensors, self.step.tally)
+        before = [tensor.clone() for tensor in changing]
+        try:
+            pipelined([*order[first:end]], None if moves is None else [*moves[first:end]], sgd,
+                      stale=self.config.pipeline.stale(epoch))
+        except WorkerError as error:
+            for tensor, old in zip(changing, before, strict=True):
+                tensor.copy_(old)
+            self._save_within(epoch, first)
+            raise WorkerError(f"{error}; epoch {epoch + 1} is {self._where()}") from None
+        self.step.take(order[end - 1], None if moves is None else moves[end - 1])
 
     def _order(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The indices (and moves) of every batch of an epoch, on the device."""
@@ -308,6 +358,7 @@ class _Run:
         images = self.steps * self.config.batch
         loss_format = self.step_graph.outputs[0].format
         unit = loss_format.resolution if isinstance(loss_format, Fixed) else 1.0
+        self._watch()
         loss_sum, correct = self.step.tally.tolist()
         if not isfinite(loss_sum):
             raise DataError(f"Training diverged in epoch {epoch + 1}: lower the learning rate")
@@ -315,14 +366,22 @@ class _Run:
         state = self.optimiser.state()
         self.log.append(EpochLog(
             epoch + 1, learning_rate, loss_sum * unit / images, correct / images,
-            accuracy(self.graph, self.optimiser.weights, self.test),
+            accuracy(self.graph, self.optimiser.weights, self.test, crew=self.crew),
             {name: int(state[f"{name}.live"].sum()) for name in self.layers}, self.step.saturated()))
+
+    def _watch(self) -> None:
+        """Take down what each part did, and when; all processes together."""
+        if self.pipelined is not None and not self.crew.alone:
+            [timeline] = self.pipelined.timelines
+            self.timelines = self.crew.gather(timeline)
 
     def _told(self) -> str:
         if not self.log:
             return ""
         last = self.log[-1]
-        return f"loss {last.loss:.4f}  train {last.train_accuracy:.2%}  test {last.test_accuracy:.2%}"
+        waits = "".join(f"{timeline.idle():4.0%}" for timeline in self.timelines)
+        return (f"loss {last.loss:.4f}  train {last.train_accuracy:.2%}  test {last.test_accuracy:.2%}"
+                + (f"  waiting{waits}" if waits else ""))
 
     def _checkpoint(self, position: Position) -> Checkpoint:
         return replace(self.start, state=self.optimiser.state(), position=position, log=tuple(self.log))
@@ -334,14 +393,20 @@ class _Run:
         try:
             write_all_atomically({  # the checkpoint last: with it an epoch is done
                 self.folder / CONFIG: self.config.to_yaml().encode(), self.folder / LOG: lines.encode(),
+                **({self.folder / TIMELINE: trace(self.timelines).encode()} if self.timelines else {}),
                 self.folder / CHECKPOINT: self._checkpoint(position).to_bytes()})
         except OSError as error:
             raise DataError(f"Checkpoint and log in {self.folder} cannot be written ({error.strerror or error}): what "
                             f"was there before is intact; make room or choose another place") from None
 
     def _interrupt(self, epoch: int, number: int) -> None:
+        self._save_within(epoch, number)
+        raise TrainingInterrupted(f"Training was interrupted in epoch {epoch + 1} and is {self._where()}")
+
+    def _save_within(self, epoch: int, number: int) -> None:
         loss_sum, correct = self.step.tally.tolist()
         self._save(Position(epoch, number, loss_sum, correct))
-        where = "not saved, as no folder was given" if self.folder is None else (
+
+    def _where(self) -> str:
+        return "not saved, as no folder was given" if self.folder is None else (
             f"saved in {self.folder}: run the same command again to go on")
-        raise TrainingInterrupted(f"Training was interrupted in epoch {epoch + 1} and is {where}")

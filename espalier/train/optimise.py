@@ -221,6 +221,20 @@ class Optimiser:
                 found[state_names(value.name, self.update)[role]] = array > 0 if role == "live" else array
         return found | {name: to_array(statistic, FLOAT) for name, statistic in self.statistics.items()}
 
+    def take_over(self, other: Optimiser) -> None:
+        """The state of the parameters and statistics that both have, from ``other``."""
+        for role in self._roles():
+            theirs = other.part(role)
+            for name, view in self.part(role).items():
+                if name in theirs:
+                    view.copy_(theirs[name])
+        for name in self.statistics.keys() & other.statistics.keys():
+            self.statistics[name].copy_(other.statistics[name])
+
+    def part(self, role: str) -> dict[str, Tensor]:
+        """The tensors of one role (:func:`state_names`) by parameter; they share memory with the state."""
+        return self._views(self._roles()[role])
+
     def real_weights(self) -> dict[str, NDArray[np.float64]]:
         """The most precise weights there are, as real values by parameter name; not the statistics."""
         source = self.master if self.update is Update.BUFFERED else self.weight

@@ -9,13 +9,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
 from espalier.errors import UnsupportedError
 from espalier.train.stage import Stage
 
-Batch = tuple[Tensor, Tensor]  #: images and labels
+
+class Feed(Protocol):
+    """The batches of a stretch, made when they are asked for: the first part reads images, the last labels."""
+
+    def __len__(self) -> int: ...
+
+    def size(self, number: int) -> int:
+        """How many images batch ``number`` has."""
+
+    def images(self, number: int) -> Tensor:
+        """As words or numbers, in any type that holds them."""
+
+    def labels(self, number: int) -> Tensor: ...
+
+    def divided(self, number: int, parts: int) -> Feed:
+        """Batch ``number`` as so many micro-batches, which differ by at most one image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Batches that are there: the images and the labels of each."""
+
+    batches: Sequence[tuple[Tensor, Tensor]]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def size(self, number: int) -> int:
+        return len(self.batches[number][1])
+
+    def images(self, number: int) -> Tensor:
+        return self.batches[number][0]
+
+    def labels(self, number: int) -> Tensor:
+        return self.batches[number][1]
+
+    def divided(self, number: int, parts: int) -> Given:
+        images, labels = self.batches[number]
+        parts = min(parts, len(labels))
+        return Given([*zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,41 +85,40 @@ class Schedule:
         return batches + self.delay(0) if batches else 0
 
 
-def run(stages: Sequence[Stage], batches: Sequence[Batch]) -> None:
+def run(stages: Sequence[Stage], feed: Feed) -> None:
     """Train on whole batches with stale weights, in this process, and run the pipeline empty.
 
     The weights are those that worker processes get, one for each part, bit for bit.
     """
-    _flow(stages, batches, stale=True)
+    _flow(stages, feed, stale=True)
 
 
-def run_synchronously(stages: Sequence[Stage], batches: Sequence[Batch], micro_batches: int) -> None:
+def run_synchronously(stages: Sequence[Stage], feed: Feed, micro_batches: int) -> None:
     """As training without a pipeline: each batch in so many parts, and the weights moved when all are back.
 
     In fixed point its weights are the same bit for bit, in float32 but for the order of sums. Batch norms see
     micro-batches.
     """
-    for images, labels in batches:
-        _flow(stages, list(zip(images.tensor_split(micro_batches), labels.tensor_split(micro_batches), strict=True)),
-              stale=False)
+    for number in range(len(feed)):
+        _flow(stages, feed.divided(number, micro_batches), stale=False)
         for stage in stages:
             stage.update()
 
 
-def _flow(stages: Sequence[Stage], batches: Sequence[Batch], *, stale: bool) -> None:
+def _flow(stages: Sequence[Stage], feed: Feed, *, stale: bool) -> None:
     """All batches forward and back; ``stale``: weights move with each that comes back."""
     schedule = Schedule(len(stages))
     results: dict[int, Tensor] = {}
     gradients: dict[int, Tensor | None] = {}
-    for cycle in range(schedule.cycles(len(batches))):
+    for cycle in range(schedule.cycles(len(feed))):
         given, returned = results, gradients
         results, gradients = {}, {}
         for number, stage in enumerate(stages):
             ahead, back = schedule.forward(number, cycle), schedule.backward(number, cycle)
-            if 0 <= ahead < len(batches):
-                results[number] = stage.forward(given[number - 1] if number else batches[ahead][0])
-            if 0 <= back < len(batches):
-                second = batches[back][1] if stage.last else returned[number + 1]
+            if 0 <= ahead < len(feed):
+                results[number] = stage.forward(given[number - 1] if number else feed.images(ahead))
+            if 0 <= back < len(feed):
+                second = feed.labels(back) if stage.last else returned[number + 1]
                 assert second is not None, "only images have no gradient"
                 gradients[number] = stage.backward(second)
                 if stale:

@@ -44,6 +44,11 @@ class Sparsity:
         self.shrinks = {} if lasso is None else lasso.due_steps(steps)
         self.tracked = frozenset() if tracking is None else tracking.due_steps(steps, config.epochs)
 
+    @property
+    def pauses(self) -> set[int]:
+        """The steps (over all epochs) before which, or after the one before, something is due."""
+        return {*self.due, *self.exchanges, *self.shrinks, *self.tracked, *(step + 1 for step in self.tracked)}
+
     def before(self, number: int, optimiser: Optimiser, step: TrainingStep, batch: Batch, learning_rate: float) -> None:
         """What is due before step ``number`` (over all epochs), which will be on ``batch``."""
         prune = self.config.prune

@@ -16,6 +16,7 @@ from espalier.ir.types import Index, Value
 from espalier.train.evaluate import element_type, run_ops
 from espalier.train.native_step import Kept, NativeStep, compiled
 from espalier.train.optimise import Optimiser, Update
+from espalier.train.timeline import Timeline
 
 NATIVE = "sums"  #: the gradients of all parameters as native code gives them, not yet rounded
 
@@ -46,10 +47,12 @@ class Stage:
         Whether the part ends in the loss: its backward pass is given labels.
     tally : Tensor
         float64, (2,), of the last part: loss summed over images in units of its format, and images recognised.
+    timeline : Timeline
+        When it went forward and back, and updated.
     """
 
     def __init__(self, step: Graph, optimiser: Optimiser) -> None:
-        self.step, self.optimiser = step, optimiser
+        self.step, self.optimiser, self.timeline = step, optimiser, Timeline()
         self.image, self.second = step.inputs
         self.last = self.second.name == "labels"
         self.result = step.outputs[1 if self.last else 0]
@@ -67,7 +70,28 @@ class Stage:
 
     def forward(self, x: Tensor) -> Tensor:
         """The part's result for the next batch, on the weights as they are, or as the optimiser predicts them."""
-        x = self._carried(x, self.image)
+        with self.timeline.span("forward"):
+            return self._forward(self._carried(x, self.image))
+
+    def backward(self, second: Tensor) -> Tensor | None:
+        """Take the oldest batch under way back; the gradients of its weights add up until :meth:`update`.
+
+        ``second`` is the gradient of its result, or its labels. Returns the gradient of what the part read; None in
+        the part that reads images.
+        """
+        with self.timeline.span("backward"):
+            return self._backward(self.under_way.popleft(), self._carried(second, self.second))
+
+    def update(self) -> None:
+        """Move the weights by the gradients since the last update; there is at least one."""
+        sums, self.sums = self.sums, {}
+        with self.timeline.span("update"):
+            if self.native is not None:
+                self.optimiser.step_sums(sums[NATIVE], self.native.roundings)
+            else:
+                self.optimiser.step(sums)
+
+    def _forward(self, x: Tensor) -> Tensor:
         if self.native is not None:
             kept = self.rooms.pop() if self.rooms else self.native.keeping()
             found = _UnderWay(self.native.forward(x, self.optimiser.ahead(), kept), kept)
@@ -79,14 +103,7 @@ class Stage:
         self.under_way.append(found)
         return found.result
 
-    def backward(self, second: Tensor) -> Tensor | None:
-        """Take the oldest batch under way back; the gradients of its weights add up until :meth:`update`.
-
-        ``second`` is the gradient of its result, or its labels. Returns the gradient of what the part read; None in
-        the part that reads images.
-        """
-        batch = self.under_way.popleft()
-        second = self._carried(second, self.second)
+    def _backward(self, batch: _UnderWay, second: Tensor) -> Tensor | None:
         if self.native is not None:
             return self._backward_native(self.native, batch, second)
         values = {**self.optimiser.weights, **batch.values, self.second.name: second}
@@ -94,14 +111,6 @@ class Stage:
         self._count(batch.result, second, values[self.step.outputs[0].name] if self.last else None)
         self._add({name: values[name] for name in self.gradients})
         return values.get(gradient_name(self.image.name))
-
-    def update(self) -> None:
-        """Move the weights by the gradients since the last update; there is at least one."""
-        sums, self.sums = self.sums, {}
-        if self.native is not None:
-            self.optimiser.step_sums(sums[NATIVE], self.native.roundings)
-        else:
-            self.optimiser.step(sums)
 
     def _backward_native(self, native: NativeStep, batch: _UnderWay, second: Tensor) -> Tensor | None:
         assert batch.kept is not None, "went forward in native code"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from espalier.ir.graph import Graph
 from espalier.numerics.fixed import Fixed
+from espalier.train.crew import ALONE, Crew
 from espalier.train.device_data import DeviceData
 from espalier.train.evaluate import run
 from espalier.train.native_step import compiled
@@ -49,7 +50,7 @@ class TrainingStep:
 
     def __call__(self, index: Tensor, moves: Tensor | None = None) -> None:
         """Train on the images at ``index`` (batch,)."""
-        self._take(index, moves)
+        self.take(index, moves)
         if not self.index.is_cuda:
             self._run()
             return
@@ -57,7 +58,8 @@ class TrainingStep:
             self.replay = self._captured()
         self.replay.replay()
 
-    def _take(self, index: Tensor, moves: Tensor | None) -> None:
+    def take(self, index: Tensor, moves: Tensor | None) -> None:
+        """Let that batch be the present one."""
         self.index.copy_(index)
         if moves is not None:
             self.moves.copy_(moves)
@@ -65,7 +67,7 @@ class TrainingStep:
     def values(self, index: Tensor | None = None, moves: Tensor | None = None) -> dict[str, Tensor]:
         """Every value of the training graph on a batch (the last one if none is given); no weight changes."""
         if index is not None:
-            self._take(index, moves)
+            self.take(index, moves)
         images = self.data.moved(self.index, self.moves) if self.augmented else self.data.plain(self.index)
         image, labels = self.graph.inputs
         return run(self.graph, {**self.optimiser.weights, image.name: images,
@@ -116,21 +118,25 @@ class TrainingStep:
 CHUNK_BYTES = 1 << 30  #: that all values of the images taken at once may have
 
 
-def accuracy(graph: Graph, weights: dict[str, Tensor], data: DeviceData, chunk: int = 500, top: int = 1) -> float:
-    """The fraction of ``data`` for whose label the logit is among the ``top`` largest (the first of equal ones)."""
+def accuracy(graph: Graph, weights: dict[str, Tensor], data: DeviceData, chunk: int = 500, top: int = 1,
+             crew: Crew = ALONE) -> float:
+    """The fraction of ``data`` for whose label the logit is among the ``top`` largest (the first of equal ones).
+
+    A crew shares the images among its processes.
+    """
     native = None if data.labels.is_cuda else compiled(graph, chunk)
     flat = torch.cat([weights[parameter.name].reshape(-1) for parameter in graph.parameters])
     right = torch.zeros((), dtype=torch.int64, device=data.labels.device)
     if native is None:
         chunk = max(1, min(chunk, CHUNK_BYTES // (8 * sum(prod(value.shape) for value in graph.values()))))
-    everything = torch.arange(len(data.labels), device=data.labels.device)
+    everything = torch.arange(crew.rank, len(data.labels), crew.size, device=data.labels.device)
     for index in everything.split(chunk):
         if native is None:
             logits = run(graph, {**weights, graph.inputs[0].name: data.plain(index)})[graph.outputs[0].name]
         else:
             logits = native.forward(data.words(index, None), flat).flatten(1)
         right += (ranks(logits, data.labels[index]) < top).sum()
-    return right.item() / len(data.labels)
+    return crew.total(right.item()) / len(data.labels)
 
 
 def ranks(logits: Tensor, labels: Tensor) -> Tensor:

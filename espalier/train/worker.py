@@ -6,24 +6,20 @@ for before the ones at hand are worked on, and what it sends leaves behind its b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from math import prod
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from espalier.errors import EspalierError
 from espalier.ir.types import Fixed, Value
-from espalier.train.pipeline import Batch, Schedule
+from espalier.train.crew import talking_to
+from espalier.train.pipeline import Feed, Schedule
 from espalier.train.stage import Stage
+from espalier.train.timeline import WAIT
 
 RESULT, GRADIENT = 0, 1  #: tags of messages
-
-
-class WorkerError(EspalierError):
-    """Another part of the pipeline is gone."""
 
 
 class _Inbox:
@@ -36,7 +32,7 @@ class _Inbox:
     def take(self) -> Tensor:
         found, request = self.buffer, self.request
         assert request is not None, "no more messages than batches"
-        with _talking_to(self.source):
+        with talking_to(f"Part {self.source}"):
             request.wait()
         self._ask()
         return found
@@ -45,7 +41,7 @@ class _Inbox:
         self.request: dist.Work | None = None
         if self.sizes:
             self.buffer = torch.empty(self.sizes.pop(0), prod(self.value.shape), dtype=_wire(self.value))
-            with _talking_to(self.source):
+            with talking_to(f"Part {self.source}"):
                 self.request = dist.irecv(self.buffer.view(torch.uint8), self.source, tag=self.tag)
 
 
@@ -59,40 +55,59 @@ class _Outbox:
     def put(self, words: Tensor) -> None:
         self.close()
         self.sent = words.flatten(1).to(_wire(self.value)).contiguous()
-        with _talking_to(self.target):
+        with talking_to(f"Part {self.target}"):
             self.request = dist.isend(self.sent.view(torch.uint8), self.target, tag=self.tag)
 
     def close(self) -> None:
         if self.request is not None:
-            with _talking_to(self.target):
+            with talking_to(f"Part {self.target}"):
                 self.request.wait()
             self.request = None
 
 
-def take_part(stage: Stage, batches: Sequence[Batch]) -> None:
-    """Train this rank's part on whole batches, of which the first part reads the images and the last the labels.
+def take_part(stage: Stage, feed: Feed) -> None:
+    """Train this rank's part on whole batches with stale weights, and run the pipeline empty.
 
     The process group is there, with as many ranks as the pipeline has parts. Raises WorkerError if another rank is gone
     or does not answer within the group's timeout.
     """
+    _flow(stage, feed, stale=True)
+
+
+def take_part_synchronously(stage: Stage, feed: Feed, micro_batches: int) -> None:
+    """As :func:`take_part`, and as :func:`espalier.train.pipeline.run_synchronously` does."""
+    for number in range(len(feed)):
+        _flow(stage, feed.divided(number, micro_batches), stale=False)
+        stage.update()
+
+
+def _flow(stage: Stage, feed: Feed, *, stale: bool) -> None:
     number, schedule = dist.get_rank(), Schedule(dist.get_world_size())
-    sizes, first = [len(labels) for _, labels in batches], number == 0
+    sizes, first = [feed.size(batch) for batch in range(len(feed))], number == 0
     came = None if first else _Inbox(number - 1, RESULT, stage.image, sizes)
     returned = None if stage.last else _Inbox(number + 1, GRADIENT, stage.second, sizes)
     on = None if stage.last else _Outbox(number + 1, RESULT, stage.result)
     back = None if first else _Outbox(number - 1, GRADIENT, stage.image)
-    for cycle in range(schedule.cycles(len(batches))):
+    waiting = stage.timeline.span
+    for cycle in range(schedule.cycles(len(feed))):
         ahead, behind = schedule.forward(number, cycle), schedule.backward(number, cycle)
-        if 0 <= ahead < len(batches):
-            result = stage.forward(batches[ahead][0] if came is None else came.take())
+        if 0 <= ahead < len(feed):
+            with waiting(WAIT):
+                x = feed.images(ahead) if came is None else came.take()
+            result = stage.forward(x)
             if on is not None:
-                on.put(result)
-        if 0 <= behind < len(batches):
-            gradient = stage.backward(batches[behind][1] if returned is None else returned.take())
-            stage.update()
+                with waiting(WAIT):
+                    on.put(result)
+        if 0 <= behind < len(feed):
+            with waiting(WAIT):
+                second = feed.labels(behind) if returned is None else returned.take()
+            gradient = stage.backward(second)
             if back is not None:
                 assert gradient is not None, "of what came from the part before"
-                back.put(gradient)
+                with waiting(WAIT):
+                    back.put(gradient)
+            if stale:
+                stage.update()
     for box in (on, back):
         if box is not None:
             box.close()
@@ -101,12 +116,3 @@ def take_part(stage: Stage, batches: Sequence[Batch]) -> None:
 def _wire(value: Value) -> torch.dtype:
     """How words or numbers travel."""
     return torch.int16 if isinstance(value.format, Fixed) else torch.float32
-
-
-@contextmanager
-def _talking_to(rank: int) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise WorkerError(f"Part {rank} of the pipeline is gone or does not answer, and nothing after the last "
-                          f"checkpoint is kept: run the same command again") from error

@@ -24,7 +24,7 @@ from espalier.numerics.update import BufferedSgd
 from espalier.train.calibrate import initial_state
 from espalier.train.evaluate import run as run_graph
 from espalier.train.optimise import Optimiser, Sgd, Update, buffered_rule
-from espalier.train.pipeline import Schedule, run, run_synchronously
+from espalier.train.pipeline import Given, Schedule, run, run_synchronously
 from espalier.train.stage import Stage
 
 BATCH = 5
@@ -128,7 +128,7 @@ def test_weights_are_as_stale_as_defined(count: int, compensate: bool, native: b
         for stage in pipeline:
             stage.native = None
     kind = torch.int16 if native else torch.float64
-    run(pipeline, [(torch.tensor(x).to(kind), torch.tensor(labels)) for x, labels in given])
+    run(pipeline, Given([(torch.tensor(x).to(kind), torch.tensor(labels)) for x, labels in given]))
     parts = split(graph, cuts)
     expected = by_definition(parts, differentiate_parts(parts, formats=formats), state, formats, given, compensate)
     found = final(pipeline)
@@ -144,7 +144,7 @@ def test_one_part_is_training_as_ever() -> None:
     given = [(torch.tensor(rng.normal(size=(BATCH, *graph.inputs[0].shape)), dtype=torch.float32),
               torch.tensor(rng.integers(0, graph.outputs[0].shape[0], BATCH))) for _ in range(4)]
     pipeline = stages(graph, [], state, {}, Update.FLOAT)
-    run(pipeline, given)
+    run(pipeline, Given(given))
     optimiser = Optimiser(graph.learned(), {}, Update.FLOAT, BATCH, statistics=graph.statistics())
     optimiser.set(SGD)
     optimiser.load(state)
@@ -194,10 +194,10 @@ def test_a_synchronous_pipeline_is_training_as_ever(count: int, micro_batches: i
                           Update.BUFFERED)
     given = [(torch.tensor(x).short(), torch.tensor(labels)) for x, labels in batches(rng, 4)]
     alone = stages(graph, [], state, formats, Update.BUFFERED)
-    run(alone, given)
+    run(alone, Given(given))
     points = [value.name for value in cut_points(graph)]
     pipeline = stages(graph, points[2: 1 + count], state, formats, Update.BUFFERED)
-    run_synchronously(pipeline, given, micro_batches)
+    run_synchronously(pipeline, Given(given), micro_batches)
     expected = final(alone)
     assert len(pipeline) == count and torch.equal(pipeline[-1].tally, alone[0].tally)
     for name, array in final(pipeline).items():
@@ -213,4 +213,4 @@ def test_rounded_gradients_do_not_add_up() -> None:
     x, labels = batches(rng, 1)[0]
     with pytest.raises(UnsupportedError, match="^The gradients of several micro-batches add up exactly in native code "
                                                "or in float32: install a C.. compiler, or take whole batches$"):
-        run_synchronously([stage], [(torch.tensor(x).double(), torch.tensor(labels))], 2)
+        run_synchronously([stage], Given([(torch.tensor(x).double(), torch.tensor(labels))]), 2)

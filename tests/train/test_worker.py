@@ -16,10 +16,11 @@ from torch import multiprocessing
 from espalier.ir.cut import cut_points, split
 from espalier.ir.differentiate import differentiate_parts
 from espalier.train.calibrate import initial_state
+from espalier.train.crew import WorkerError
 from espalier.train.optimise import Optimiser, Sgd, Update
-from espalier.train.pipeline import Batch, Schedule, run
+from espalier.train.pipeline import Given, Schedule, run
 from espalier.train.stage import Stage
-from espalier.train.worker import WorkerError, take_part
+from espalier.train.worker import take_part
 
 BATCH, PARTS = 4, 3
 
@@ -42,10 +43,10 @@ def pipeline() -> list[Stage]:
     return made
 
 
-def batches(count: int) -> list[Batch]:
+def batches(count: int) -> Given:
     rng = np.random.default_rng(1)
-    return [(torch.tensor(rng.integers(-3000, 3000, (BATCH, 2, 8, 8))).short(), torch.tensor(rng.integers(0, 5, BATCH)))
-            for _ in range(count)]
+    return Given([(torch.tensor(rng.integers(-3000, 3000, (BATCH, 2, 8, 8))).short(),
+                   torch.tensor(rng.integers(0, 5, BATCH))) for _ in range(count)])
 
 
 def work(rank: int, folder: Path, leaving: int) -> None:
@@ -90,6 +91,4 @@ def test_processes_learn_the_weights_of_one(tmp_path: Path) -> None:
 def test_the_others_end_when_one_is_gone(tmp_path: Path, leaving: int) -> None:
     codes = start(tmp_path, leaving)
     assert codes == [7 if rank == leaving else 3 for rank in range(PARTS)]
-    assert (tmp_path / "1.txt").read_text().endswith(
-        " of the pipeline is gone or does not answer, and nothing after the last checkpoint is kept: run the same "
-        "command again")
+    assert (tmp_path / "1.txt").read_text().endswith(" of the pipeline is gone or does not answer")

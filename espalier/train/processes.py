@@ -1,0 +1,96 @@
+"""A training as several processes of this machine, one for each part of its pipeline."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from torch import multiprocessing
+from torch.distributed.rendezvous import rendezvous
+
+from espalier.errors import EspalierError
+from espalier.train.crew import RANK, SIZE, WorkerError
+from espalier.train.loop import TrainingInterrupted
+
+ADDRESS = "127.0.0.1"
+CANNOT, GONE, STOPPED = "cannot", "gone", "stopped"  #: how a process says that it ends, most telling first
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    how: str
+    sentence: str
+
+    def error(self) -> EspalierError:
+        kinds = {CANNOT: EspalierError, GONE: WorkerError, STOPPED: TrainingInterrupted}
+        return kinds[self.how](self.sentence)
+
+
+def in_processes(count: int, work: Callable[[], object]) -> None:
+    """Do ``work``, which can be pickled, in so many processes, whose environment says who each is as torchrun's does.
+
+    Raises what the first of them raised to the user, the one to blame before those that it took with it; WorkerError
+    where one ended without a word. Control-C is theirs to answer.
+    """
+    store, _, _ = next(rendezvous(f"tcp://{ADDRESS}:0", 0, 1))  # on a port that is free
+    spawn, threads = multiprocessing.get_context("spawn"), max(1, (os.cpu_count() or 1) // count)
+    processes, ears, mouths = [], [], []
+    for rank in range(count):
+        ear, mouth = spawn.Pipe(duplex=False)
+        environment = {RANK: str(rank), "LOCAL_RANK": str(rank), SIZE: str(count), "MASTER_ADDR": ADDRESS,
+                       "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+                       "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+        processes.append(spawn.Process(target=_work, args=(work, environment, mouth)))
+        ears.append(ear)
+        mouths.append(mouth)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for process in processes:
+            process.start()
+        for mouth in mouths:
+            mouth.close()
+        for process in processes:
+            process.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    ended = [found for ear in ears if (found := _heard(ear)) is not None]
+    for how in (CANNOT, STOPPED, GONE):
+        for found in ended:
+            if found.how == how:
+                raise found.error()
+    for rank, process in enumerate(processes):
+        if process.exitcode:
+            raise WorkerError(f"The process of part {rank} ended with status {process.exitcode}: run the same command "
+                              f"again, and it goes on from the last checkpoint")
+
+
+def _heard(ear: Connection) -> _Ended | None:
+    """What a process that is no more has said, if anything."""
+    try:
+        found = ear.recv()
+    except EOFError:
+        return None
+    assert isinstance(found, _Ended), "as sent below"
+    return found
+
+
+def _work(work: Callable[[], object], environment: dict[str, str], mouth: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.update(environment)
+    try:
+        work()
+    except TrainingInterrupted as error:
+        mouth.send(_Ended(STOPPED, str(error)))
+    except KeyboardInterrupt:
+        mouth.send(_Ended(STOPPED, "Training was interrupted: run the same command again, and it goes on from the last "
+                                   "checkpoint"))
+    except WorkerError as error:
+        mouth.send(_Ended(GONE, str(error)))
+    except EspalierError as error:
+        mouth.send(_Ended(CANNOT, str(error)))
+    else:
+        return
+    raise SystemExit(1)

@@ -1,0 +1,101 @@
+"""A training of several processes: that of one, bit for bit, and an end in one sentence when one is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from espalier.compress.magnitude import Magnitude
+from espalier.compress.schedule import CubicSchedule
+from espalier.errors import EspalierError
+from espalier.flow.training import train_network
+from espalier.train.checkpoint import Checkpoint
+from espalier.train.config import Prune, Quantise, TrainConfig
+from espalier.train.crew import WorkerError, joined
+from espalier.train.loop import CHECKPOINT, TIMELINE, TrainingInterrupted
+from espalier.train.pipelining import Pipeline, Scheme
+from espalier.train.processes import in_processes
+
+CONFIG = TrainConfig(epochs=2, batch=32, quantise=Quantise(probe_steps=3),
+                     pipeline=Pipeline(2, ("flatten",), stretch=20),
+                     prune=Prune(Magnitude(density=0.5), CubicSchedule(0.2, 1.2, 3)))
+
+
+@pytest.mark.parametrize("scheme", [Scheme.COMPENSATED, Scheme.SYNCHRONOUS])
+def test_processes_train_as_one(tmp_path: Path, scheme: Scheme) -> None:
+    assert CONFIG.pipeline is not None
+    config = replace(CONFIG, pipeline=replace(CONFIG.pipeline, scheme=scheme))
+    found = train_network(config, tmp_path / "two", processes=True)
+    alone = train_network(config, tmp_path / "one")
+    assert found is not None and alone is not None
+    assert found.log == alone.log
+    for name, array in alone.state.items():
+        assert np.array_equal(found.state[name], array), name
+    told = json.loads((tmp_path / "two" / TIMELINE).read_text())
+    assert {event["name"] for event in told["traceEvents"]} >= {"forward", "backward", "update", "wait"}
+    assert set(told["otherData"]) == {"part 0", "part 1"}
+    assert not (tmp_path / "one" / TIMELINE).exists()
+
+
+def signalled(folder: Path, number: int, which: int) -> None:
+    """Give process ``which`` of the pipeline signal ``number`` once the first epoch is saved."""
+    while not (folder / CHECKPOINT).exists():
+        time.sleep(0.05)
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    workers = [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    for worker in sorted(workers) if which < 0 else [sorted(workers)[which]]:
+        os.kill(worker, number)
+
+
+@pytest.mark.parametrize(("number", "which", "kind", "sentence"), [
+    (signal.SIGKILL, 1, WorkerError, r"^(Part 1|Another part) of the pipeline is gone or does not answer; epoch \d+ is "
+                                     r"saved in .*: run the same command again to go on$"),
+    (signal.SIGINT, -1, TrainingInterrupted, r"^Training was interrupted in epoch \d+ and is saved in ")])
+def test_a_process_is_stopped(tmp_path: Path, number: int, which: int, kind: type[EspalierError], sentence: str
+                              ) -> None:
+    config = replace(CONFIG, epochs=400)
+    threading.Thread(target=signalled, args=(tmp_path, number, which), daemon=True).start()
+    with pytest.raises(kind, match=sentence):
+        train_network(config, tmp_path, processes=True)
+    left = Checkpoint.load(tmp_path / CHECKPOINT)
+    assert 1 <= left.position.epoch < 400
+    less = replace(config, epochs=left.position.epoch + 1)
+    replace(left, config=less).save(tmp_path / CHECKPOINT)
+    found, whole = train_network(less, tmp_path, processes=True), train_network(less, tmp_path / "whole")
+    assert found is not None and whole is not None
+    assert found.log == whole.log
+
+
+def _refuses() -> None:
+    with joined(3, "cpu", 20):
+        pass
+
+
+def _vanishes() -> None:
+    os._exit(5)
+
+
+def test_as_many_processes_as_parts() -> None:
+    with pytest.raises(EspalierError, match=r"^A pipeline of 3 parts has one process or 3, not 2$"):
+        in_processes(2, _refuses)
+
+
+def test_a_process_that_ends_without_a_word() -> None:
+    with pytest.raises(WorkerError, match=r"^The process of part 0 ended with status 5: run the same command again, "
+                                          r"and it goes on from the last checkpoint$"):
+        in_processes(1, _vanishes)
+
+
+def test_what_every_process_finds_wrong_is_said_once(tmp_path: Path) -> None:
+    config = replace(CONFIG, data=str(tmp_path / "none.npz"))
+    with pytest.raises(EspalierError, match="none.npz"):
+        train_network(config, tmp_path / "out", processes=True)
+    assert not list(tmp_path.iterdir()) or not list((tmp_path / "out").glob("*"))
