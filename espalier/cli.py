@@ -176,6 +176,8 @@ def train(
         scheme=scheme, switch=switch, micro_batches=micro_batches))
     found = flow.train_network(told, output_dir, data_root=data_root, resume=resume, dry_run=dry_run,
                                processes=processes, patience=patience, steps=steps)
+    if not flow.leads():
+        return
     record: dict[str, object] = {"config": told.to_json()}
     lines = ["dry run: nothing was trained"]
     if found is not None and found.log:

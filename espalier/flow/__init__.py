@@ -22,8 +22,9 @@ from espalier.flow.steps import Steps
 from espalier.flow.synthesis import SynthRequest, synth
 from espalier.flow.training import train_network
 from espalier.flow.verification import VerifyRequest, verify
+from espalier.train.crew import leads
 from espalier.train.loop import TrainingInterrupted
 
 __all__ = ["CompareRequest", "CompileRequest", "CompressRequest", "SimulateRequest", "Steps", "SynthRequest",
            "TrainFlags", "TrainingInterrupted", "VerifyRequest", "compare", "compile_network", "compress_network",
-           "parse_seeds", "recipe", "simulate", "synth", "train_network", "verify", "write_report"]
+           "leads", "parse_seeds", "recipe", "simulate", "synth", "train_network", "verify", "write_report"]

@@ -49,9 +49,12 @@ def train_network(config: TrainConfig, output: Path, *, data_root: Path | None =
         with joined(config.pipeline.parts, config.device, patience) as crew:
             return _train(config, output, data_root, resume, dry_run, Steps() if crew.rank else steps, crew)
     in_processes(config.pipeline.parts, partial(_one_process, config, output, data_root, resume, patience, steps.shown))
-    steps.wrote(*(path for path in (output / CHECKPOINT, output / LOG, output / CONFIG, output / TIMELINE)
-                  if path.exists()))
+    steps.wrote(*_files(output))
     return finished(config, output)
+
+
+def _files(output: Path) -> list[Path]:
+    return [path for path in (output / CHECKPOINT, output / LOG, output / CONFIG, output / TIMELINE) if path.exists()]
 
 
 def _one_process(config: TrainConfig, output: Path, data_root: Path | None, resume: bool, patience: float, shown: bool
@@ -78,7 +81,7 @@ def _train(config: TrainConfig, output: Path, data_root: Path | None, resume: bo
     with steps.step("train", spinner=False):
         checkpoint = train(config, split, network.graph, network.parameters, output, fixed=network.fixed,
                            resume=resume, progress=steps.shown, crew=crew)
-    steps.wrote(output / CHECKPOINT, output / LOG, output / CONFIG)
+    steps.wrote(*_files(output))
     return checkpoint
 
 

@@ -94,6 +94,11 @@ def in_a_group(environment: Mapping[str, str] = os.environ) -> bool:
     return int(environment.get(SIZE, "1")) > 1
 
 
+def leads(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process, of those that were started together, is the one that talks to the user."""
+    return int(environment.get(RANK, "0")) == 0
+
+
 @contextmanager
 def joined(parts: int, device: str, patience: float) -> Iterator[Crew]:
     """Meet the other processes, as the environment tells; alone where it tells nothing.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -99,3 +101,16 @@ def test_what_every_process_finds_wrong_is_said_once(tmp_path: Path) -> None:
     with pytest.raises(EspalierError, match="none.npz"):
         train_network(config, tmp_path / "out", processes=True)
     assert not list(tmp_path.iterdir()) or not list((tmp_path / "out").glob("*"))
+
+
+def test_torchrun_starts_them_too(tmp_path: Path) -> None:
+    """One result is told, by the first process; the weights are those of one."""
+    told = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "espalier", "train",
+         "--epochs", "1", "--batch", "32", "--cut", "flatten", "--output-dir", str(tmp_path / "two")],
+        check=True, capture_output=True, text=True)
+    assert told.stdout.count("test accuracy") == 1
+    assert TIMELINE in told.stdout
+    alone = train_network(TrainConfig(epochs=1, batch=32, pipeline=Pipeline(2, ("flatten",))), tmp_path / "one")
+    assert alone is not None
+    assert Checkpoint.load(tmp_path / "two" / CHECKPOINT).log == alone.log

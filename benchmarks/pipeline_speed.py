@@ -1,0 +1,225 @@
+"""Two processes of one core each against one process of one core: pipelines, ours and torch's, and data parallel.
+
+    python benchmarks/pipeline_speed.py --data DATA
+
+Every scheme trains the same network on the same batches of CIFAR-10, one scheme after the other in each round, so that
+what else the machine does hits all alike; figures are medians over rounds of images a second of the clock, speed-ups
+medians of each round's ratio to one process of the same arithmetic.
+
+- 16 bit, and float32 by the same code: one process; a pipeline of two on stale weights; the same, synchronous, each
+  batch in MICRO_BATCHES. Where the network is cut follows from measured times (``train/balance.py``).
+- float32 by PyTorch as a user writes it: one process; data parallel (DDP), half of each batch each; GPipe and 1F1B of
+  ``torch.distributed.pipelining``, batches in MICRO_BATCHES, cut where the MACs of both parts are closest.
+
+What limits a pipeline of stale weights: the slower part (``balance``: the speed-up if nothing were ever waited for,
+from the time that each part computes), filling and running empty (2 of ``--batches`` + 2 cycles), and waiting for
+messages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.distributed as dist
+from harness import write_results
+from torch import nn
+from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe, SplitPoint, pipeline
+from torch.nn.parallel import DistributedDataParallel
+
+from espalier import zoo
+from espalier.data import Dataset, Split, load
+from espalier.flow.network import import_network
+from espalier.ir.cut import split
+from espalier.ir.differentiate import differentiate_parts
+from espalier.records import Bar, Figure, Provenance
+from espalier.train import pipeline as alone
+from espalier.train import worker
+from espalier.train.balance import even_cuts
+from espalier.train.calibrate import Headroom, Widths
+from espalier.train.checkpoint import Checkpoint
+from espalier.train.config import Quantise, TrainConfig
+from espalier.train.crew import Crew, joined
+from espalier.train.device_data import DataFeed, DeviceData
+from espalier.train.loop import prepare
+from espalier.train.optimise import Optimiser, Sgd
+from espalier.train.pipelining import Pipeline
+from espalier.train.processes import in_processes
+from espalier.train.stage import Stage
+
+SGD = Sgd(learning_rate=0.01, momentum=0.9, weight_decay=5e-4)
+BATCH, MICRO_BATCHES, WORKERS = 128, 4, 2
+TORCH_CUTS = {"resnet20": "layer2.1", "resnet56": "layer2.4", "vgg16": "conv3_3", "cnn4x": "conv4"}
+PUBLISHED = 1.65  #: times as fast, of two GPUs (arXiv 1912.12675, ResNet-56; up to 1.82)
+ONE, STALE, SYNCHRONOUS = "one process", "stale", f"synchronous in {MICRO_BATCHES}"
+
+Step = Callable[[], None]
+
+
+def started(name: str, data: Dataset, quantise: Quantise | None) -> Checkpoint:
+    """The network before its first step; batch norms folded, so that both arithmetics do the same work."""
+    config = TrainConfig(name, "cifar10", 1, BATCH, sgd=SGD, quantise=quantise, pipeline=Pipeline(WORKERS))
+    network = import_network(name, Split(data, data), 0)
+    return prepare(config, Split(data, data), network.graph, network.parameters, network.fixed)
+
+
+def stages(start: Checkpoint, cuts: tuple[str, ...]) -> list[Stage]:
+    parts, made = split(start.graph, cuts), []
+    for part, step in zip(parts, differentiate_parts(parts, start.config.loss, start.gradient_formats, start.frozen),
+                          strict=True):
+        optimiser = Optimiser(part.learned(), start.gradient_formats, start.update, BATCH, frozen=start.frozen)
+        optimiser.set(SGD)
+        optimiser.load(start.state)
+        made.append(Stage(step, optimiser))
+    return made
+
+
+def ours(start: Checkpoint, data: Dataset, batches: int, crew: Crew) -> tuple[dict[str, Step], Stage]:
+    """What this process does in each scheme, and its stage of the pipeline."""
+    cuts = even_cuts(start, data, crew)
+    whole, mine = stages(start, ())[0], stages(start, cuts)[crew.rank]
+    loaded = DeviceData(data, start.graph.inputs[0].format, "cpu")
+    feed = DataFeed(loaded, [*torch.arange(batches * BATCH).remainder(len(data)).split(BATCH)], None,
+                    native=whole.native is not None)
+    if not crew.rank:
+        print(f"{start.graph.name}: cut at {', '.join(cuts)}", flush=True)
+    return {ONE: (lambda: None) if crew.rank else partial(alone.run, [whole], feed),
+            STALE: partial(worker.take_part, mine, feed),
+            SYNCHRONOUS: partial(worker.take_part_synchronously, mine, feed, MICRO_BATCHES)}, mine
+
+
+def theirs(name: str, data: Dataset, batches: int, rank: int) -> dict[str, Step]:
+    """PyTorch's schemes."""
+    images = [(torch.from_numpy(data.images[number * BATCH % len(data):][:BATCH]).float() / 127.5 - 1
+               ).to(memory_format=torch.channels_last) for number in range(batches)]
+    labels = [torch.from_numpy(data.labels[number * BATCH % len(data):][:BATCH]) for number in range(batches)]
+    half, loss = BATCH // WORKERS, nn.CrossEntropyLoss()
+
+    def trains(module: nn.Module, part: slice) -> Step:
+        optimiser = torch.optim.SGD(module.parameters(), SGD.learning_rate, SGD.momentum, weight_decay=5e-4)
+
+        def steps() -> None:
+            for x, y in zip(images, labels, strict=True):
+                optimiser.zero_grad()
+                loss(module(x[part]), y[part]).backward()
+                optimiser.step()
+        return steps
+
+    def fresh() -> nn.Module:
+        return zoo.build(name).to(memory_format=torch.channels_last)
+
+    def piped(schedule: type) -> Step:
+        parted = pipeline(fresh(), (images[0][:BATCH // MICRO_BATCHES],),
+                          split_spec={TORCH_CUTS[name]: SplitPoint.BEGINNING})
+        stage = parted.build_stage(rank, torch.device("cpu"))
+        optimiser = torch.optim.SGD(stage.submod.parameters(), SGD.learning_rate, SGD.momentum, weight_decay=5e-4)
+        runs = schedule(stage, MICRO_BATCHES, loss_fn=loss)
+
+        def steps() -> None:
+            for x, y in zip(images, labels, strict=True):
+                optimiser.zero_grad()
+                runs.step(*([] if rank else [x]), **({"target": y} if rank else {}))
+                optimiser.step()
+        return steps
+
+    return {ONE: (lambda: None) if rank else trains(fresh(), slice(None)),
+            "DDP": trains(DistributedDataParallel(fresh()), slice(rank * half, rank * half + half)),
+            "GPipe": piped(ScheduleGPipe), "1F1B": piped(Schedule1F1B)}
+
+
+def measured(schemes: dict[str, dict[str, Step]], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each scheme of each arithmetic in each round, until all processes are done."""
+    seconds: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in steps} for kind, steps in schemes.items()}
+    for number in range(rounds + 1):
+        for kind, steps in schemes.items():
+            for name, step in steps.items():
+                dist.barrier()
+                began = time.perf_counter()
+                step()
+                dist.barrier()
+                if number:  # the first round warms up
+                    seconds[kind][name].append(time.perf_counter() - began)
+    return seconds
+
+
+def work(options: Namespace, results: Path) -> None:
+    """Of each process; the first writes."""
+    rank = int(os.environ["RANK"])
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank % os.cpu_count()]})
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    data = load("cifar10", Path(options.data) if options.data else None).train
+    data = replace(data, images=data.images[:2048], labels=data.labels[:2048])
+    found = {}
+    with joined(WORKERS, "cpu", 1800) as crew:
+        for name in options.networks:
+            wide = Quantise(Widths(16, 16, 16), Headroom(2, 2, 3), probe_steps=2)
+            fixed, mine = ours(started(name, data, wide), data, options.batches, crew)
+            floating, _ = ours(started(name, data, None), data, options.batches, crew)
+            schemes = {"16 bit": fixed, "float32": floating,
+                       "PyTorch float32": theirs(name, data, options.batches, rank)}
+            schemes = {kind: steps for kind, steps in schemes.items() if kind in options.kinds}
+            fixed[STALE]()  # to warm up
+            mine.timeline.spent.clear()
+            fixed[STALE]()
+            spent = crew.gather(dict(mine.timeline.spent))
+            found[name] = {"seconds": measured(schemes, options.rounds), "spent": spent}
+            if not rank:
+                results.write_text(json.dumps(found))
+                print(name, {kind: {scheme: round(median(took), 2) for scheme, took in of.items()}
+                             for kind, of in found[name]["seconds"].items()}, flush=True)
+
+
+def findings(found: dict, batches: int) -> tuple[list[Figure], list[Bar]]:
+    """Images a second, speed-ups, and what limits ours."""
+    figures, bars = [], []
+    for name, runs in found.items():
+        for kind, seconds in runs["seconds"].items():
+            for scheme, took in seconds.items():
+                head = f"{name}: {kind}, {scheme}"
+                figures.append(Figure(head, round(batches * BATCH / median(took), 1), "images/s", Provenance.MEASURED))
+                if scheme != ONE:
+                    ratio = median(one / two for one, two in zip(seconds[ONE], took, strict=True))
+                    figures.append(Figure(f"{head}, over one process", round(ratio, 3), "times", Provenance.MEASURED))
+                    if (kind, scheme) == ("16 bit", STALE):
+                        bars.append(Bar(f"{head}, over one process", round(ratio, 3), ">=", PUBLISHED))
+        busy = [sum(took for what, took in part.items() if what != "wait") for part in runs["spent"]]
+        figures.append(Figure(f"{name}: 16 bit, {STALE}: balance", round(sum(busy) / max(busy), 3), "times",
+                              Provenance.MEASURED))
+        figures += [Figure(f"{name}: 16 bit, {STALE}: part {number} waits",
+                           round(100 * part.get("wait", 0) / sum(part.values()), 2), "%", Provenance.MEASURED)
+                    for number, part in enumerate(runs["spent"])]
+    return figures, bars
+
+
+def main() -> int:
+    options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    options.add_argument("--data", help="folder of the data sets (default: ESPALIER_DATA)")
+    options.add_argument("--networks", nargs="+", choices=TORCH_CUTS, default=list(TORCH_CUTS))
+    options.add_argument("--kinds", nargs="+", default=["16 bit", "float32", "PyTorch float32"])
+    options.add_argument("--batches", type=int, default=20, help="of a measurement")
+    options.add_argument("--rounds", type=int, default=3)
+    told = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder) / "results.json"
+        in_processes(WORKERS, partial(work, told, results))
+        found = json.loads(results.read_text())
+    figures, bars = findings(found, told.batches)
+    write_results("pipeline_speed", seeds=[0], figures=figures, bars=bars,
+                  notes=f"Batches of {BATCH}, {told.batches} of them a measurement, {told.rounds} rounds; two "
+                        f"processes pinned to a core each. The published bar is of other networks on two GPUs")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
