@@ -119,14 +119,15 @@ def theirs(name: str, data: Dataset, batches: int, rank: int) -> dict[str, Step]
         return zoo.build(name).to(memory_format=torch.channels_last)
 
     def piped(schedule: type) -> Step:
-        parted = pipeline(fresh(), (images[0][:BATCH // MICRO_BATCHES],),
+        plain = [x.contiguous() for x in images]  # gloo takes no channels_last
+        parted = pipeline(zoo.build(name), (plain[0][:BATCH // MICRO_BATCHES],),
                           split_spec={TORCH_CUTS[name]: SplitPoint.BEGINNING})
         stage = parted.build_stage(rank, torch.device("cpu"))
         optimiser = torch.optim.SGD(stage.submod.parameters(), SGD.learning_rate, SGD.momentum, weight_decay=5e-4)
         runs = schedule(stage, MICRO_BATCHES, loss_fn=loss)
 
         def steps() -> None:
-            for x, y in zip(images, labels, strict=True):
+            for x, y in zip(plain, labels, strict=True):
                 optimiser.zero_grad()
                 runs.step(*([] if rank else [x]), **({"target": y} if rank else {}))
                 optimiser.step()
