@@ -38,8 +38,9 @@ from espalier.numerics.fixed import Fixed
 from espalier.records import Figure, Provenance, write_json
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import TrainConfig
+from espalier.train.fit import check_fit
 from espalier.train.fold import folded
-from espalier.train.loop import CHECKPOINT, check_fit
+from espalier.train.loop import CHECKPOINT
 from espalier.train.weight_widths import weight_bits
 
 __all__ = ["COMPRESS", "CompressRequest", "Method", "compress_network"]

@@ -17,8 +17,9 @@ from espalier.numerics.fixed import Fixed
 from espalier.train.calibrate import Headroom, Widths, calibrate
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import Quantise, TrainConfig
+from espalier.train.fit import check_fit
 from espalier.train.fold import folded
-from espalier.train.loop import CHECKPOINT, check_fit, prepare
+from espalier.train.loop import CHECKPOINT, prepare
 
 CALIBRATION = 32        #: training images from which the formats of a network with published weights are chosen
 CALIBRATION_BATCH = 8   #: of them at a time

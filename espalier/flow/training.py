@@ -16,7 +16,8 @@ from espalier.ir.graph import Graph
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import TrainConfig
 from espalier.train.crew import ALONE, Crew, in_a_group, joined
-from espalier.train.loop import CHECKPOINT, CONFIG, LOG, TIMELINE, check_fit, finished, train
+from espalier.train.fit import check_fit
+from espalier.train.loop import CHECKPOINT, CONFIG, LOG, TIMELINE, finished, train
 from espalier.train.processes import in_processes
 
 PATIENCE = 600.0  #: seconds after which a process of a pipeline that does not answer counts as gone

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from math import isfinite, prod
+from math import isfinite
 from pathlib import Path
 from types import FrameType
 
@@ -19,13 +19,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from espalier.compress.graph_groups import groups_of
 from espalier.data import Split, batches
 from espalier.errors import DataError, EspalierError
 from espalier.ir.differentiate import differentiate, gradient_name
-from espalier.ir.fold import fold_batch_norm, normed_layers
+from espalier.ir.fold import fold_batch_norm
 from espalier.ir.graph import Graph
-from espalier.ir.ops import BatchNorm
 from espalier.ir.view import conv_shape
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.update import master_format
@@ -36,6 +34,7 @@ from espalier.train.checkpoint import Checkpoint, EpochLog, Position
 from espalier.train.config import TrainConfig
 from espalier.train.crew import ALONE, Crew, WorkerError
 from espalier.train.device_data import DeviceData, draw_moves
+from espalier.train.fit import check_fit, frozen_names
 from espalier.train.fold import folded
 from espalier.train.optimise import Optimiser, Sgd, Update
 from espalier.train.pipelined import PipelinedSteps
@@ -97,7 +96,6 @@ def train(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[s
         config = replace(config, pipeline=config.pipeline.with_cuts(even_cuts(state, split.train, crew)))
         state = replace(state, config=config)
     named = (graph, parameters)
-    folder = None if crew.rank else folder
     with _bar(progress and not crew.rank, config.epochs) as bar:
         if config.quantise is not None and state.update is Update.FLOAT:
             state = _quantised(_Run(config, split, state, folder, bar, named, crew).train(config.quantise.start), split)
@@ -116,7 +114,7 @@ def prepare(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping
             fixed: Collection[str] = ()) -> Checkpoint:
     """The checkpoint before the first step: in a run that starts in fixed point, quantised."""
     check_numbers(parameters)
-    frozen = _frozen(config, graph, fixed)
+    frozen = frozen_names(config, graph, fixed)
     if config.structure is not None and config.structure.seed < 1:
         graph, parameters = narrowed(graph, parameters, frozen, config.structure.seed)
     start = Checkpoint(graph, {}, initial_state(graph, parameters, Update.FLOAT), config, frozen=frozen)
@@ -139,58 +137,6 @@ def _quantised(float_: Checkpoint, split: Split) -> Checkpoint:
     masks = {f"{name}.live": mask for name, mask in float_.live.items()}
     return replace(float_, graph=found.graph, gradient_formats=found.gradient_formats,
                    state={**found.state, **momenta, **masks})
-
-
-def _frozen(config: TrainConfig, graph: Graph, fixed: Collection[str]) -> frozenset[str]:
-    """The parameters that are not trained, but for running statistics, which no gradient moves anyway.
-
-    Raises DataError if that is all of them, or a name is of none.
-    """
-    names = [value.name for value in graph.learned()]
-    frozen = config.frozen_names(names) | frozenset(names).intersection(fixed)
-    if len(frozen) == len(names):
-        raise DataError(f"All {len(names)} parameters of network {graph.name!r} are frozen, and nothing would be "
-                        f"trained: freeze fewer")
-    return frozen
-
-
-def check_fit(config: TrainConfig, split: Split, graph: Graph, fixed: Collection[str] = ()) -> None:
-    """Raise DataError unless images, classes, batch, device and frozen parameters suit the network.
-
-    Raises UnsupportedError for a network whose widths are to change and cannot, GraphError for one whose batch norms
-    are to be folded and cannot.
-    """
-    frozen = _frozen(config, graph, fixed)
-    _check_batch_norm(config, split, graph)
-    if config.pipeline is not None:
-        config.pipeline.check(graph, folds=config.quantise is not None)
-    if config.structure is not None and not groups_of(graph, frozen):
-        raise DataError(f"Network {graph.name!r} has no layer whose width may change: leave 'structure' out")
-    image, logits = graph.inputs[0], graph.outputs[0]
-    if split.train.image_shape != image.shape:
-        raise DataError(f"Network {graph.name!r} takes images of shape {image.shape}, and those of "
-                        f"{split.train.name!r} have {split.train.image_shape}: choose another network or data set")
-    if (split.train.class_count,) != logits.shape:
-        raise DataError(f"Network {graph.name!r} has logits of shape {logits.shape}, and {split.train.name!r} has "
-                        f"{split.train.class_count} classes: build it for as many")
-    if config.batch > len(split.train):
-        raise DataError(f"A batch is at most the training set of {len(split.train)} images, not {config.batch}")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise DataError("This machine's torch sees no CUDA device: train on the cpu")
-
-
-def _check_batch_norm(config: TrainConfig, split: Split, graph: Graph) -> None:
-    for op in graph.ops:
-        if isinstance(op, BatchNorm) and config.batch * prod(op.x.shape[1:]) < 2:
-            raise DataError(f"A batch norm needs at least 2 values a channel, and a batch of one image gives {op.out} "
-                            f"1: take larger batches")
-    if config.quantise is None or not normed_layers(graph) or config.tracking is None:
-        return
-    steps = config.quantise.start * (len(split.train) // config.batch)
-    if steps and config.tracking.rule.remaining(steps):
-        raise DataError(f"Nothing may remain of the initial values of untracked weights when batch norms are folded, "
-                        f"and {config.tracking.rule.remaining(steps):.2g} of them would after {steps} steps: let fixed "
-                        f"point start later, or lower the decay")
 
 
 def _resumed(config: TrainConfig, folder: Path) -> Checkpoint | None:
@@ -247,7 +193,7 @@ class _Run:
     """A run under way, of the ``named`` network and its parameters before the first step."""
 
     def __init__(self, config: TrainConfig, split: Split, start: Checkpoint, folder: Path | None, bar: Progress,
-                 named: tuple[Graph, Mapping[str, NDArray]], crew: Crew) -> None:
+                 named: tuple[Graph, Mapping[str, NDArray]], crew: Crew = ALONE) -> None:
         self.config, self.split, self.folder, self.bar, self.named, self.crew = config, split, folder, bar, named, crew
         image = start.graph.inputs[0].format
         self.data = DeviceData(split.train, image, config.device, config.augment)
@@ -276,12 +222,15 @@ class _Run:
         """From the start's position on until so many epochs are done in all."""
         position = self.start.position
         self.step.tally.copy_(torch.tensor([position.loss_sum, position.correct], dtype=torch.float64))
-        with _interruptible() as stop:
-            for epoch in range(position.epoch, epochs):
-                self._epoch(epoch, position.step if epoch == position.epoch else 0, stop)
-                self._save(Position(epoch + 1))
-            if stop.requested and epochs < self.config.epochs:
-                self._interrupt(epochs, 0)
+        try:
+            with _interruptible() as stop:
+                for epoch in range(position.epoch, epochs):
+                    self._epoch(epoch, position.step if epoch == position.epoch else 0, stop)
+                    self._save(Position(epoch + 1))
+                if self.crew.any(stop.requested and epochs < self.config.epochs):
+                    self._interrupt(epochs, 0)
+        except WorkerError as error:
+            raise WorkerError(f"{error}; what was trained before is {self._where()}") from None
         return self._checkpoint(Position(epochs))
 
     def _epoch(self, epoch: int, first: int, stop: _Stop) -> None:
@@ -326,11 +275,11 @@ class _Run:
         try:
             pipelined([*order[first:end]], None if moves is None else [*moves[first:end]], sgd,
                       stale=self.config.pipeline.stale(epoch))
-        except WorkerError as error:
+        except WorkerError:
             for tensor, old in zip(changing, before, strict=True):
                 tensor.copy_(old)
             self._save_within(epoch, first)
-            raise WorkerError(f"{error}; epoch {epoch + 1} is {self._where()}") from None
+            raise
         self.step.take(order[end - 1], None if moves is None else moves[end - 1])
 
     def _order(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -387,7 +336,7 @@ class _Run:
         return replace(self.start, state=self.optimiser.state(), position=position, log=tuple(self.log))
 
     def _save(self, position: Position) -> None:
-        if self.folder is None:
+        if self.folder is None or self.crew.rank:
             return
         lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in self.log)
         try:

@@ -58,8 +58,8 @@ def signalled(folder: Path, number: int, which: int) -> None:
 
 
 @pytest.mark.parametrize(("number", "which", "kind", "sentence"), [
-    (signal.SIGKILL, 1, WorkerError, r"^(Part 1|Another part) of the pipeline is gone or does not answer; epoch \d+ is "
-                                     r"saved in .*: run the same command again to go on$"),
+    (signal.SIGKILL, 1, WorkerError, r"^(Part 1|Another part) of the pipeline is gone or does not answer; what was "
+                                     r"trained before is saved in .*: run the same command again to go on$"),
     (signal.SIGINT, -1, TrainingInterrupted, r"^Training was interrupted in epoch \d+ and is saved in ")])
 def test_a_process_is_stopped(tmp_path: Path, number: int, which: int, kind: type[EspalierError], sentence: str
                               ) -> None:

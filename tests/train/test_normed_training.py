@@ -33,8 +33,9 @@ from espalier.train.calibrate import Widths, calibrate
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import Prune, Quantise, RateKind, RateSchedule, TrainConfig
 from espalier.train.evaluate import run
+from espalier.train.fit import check_fit
 from espalier.train.fold import folded
-from espalier.train.loop import TrainingInterrupted, check_fit, prepare, train
+from espalier.train.loop import TrainingInterrupted, prepare, train
 from espalier.train.optimise import Sgd
 
 FLOAT32_TOLERANCE = 1e-4  #: relative to the largest number of a tensor, after some steps that amplify differences

@@ -25,7 +25,8 @@ from espalier.train.calibrate import Widths
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import Prune, Quantise, TrainConfig
 from espalier.train.crew import WorkerError
-from espalier.train.loop import TrainingInterrupted, check_fit, train
+from espalier.train.fit import check_fit
+from espalier.train.loop import TrainingInterrupted, train
 from espalier.train.optimise import Sgd, Update
 from espalier.train.pipelined import PipelinedSteps
 from espalier.train.pipelining import Pipeline, Scheme, points
@@ -109,8 +110,9 @@ def test_what_was_there_before_a_part_was_gone_is_saved(tmp_path: Path, monkeypa
             raise WorkerError("Part 1 of the pipeline is gone or does not answer")
     with monkeypatch.context() as patch:
         patch.setattr(PipelinedSteps, "__call__", gone)
-        with pytest.raises(WorkerError, match=rf"^Part 1 of the pipeline is gone or does not answer; epoch 1 is saved "
-                                              rf"in {re.escape(str(tmp_path))}: run the same command again to go on$"):
+        with pytest.raises(WorkerError, match=rf"^Part 1 of the pipeline is gone or does not answer; what was trained "
+                                              rf"before is saved in {re.escape(str(tmp_path))}: run the same command "
+                                              rf"again to go on$"):
             train(config, few(), *tiny(), tmp_path)
     assert Checkpoint.load(tmp_path / loop.CHECKPOINT).position.step == 4
     assert same(train(config, few(), *tiny(), tmp_path), whole)

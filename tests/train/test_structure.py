@@ -23,7 +23,8 @@ from espalier.numerics.update import master_format
 from espalier.train.calibrate import Widths
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import Prune, Quantise, RateKind, RateSchedule, TrainConfig
-from espalier.train.loop import TrainingInterrupted, check_fit, prepare, train
+from espalier.train.fit import check_fit
+from espalier.train.loop import TrainingInterrupted, prepare, train
 from espalier.train.optimise import Sgd, Update
 from espalier.train.structure import changed, named_size
 

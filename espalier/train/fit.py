@@ -1,0 +1,68 @@
+"""Whether a recipe, data and a network suit each other, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from math import prod
+
+import torch
+
+from espalier.compress.graph_groups import groups_of
+from espalier.data import Split
+from espalier.errors import DataError
+from espalier.ir.fold import normed_layers
+from espalier.ir.graph import Graph
+from espalier.ir.ops import BatchNorm
+from espalier.train.config import TrainConfig
+
+
+def frozen_names(config: TrainConfig, graph: Graph, fixed: Collection[str]) -> frozenset[str]:
+    """The parameters that are not trained, but for running statistics, which no gradient moves anyway.
+
+    Raises DataError if that is all of them, or a name is of none.
+    """
+    names = [value.name for value in graph.learned()]
+    frozen = config.frozen_names(names) | frozenset(names).intersection(fixed)
+    if len(frozen) == len(names):
+        raise DataError(f"All {len(names)} parameters of network {graph.name!r} are frozen, and nothing would be "
+                        f"trained: freeze fewer")
+    return frozen
+
+
+def check_fit(config: TrainConfig, split: Split, graph: Graph, fixed: Collection[str] = ()) -> None:
+    """Raise DataError unless images, classes, batch, device and frozen parameters suit the network.
+
+    Raises UnsupportedError for a network whose widths are to change and cannot, GraphError for one whose batch norms
+    are to be folded and cannot.
+    """
+    frozen = frozen_names(config, graph, fixed)
+    _check_batch_norm(config, split, graph)
+    if config.pipeline is not None:
+        config.pipeline.check(graph, folds=config.quantise is not None)
+    if config.structure is not None and not groups_of(graph, frozen):
+        raise DataError(f"Network {graph.name!r} has no layer whose width may change: leave 'structure' out")
+    image, logits = graph.inputs[0], graph.outputs[0]
+    if split.train.image_shape != image.shape:
+        raise DataError(f"Network {graph.name!r} takes images of shape {image.shape}, and those of "
+                        f"{split.train.name!r} have {split.train.image_shape}: choose another network or data set")
+    if (split.train.class_count,) != logits.shape:
+        raise DataError(f"Network {graph.name!r} has logits of shape {logits.shape}, and {split.train.name!r} has "
+                        f"{split.train.class_count} classes: build it for as many")
+    if config.batch > len(split.train):
+        raise DataError(f"A batch is at most the training set of {len(split.train)} images, not {config.batch}")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise DataError("This machine's torch sees no CUDA device: train on the cpu")
+
+
+def _check_batch_norm(config: TrainConfig, split: Split, graph: Graph) -> None:
+    for op in graph.ops:
+        if isinstance(op, BatchNorm) and config.batch * prod(op.x.shape[1:]) < 2:
+            raise DataError(f"A batch norm needs at least 2 values a channel, and a batch of one image gives {op.out} "
+                            f"1: take larger batches")
+    if config.quantise is None or not normed_layers(graph) or config.tracking is None:
+        return
+    steps = config.quantise.start * (len(split.train) // config.batch)
+    if steps and config.tracking.rule.remaining(steps):
+        raise DataError(f"Nothing may remain of the initial values of untracked weights when batch norms are folded, "
+                        f"and {config.tracking.rule.remaining(steps):.2g} of them would after {steps} steps: let fixed "
+                        f"point start later, or lower the decay")
