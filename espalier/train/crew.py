@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from espalier.errors import DataError, EspalierError
@@ -78,6 +81,19 @@ class Crew:
         with talking_to("Another part"):
             dist.all_gather_object(found, own)
         return found
+
+    def check_same(self, what: str, arrays: Iterable[NDArray]) -> None:
+        """Raise DataError, in all processes, unless all have the same ``arrays``."""
+        if self.alone:
+            return
+        digest = hashlib.sha256()
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array).data)
+        found = self.gather(digest.hexdigest())
+        for rank, other in enumerate(found):
+            if other != found[0]:
+                raise DataError(f"Process {rank} of the pipeline has other {what} than the first: give all the same "
+                                f"files and the same command")
 
     def spread(self, tensor: Tensor, rank: int) -> None:
         """Make ``tensor`` that of process ``rank``, in all."""

@@ -92,6 +92,8 @@ def train(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[s
                                   "same command again") from None
     if state.position.epoch >= config.epochs:
         return state
+    crew.check_same("data", (array for part in (split.train, split.test) for array in (part.images, part.labels)))
+    crew.check_same("weights to start from", (state.state[name] for name in sorted(state.state)))
     if config.pipeline is not None and not config.pipeline.cuts:
         config = replace(config, pipeline=config.pipeline.with_cuts(even_cuts(state, split.train, crew)))
         state = replace(state, config=config)

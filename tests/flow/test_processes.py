@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bench.training import tiny
 
 from espalier.compress.magnitude import Magnitude
 from espalier.compress.schedule import CubicSchedule
-from espalier.errors import EspalierError
+from espalier.data import load
+from espalier.errors import DataError, EspalierError
 from espalier.flow.training import train_network
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import Prune, Quantise, TrainConfig
 from espalier.train.crew import WorkerError, joined
-from espalier.train.loop import CHECKPOINT, TIMELINE, TrainingInterrupted
+from espalier.train.loop import CHECKPOINT, TIMELINE, TrainingInterrupted, train
 from espalier.train.pipelining import Pipeline, Scheme
 from espalier.train.processes import in_processes
 
@@ -81,6 +85,15 @@ def _refuses() -> None:
         pass
 
 
+def _has_its_own(folder: Path) -> None:
+    """Data that differ by one pixel."""
+    split = load("digits")
+    split.train.images[0, 0, 0, 0] += int(os.environ["RANK"])
+    graph, parameters = tiny()
+    with joined(2, "cpu", 20) as crew:
+        train(replace(CONFIG, pipeline=Pipeline(2, ("pool",))), split, graph, parameters, folder, crew=crew)
+
+
 def _vanishes() -> None:
     os._exit(5)
 
@@ -88,6 +101,31 @@ def _vanishes() -> None:
 def test_as_many_processes_as_parts() -> None:
     with pytest.raises(EspalierError, match=r"^A pipeline of 3 parts has one process or 3, not 2$"):
         in_processes(2, _refuses)
+
+
+def test_all_have_the_same_data(tmp_path: Path) -> None:
+    with pytest.raises(EspalierError, match=r"^Process 1 of the pipeline has other data than the first: give all the "
+                                            r"same files and the same command$"):
+        in_processes(2, partial(_has_its_own, tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_they_cannot_meet(monkeypatch: pytest.MonkeyPatch, listens: bool) -> None:
+    """Something else listens on the port, or the other process is missing."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        if listens:
+            other.listen()
+        else:
+            other.close()
+        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+        with (pytest.raises(DataError, match=rf"^The 2 processes of the pipeline cannot meet at 127.0.0.1:{port} \(.*"
+                                             rf"\): is the port in use, or a process missing\?$"),
+              joined(2, "cpu", 1)):
+            pass
 
 
 def test_a_process_that_ends_without_a_word() -> None:
