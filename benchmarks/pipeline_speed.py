@@ -52,6 +52,7 @@ from espalier.train.config import Quantise, TrainConfig
 from espalier.train.crew import Crew, joined
 from espalier.train.device_data import DataFeed, DeviceData
 from espalier.train.loop import prepare
+from espalier.train.mailbox import Rings
 from espalier.train.optimise import Optimiser, Sgd
 from espalier.train.pipelining import Pipeline
 from espalier.train.processes import in_processes
@@ -91,11 +92,12 @@ def ours(start: Checkpoint, data: Dataset, batches: int, crew: Crew) -> tuple[di
     loaded = DeviceData(data, start.graph.inputs[0].format, "cpu")
     feed = DataFeed(loaded, [*torch.arange(batches * BATCH).remainder(len(data)).split(BATCH)], None,
                     native=whole.native is not None)
+    rings = Rings.between(crew, mine, BATCH)
     if not crew.rank:
         print(f"{start.graph.name}: cut at {', '.join(cuts)}", flush=True)
     return {ONE: (lambda: None) if crew.rank else partial(alone.run, [whole], feed),
-            STALE: partial(worker.take_part, mine, feed),
-            SYNCHRONOUS: partial(worker.take_part_synchronously, mine, feed, MICRO_BATCHES)}, mine
+            STALE: partial(worker.take_part, mine, feed, rings),
+            SYNCHRONOUS: partial(worker.take_part_synchronously, mine, feed, MICRO_BATCHES, rings)}, mine
 
 
 def theirs(name: str, data: Dataset, batches: int, rank: int) -> dict[str, Step]:

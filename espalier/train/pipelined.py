@@ -16,6 +16,7 @@ from espalier.train import pipeline, worker
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.crew import Crew
 from espalier.train.device_data import DataFeed, DeviceData
+from espalier.train.mailbox import Rings
 from espalier.train.optimise import Optimiser, Sgd, state_names
 from espalier.train.pipelining import Pipeline, Scheme
 from espalier.train.stage import Stage
@@ -50,6 +51,7 @@ class PipelinedSteps:
             self.parts[number].learned(), start.gradient_formats, start.update, config.batch, config.device,
             start.frozen, self.parts[number].statistics(),
             delay=schedule.delay(number) if told.scheme is Scheme.COMPENSATED else 0)) for number in numbers]
+        self.rings = Rings() if crew.alone else Rings.between(crew, self.stages[0], config.batch)
 
     @property
     def timelines(self) -> list[Timeline]:
@@ -68,9 +70,9 @@ class PipelinedSteps:
             else:
                 pipeline.run_synchronously(self.stages, feed, self.told.micro_batches)
         elif stale:
-            worker.take_part(self.stages[0], feed)
+            worker.take_part(self.stages[0], feed, self.rings)
         else:
-            worker.take_part_synchronously(self.stages[0], feed, self.told.micro_batches)
+            worker.take_part_synchronously(self.stages[0], feed, self.told.micro_batches, self.rings)
         self._collect()
 
     def _collect(self) -> None:

@@ -6,88 +6,39 @@ for before the ones at hand are worked on, and what it sends leaves behind its b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
-
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from espalier.ir.types import Fixed, Value
-from espalier.train.crew import talking_to
+from espalier.train.mailbox import GRADIENT, RESULT, Inbox, Outbox, Rings
 from espalier.train.pipeline import Feed, Schedule
 from espalier.train.stage import Stage
 from espalier.train.timeline import WAIT
 
-RESULT, GRADIENT = 0, 1  #: tags of messages
+NO_RINGS = Rings()
 
 
-class _Inbox:
-    """Messages about ``value`` from one rank, the next asked for ahead."""
-
-    def __init__(self, source: int, tag: int, value: Value, sizes: Sequence[int]) -> None:
-        self.source, self.tag, self.value, self.sizes = source, tag, value, list(sizes)
-        self._ask()
-
-    def take(self) -> Tensor:
-        found, request = self.buffer, self.request
-        assert request is not None, "no more messages than batches"
-        with talking_to(f"Part {self.source}"):
-            request.wait()
-        self._ask()
-        return found
-
-    def _ask(self) -> None:
-        self.request: dist.Work | None = None
-        if self.sizes:
-            self.buffer = torch.empty(self.sizes.pop(0), prod(self.value.shape), dtype=_wire(self.value))
-            with talking_to(f"Part {self.source}"):
-                self.request = dist.irecv(self.buffer.view(torch.uint8), self.source, tag=self.tag)
-
-
-class _Outbox:
-    """Messages about ``value`` to one rank, one on its way at a time."""
-
-    def __init__(self, target: int, tag: int, value: Value) -> None:
-        self.target, self.tag, self.value = target, tag, value
-        self.request: dist.Work | None = None
-
-    def put(self, words: Tensor) -> None:
-        self.close()
-        self.sent = words.flatten(1).to(_wire(self.value)).contiguous()
-        with talking_to(f"Part {self.target}"):
-            self.request = dist.isend(self.sent.view(torch.uint8), self.target, tag=self.tag)
-
-    def close(self) -> None:
-        if self.request is not None:
-            with talking_to(f"Part {self.target}"):
-                self.request.wait()
-            self.request = None
-
-
-def take_part(stage: Stage, feed: Feed) -> None:
+def take_part(stage: Stage, feed: Feed, rings: Rings = NO_RINGS) -> None:
     """Train this rank's part on whole batches with stale weights, and run the pipeline empty.
 
     The process group is there, with as many ranks as the pipeline has parts. Raises WorkerError if another rank is gone
     or does not answer within the group's timeout.
     """
-    _flow(stage, feed, stale=True)
+    _flow(stage, feed, rings, stale=True)
 
 
-def take_part_synchronously(stage: Stage, feed: Feed, micro_batches: int) -> None:
+def take_part_synchronously(stage: Stage, feed: Feed, micro_batches: int, rings: Rings = NO_RINGS) -> None:
     """As :func:`take_part`, and as :func:`espalier.train.pipeline.run_synchronously` does."""
     for number in range(len(feed)):
-        _flow(stage, feed.divided(number, micro_batches), stale=False)
+        _flow(stage, feed.divided(number, micro_batches), rings, stale=False)
         stage.update()
 
 
-def _flow(stage: Stage, feed: Feed, *, stale: bool) -> None:
-    number, schedule = dist.get_rank(), Schedule(dist.get_world_size())
+def _flow(stage: Stage, feed: Feed, rings: Rings, *, stale: bool) -> None:
+    number, schedule, device = dist.get_rank(), Schedule(dist.get_world_size()), stage.optimiser.weight.device
     sizes, first = [feed.size(batch) for batch in range(len(feed))], number == 0
-    came = None if first else _Inbox(number - 1, RESULT, stage.image, sizes)
-    returned = None if stage.last else _Inbox(number + 1, GRADIENT, stage.second, sizes)
-    on = None if stage.last else _Outbox(number + 1, RESULT, stage.result)
-    back = None if first else _Outbox(number - 1, GRADIENT, stage.image)
+    came = None if first else Inbox(number - 1, RESULT, stage.image, sizes, rings.came, device)
+    returned = None if stage.last else Inbox(number + 1, GRADIENT, stage.second, sizes, rings.returned, device)
+    on = None if stage.last else Outbox(number + 1, RESULT, stage.result, rings.on)
+    back = None if first else Outbox(number - 1, GRADIENT, stage.image, rings.back)
     waiting = stage.timeline.span
     for cycle in range(schedule.cycles(len(feed))):
         ahead, behind = schedule.forward(number, cycle), schedule.backward(number, cycle)
@@ -111,8 +62,3 @@ def _flow(stage: Stage, feed: Feed, *, stale: bool) -> None:
     for box in (on, back):
         if box is not None:
             box.close()
-
-
-def _wire(value: Value) -> torch.dtype:
-    """How words or numbers travel."""
-    return torch.int16 if isinstance(value.format, Fixed) else torch.float32

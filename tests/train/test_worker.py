@@ -16,7 +16,8 @@ from torch import multiprocessing
 from espalier.ir.cut import cut_points, split
 from espalier.ir.differentiate import differentiate_parts
 from espalier.train.calibrate import initial_state
-from espalier.train.crew import WorkerError
+from espalier.train.crew import Crew, WorkerError
+from espalier.train.mailbox import SHARED, Rings
 from espalier.train.optimise import Optimiser, Sgd, Update
 from espalier.train.pipeline import Given, Schedule, run
 from espalier.train.stage import Stage
@@ -49,7 +50,7 @@ def batches(count: int) -> Given:
                    torch.tensor(rng.integers(0, 5, BATCH))) for _ in range(count)])
 
 
-def work(rank: int, folder: Path, leaving: int) -> None:
+def work(rank: int, folder: Path, leaving: int, shared: bool) -> None:
     """One process; rank ``leaving`` ends without a word once all have met."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder / 'store'}", timedelta(seconds=20), PARTS, rank)
@@ -57,8 +58,11 @@ def work(rank: int, folder: Path, leaving: int) -> None:
     if rank == leaving:
         os._exit(7)
     stage = pipeline()[rank]
+    rings = Rings.between(Crew(rank, PARTS), stage, BATCH) if shared else Rings()
+    assert (rings.came is None) == (rank == 0 or not shared)
+    assert (rings.on is None) == (rank == PARTS - 1 or not shared)
     try:
-        take_part(stage, batches(9))
+        take_part(stage, batches(9), rings)
     except WorkerError as error:
         (folder / f"{rank}.txt").write_text(str(error))
         os._exit(3)
@@ -66,10 +70,10 @@ def work(rank: int, folder: Path, leaving: int) -> None:
     dist.destroy_process_group()
 
 
-def start(folder: Path, leaving: int) -> list[int | None]:
+def start(folder: Path, leaving: int, shared: bool = False) -> list[int | None]:
     """The exit codes of all processes."""
     spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=work, args=(rank, folder, leaving)) for rank in range(PARTS)]
+    processes = [spawn.Process(target=work, args=(rank, folder, leaving, shared)) for rank in range(PARTS)]
     for process in processes:
         process.start()
     for process in processes:
@@ -77,8 +81,12 @@ def start(folder: Path, leaving: int) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
-def test_processes_learn_the_weights_of_one(tmp_path: Path) -> None:
-    assert start(tmp_path, leaving=-1) == [0] * PARTS
+@pytest.mark.parametrize("shared", [False, True])
+def test_processes_learn_the_weights_of_one(tmp_path: Path, shared: bool) -> None:
+    """Through the process group, or through memory that they share, of which nothing is left over."""
+    before = set(SHARED.glob("espalier-*"))
+    assert start(tmp_path, leaving=-1, shared=shared) == [0] * PARTS
+    assert set(SHARED.glob("espalier-*")) <= before
     alone = pipeline()
     run(alone, batches(9))
     for rank, stage in enumerate(alone):
