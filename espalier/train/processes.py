@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 
 from torch import multiprocessing
 from torch.distributed.rendezvous import rendezvous
@@ -16,6 +18,7 @@ from espalier.train.crew import RANK, SIZE, WorkerError
 from espalier.train.loop import TrainingInterrupted
 
 ADDRESS = "127.0.0.1"
+GRACE = 30.0  #: seconds
 CANNOT, GONE, STOPPED = "cannot", "gone", "stopped"  #: how a process says that it ends, most telling first
 
 
@@ -52,8 +55,7 @@ def in_processes(count: int, work: Callable[[], object]) -> None:
             process.start()
         for mouth in mouths:
             mouth.close()
-        for process in processes:
-            process.join()
+        _wait_for(processes)
     finally:
         signal.signal(signal.SIGINT, before)
     ended = [found for ear in ears if (found := _heard(ear)) is not None]
@@ -65,6 +67,19 @@ def in_processes(count: int, work: Callable[[], object]) -> None:
         if process.exitcode:
             raise WorkerError(f"The process of part {rank} ended with status {process.exitcode}: run the same command "
                               f"again, and it goes on from the last checkpoint")
+
+
+def _wait_for(processes: Sequence[SpawnProcess]) -> None:
+    """Until all have ended. Those that go on, or hang, GRACE seconds after one has failed are killed."""
+    deadline = None
+    while running := [process for process in processes if process.is_alive()]:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        wait([process.sentinel for process in running], left)
+        if deadline is None and any(process.exitcode for process in processes):
+            deadline = time.monotonic() + GRACE
+        elif deadline is not None and time.monotonic() >= deadline:
+            for process in running:
+                process.kill()
 
 
 def _heard(ear: Connection) -> _Ended | None:

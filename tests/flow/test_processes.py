@@ -23,6 +23,7 @@ from espalier.compress.schedule import CubicSchedule
 from espalier.data import load
 from espalier.errors import DataError, EspalierError
 from espalier.flow.training import train_network
+from espalier.train import processes
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import Prune, Quantise, TrainConfig
 from espalier.train.crew import WorkerError, joined
@@ -64,13 +65,15 @@ def signalled(folder: Path, number: int, which: int) -> None:
 @pytest.mark.parametrize(("number", "which", "kind", "sentence"), [
     (signal.SIGKILL, 1, WorkerError, r"^(Part 1|Another part) of the pipeline is gone or does not answer; what was "
                                      r"trained before is saved in .*: run the same command again to go on$"),
+    (signal.SIGSTOP, 0, WorkerError, r"^(Part 0|Another part) of the pipeline is gone or does not answer; what was "),
     (signal.SIGINT, -1, TrainingInterrupted, r"^Training was interrupted in epoch \d+ and is saved in ")])
-def test_a_process_is_stopped(tmp_path: Path, number: int, which: int, kind: type[EspalierError], sentence: str
-                              ) -> None:
+def test_a_process_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, which: int,
+                              kind: type[EspalierError], sentence: str) -> None:
+    monkeypatch.setattr(processes, "GRACE", 1.0)
     config = replace(CONFIG, epochs=400)
     threading.Thread(target=signalled, args=(tmp_path, number, which), daemon=True).start()
     with pytest.raises(kind, match=sentence):
-        train_network(config, tmp_path, processes=True)
+        train_network(config, tmp_path, processes=True, patience=10)
     left = Checkpoint.load(tmp_path / CHECKPOINT)
     assert 1 <= left.position.epoch < 400
     less = replace(config, epochs=left.position.epoch + 1)
