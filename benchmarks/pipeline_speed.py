@@ -13,7 +13,7 @@ medians of each round's ratio to one process of the same arithmetic.
 
 What limits a pipeline of stale weights: the slower part (``balance``: the speed-up if nothing were ever waited for,
 from the time that each part computes), filling and running empty (2 of ``--batches`` + 2 cycles), and waiting for
-messages.
+messages. ``predicted`` is what ``cost/pipelines.py`` makes of the same times.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from statistics import median
 
@@ -38,6 +39,7 @@ from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe, SplitPoint
 from torch.nn.parallel import DistributedDataParallel
 
 from espalier import zoo
+from espalier.cost.pipelines import Link, Part, Scheme, predict
 from espalier.data import Dataset, Split, load
 from espalier.flow.network import import_network
 from espalier.ir.cut import split
@@ -45,7 +47,7 @@ from espalier.ir.differentiate import differentiate_parts
 from espalier.records import Bar, Figure, Provenance
 from espalier.train import pipeline as alone
 from espalier.train import worker
-from espalier.train.balance import even_cuts
+from espalier.train.balance import LINK, even_cuts
 from espalier.train.calibrate import Headroom, Widths
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import Quantise, TrainConfig
@@ -175,7 +177,7 @@ def work(options: Namespace, results: Path) -> None:
             fixed[STALE]()  # to warm up
             mine.timeline.spent.clear()
             fixed[STALE]()
-            spent = crew.gather(dict(mine.timeline.spent))
+            spent = crew.gather({**mine.timeline.spent, "sent": 2 * BATCH * prod(mine.result.shape)})
             found[name] = {"seconds": measured(schemes, options.rounds), "spent": spent}
             if not rank:
                 results.write_text(json.dumps(found))
@@ -196,13 +198,23 @@ def findings(found: dict, batches: int) -> tuple[list[Figure], list[Bar]]:
                     figures.append(Figure(f"{head}, over one process", round(ratio, 3), "times", Provenance.MEASURED))
                     if (kind, scheme) == ("16 bit", STALE):
                         bars.append(Bar(f"{head}, over one process", round(ratio, 3), ">=", PUBLISHED))
-        busy = [sum(took for what, took in part.items() if what != "wait") for part in runs["spent"]]
-        figures.append(Figure(f"{name}: 16 bit, {STALE}: balance", round(sum(busy) / max(busy), 3), "times",
-                              Provenance.MEASURED))
-        figures += [Figure(f"{name}: 16 bit, {STALE}: part {number} waits",
-                           round(100 * part.get("wait", 0) / sum(part.values()), 2), "%", Provenance.MEASURED)
-                    for number, part in enumerate(runs["spent"])]
+        figures += limits(name, runs["spent"], batches)
     return figures, bars
+
+
+def limits(name: str, spent: list[dict[str, int]], batches: int) -> list[Figure]:
+    """Of the 16-bit pipelines: from the nanoseconds that each part spent on so many batches."""
+    times = [{what: took / 1e9 / batches for what, took in part.items() if what != "sent"} for part in spent]
+    parts = [Part(took["forward"], took["backward"] + took["update"], part["sent"], 0, 0)
+             for took, part in zip(times, spent, strict=True)]
+    busy = [part.seconds for part in parts]
+    filled = predict(parts, Link(LINK), Scheme.STALE).speed_up * batches / (batches + 2 * (WORKERS - 1))
+    halting = predict(parts, Link(LINK), Scheme.SYNCHRONOUS, MICRO_BATCHES).speed_up
+    return [Figure(f"{name}: 16 bit, {STALE}: balance", round(sum(busy) / max(busy), 3), "times", Provenance.MEASURED),
+            Figure(f"{name}: 16 bit, {STALE}: predicted", round(filled, 3), "times", Provenance.ESTIMATED),
+            Figure(f"{name}: 16 bit, {SYNCHRONOUS}: predicted", round(halting, 3), "times", Provenance.ESTIMATED),
+            *(Figure(f"{name}: 16 bit, {STALE}: part {number} waits", round(100 * took["wait"] / sum(took.values()), 2),
+                     "%", Provenance.MEASURED) for number, took in enumerate(times))]
 
 
 def main() -> int:
