@@ -11,9 +11,9 @@ medians of each round's ratio to one process of the same arithmetic.
 - float32 by PyTorch as a user writes it: one process; data parallel (DDP), half of each batch each; GPipe and 1F1B of
   ``torch.distributed.pipelining``, batches in MICRO_BATCHES, cut where the MACs of both parts are closest.
 
-A pipeline of stale weights runs empty after each measurement, as it does every 100 batches when it trains; ``once full``
-is its speed without that, from the difference to a measurement of FEW batches, and that is held against the published
-speed-ups.
+A pipeline of stale weights runs empty after each measurement, as it does every 100 batches when it trains; ``once
+full`` is its speed without that, from the difference to a measurement of FEW batches, and that is held against the
+published speed-ups.
 
 What limits a pipeline of stale weights: the slower part (``balance``: the speed-up if nothing were ever waited for,
 from the time that each part computes), filling and running empty (2 of ``--batches`` + 2 cycles), and waiting for

@@ -61,12 +61,14 @@ class _Room:
     @classmethod
     def new(cls, value: Value, images: int) -> _Room | None:
         """None where there is no room for it."""
+        handle, path = tempfile.mkstemp(prefix="espalier-", dir=SHARED if SHARED.is_dir() else None)
         try:
-            handle, path = tempfile.mkstemp(prefix="espalier-", dir=SHARED if SHARED.is_dir() else None)
             os.posix_fallocate(handle, 0, _bytes(value, images))
-            os.close(handle)
         except OSError:
+            os.unlink(path)
             return None
+        finally:
+            os.close(handle)
         return cls(path, _mapped(path, value, images))
 
 

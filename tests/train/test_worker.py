@@ -15,6 +15,7 @@ from torch import multiprocessing
 
 from espalier.ir.cut import cut_points, split
 from espalier.ir.differentiate import differentiate_parts
+from espalier.train import mailbox
 from espalier.train.calibrate import initial_state
 from espalier.train.crew import Crew, WorkerError
 from espalier.train.mailbox import SHARED, Rings
@@ -79,6 +80,16 @@ def start(folder: Path, leaving: int, shared: bool = False) -> list[int | None]:
     for process in processes:
         process.join(120)
     return [process.exitcode for process in processes]
+
+
+def test_no_memory_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages then go through the process group."""
+    def full(handle: int, offset: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+    before = set(SHARED.glob("espalier-*"))
+    monkeypatch.setattr(mailbox.os, "posix_fallocate", full)
+    assert mailbox._Room.new(pipeline()[0].result, BATCH) is None
+    assert set(SHARED.glob("espalier-*")) <= before
 
 
 @pytest.mark.parametrize("shared", [False, True])
