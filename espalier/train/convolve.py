@@ -64,10 +64,11 @@ def conv2d_input_grad(g: Tensor, w: Tensor, window: Window, in_size: tuple[int, 
     """BP: g (N, O, OH, OW), w → (N, I, H, W)."""
     match way or _way(g):
         case Way.TORCH:
-            top, left, bottom, right = window.pad
-            shape = (len(g), w.shape[1] * groups, in_size[0] + top + bottom, in_size[1] + left + right)
-            padded = grad.conv2d_input(shape, w, g.contiguous(), window.stride, 0, window.dilation, groups)
-            acc = padded[:, :, top: top + in_size[0], left: left + in_size[1]]
+            (top, left, bottom, right), (height, width) = window.pad, in_size
+            pad = (min(top, bottom), min(left, right))  # torch's own padding is symmetric
+            shape = (len(g), w.shape[1] * groups, height + top + bottom - 2 * pad[0], width + left + right - 2 * pad[1])
+            padded = grad.conv2d_input(shape, w, g.contiguous(), window.stride, pad, window.dilation, groups)
+            acc = padded[:, :, top - pad[0]: top - pad[0] + height, left - pad[1]: left - pad[1] + width]
         case Way.MATMUL:
             acc = _input_grad_by_matmul(g, w, window, in_size, groups)
     return _finished(acc, rounding)
