@@ -37,7 +37,7 @@ NARROW = Quantise(Widths(8, 8, 16), Headroom(1, 0, 3))
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A network on a data set, how it is trained, and how many points pruning to 16 bits may cost."""
+    """A network on a data set, how it is trained, and how many points it may lose, by whatever is studied."""
 
     network: str
     data: str

@@ -124,14 +124,14 @@ def joined(parts: int, device: str, patience: float) -> Iterator[Crew]:
     parts : int
         Of the pipeline.
     device : str
-        ``"cpu"`` (gloo) or ``"cuda"`` (NCCL).
+        ``"cpu"``; others are refused.
     patience : float
         Seconds after which a process that does not answer counts as gone.
 
     Raises
     ------
     DataError
-        There are not as many processes as parts, or they cannot meet.
+        There are not as many processes as parts, they are not to work on CPUs, or they cannot meet.
     """
     if not in_a_group():
         yield ALONE
@@ -139,8 +139,11 @@ def joined(parts: int, device: str, patience: float) -> Iterator[Crew]:
     size = int(os.environ[SIZE])
     if size != parts:
         raise DataError(f"A pipeline of {parts} parts has one process or {parts}, not {size}")
+    if device != "cpu":
+        raise DataError(f"Several processes train a pipeline on CPUs, not on {device}: train on the cpu, or in one "
+                        f"process")
     try:
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=patience))
+        dist.init_process_group("gloo", timeout=timedelta(seconds=patience))
     except (RuntimeError, ValueError) as error:
         raise DataError(f"The {size} processes of the pipeline cannot meet at "
                         f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} "

@@ -38,10 +38,9 @@ class Rings:
     @classmethod
     def between(cls, crew: Crew, stage: Stage, images: int) -> Rings:
         """Of all processes of a crew, which call this together, for batches of so many images."""
-        here = stage.optimiser.weight.device.type == "cpu" and not crew.alone
         first, last = crew.rank == 0, crew.rank == crew.size - 1
-        on = None if last or not here else _Room.new(stage.result, images)
-        back = None if first or not here else _Room.new(stage.image, images)
+        on = None if last else _Room.new(stage.result, images)
+        back = None if first else _Room.new(stage.image, images)
         known = crew.gather((None if on is None else on.path, None if back is None else back.path))
         came = None if first else _opened(known[crew.rank - 1][0], stage.image, images)
         returned = None if last else _opened(known[crew.rank + 1][1], stage.second, images)
@@ -99,10 +98,8 @@ class Inbox:
     Where they come through a ring, the process group carries the news that they are there.
     """
 
-    def __init__(self, source: int, tag: int, value: Value, sizes: Sequence[int], ring: Tensor | None,
-                 device: torch.device) -> None:
-        self.source, self.tag, self.value, self.sizes, self.ring = source, tag, value, list(sizes), ring
-        self.device, self.count = device, 0
+    def __init__(self, source: int, tag: int, value: Value, sizes: Sequence[int], ring: Tensor | None) -> None:
+        self.source, self.tag, self.value, self.sizes, self.ring, self.count = source, tag, value, list(sizes), ring, 0
         self._ask()
 
     def take(self) -> Tensor:
@@ -121,7 +118,7 @@ class Inbox:
         self.request: dist.Work | None = None
         if self.sizes:
             self.size = self.sizes.pop(0)
-            self.buffer = (torch.empty(self.size, prod(self.value.shape), dtype=_wire(self.value), device=self.device)
+            self.buffer = (torch.empty(self.size, prod(self.value.shape), dtype=_wire(self.value))
                            if self.ring is None else torch.empty(1, dtype=torch.uint8))
             with talking_to(f"Part {self.source}"):
                 self.request = dist.irecv(self.buffer.view(torch.uint8), self.source, tag=self.tag)

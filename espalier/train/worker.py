@@ -33,10 +33,10 @@ def take_part_synchronously(stage: Stage, feed: Feed, micro_batches: int, rings:
 
 
 def _flow(stage: Stage, feed: Feed, rings: Rings, *, stale: bool) -> None:
-    number, schedule, device = dist.get_rank(), Schedule(dist.get_world_size()), stage.optimiser.weight.device
+    number, schedule = dist.get_rank(), Schedule(dist.get_world_size())
     sizes, first = [feed.size(batch) for batch in range(len(feed))], number == 0
-    came = None if first else Inbox(number - 1, RESULT, stage.image, sizes, rings.came, device)
-    returned = None if stage.last else Inbox(number + 1, GRADIENT, stage.second, sizes, rings.returned, device)
+    came = None if first else Inbox(number - 1, RESULT, stage.image, sizes, rings.came)
+    returned = None if stage.last else Inbox(number + 1, GRADIENT, stage.second, sizes, rings.returned)
     on = None if stage.last else Outbox(number + 1, RESULT, stage.result, rings.on)
     back = None if first else Outbox(number - 1, GRADIENT, stage.image, rings.back)
     waiting = stage.timeline.span

@@ -88,6 +88,13 @@ def _refuses() -> None:
         pass
 
 
+def test_processes_work_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (pytest.raises(DataError, match=r"^Several processes train a pipeline on CPUs, not on cuda: train on the cpu, "
+                                         r"or in one process$"), joined(2, "cuda", 1)):
+        pass
+
+
 def _has_its_own(folder: Path) -> None:
     """Data that differ by one pixel."""
     split = load("digits")
