@@ -19,7 +19,8 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
-from jobs import Job, Place, command_of, do_all, results_of, trained
+from harness import command_of
+from jobs import Job, Place, do_all, results_of, trained
 
 from espalier.compress.magnitude import Magnitude, Scope
 from espalier.compress.schedule import CubicSchedule

@@ -4,10 +4,10 @@
     python benchmarks/finetune_sparse.py --data DATA --networks resnet56
 
 After Nakahara et al. (FPL'19): keep the strong connections (weights above one threshold), drop 85 % or more, and train
-what is left on the target data in fixed point, here 16 bits. ResNet-20 and ResNet-56 come with published weights for
-CIFAR-10; the targets are Fashion-MNIST and MNIST, whose images of 28×28 get a border of two pixels of background and
-three equal channels. They have ten classes as CIFAR-10 has, but others, so the last layer is drawn anew and stays
-dense. Variants:
+what is left on the target data, here one epoch in float32 and then in 16-bit fixed point. ResNet-20 and ResNet-56 come
+with published weights for CIFAR-10; the targets are Fashion-MNIST and MNIST, whose images of 28×28 get a border of two
+pixels of background and three equal channels. They have ten classes as CIFAR-10 has, but others, so the last layer is
+drawn anew and stays dense. Variants:
 
 - ``dense``: fine-tuned without pruning; ``dense-scratch``: trained from random weights.
 - ``strong``: the largest pretrained weights of the whole network live.
@@ -15,8 +15,10 @@ dense. Variants:
 - ``random``: pretrained weights drawn at random live, in each layer as many as of ``strong``.
 - ``scratch``: the mask of ``strong``, random weights.
 
-Batch norm is folded before pruning. Shortcuts between stages are fixed copies of channels: pruning leaves them alone
-but for their zeros. The mask is part of the checkpoint before the first step; nothing dies later.
+Weights are compared as published, before batch norms are folded: these then learn in the first epoch how large the
+sums of what is left are, and are folded where fixed point begins. Shortcuts between stages are fixed copies of
+channels: pruning leaves them alone but for their zeros. The mask is part of the checkpoint before the first step;
+nothing dies later.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ TARGETS = ("fashion-mnist", "mnist")
 DENSITIES = (0.15, 0.07)
 DENSE, DENSE_SCRATCH = "dense", "dense-scratch"
 SPARSE = ("strong", "lamp", "random", "scratch")
-FIXED = Quantise(Widths(16, 16, 16), Headroom(2, 2, 3))
+FIXED = Quantise(Widths(16, 16, 16), Headroom(2, 2, 3), start=1)
 SGD = Sgd(0.01, 0.9, 5e-4)
 BORDER = 2    #: pixels around an image of 28×28
 POINTS = 1.0  #: that the strong connections may lose against dense fine-tuning, at 85 % pruned
@@ -85,20 +87,22 @@ def adapted(split: Split) -> Split:
 
 def start(config: TrainConfig, variant: Variant, split: Split, root: Path | None) -> Checkpoint:
     """The network in float32 before its first step, with the weights that live."""
-    network = import_network(config.network, split, config.seed, root)
-    fresh = import_network(config.network.removeprefix(PRETRAINED), split, config.seed).parameters
+    network = import_network(config.network, split, config.seed, root, keep_batch_norm=True)
+    drawn = import_network(config.network.removeprefix(PRETRAINED), split, config.seed, keep_batch_norm=True)
+    fresh = {name: drawn.parameters.get(name, np.zeros_like(array)) for name, array in network.parameters.items()}
     last = network.graph.layers()[-1]
     published = {**network.parameters, **{value.name: fresh[value.name] for value in (last.w, last.b) if value}}
     live = masks(network, published, variant, config.seed)
     weights = fresh if variant.scratch else published
-    state = initial_state(network.graph, {name: np.where(live[name], weights[name], 0) for name in live}, Update.FLOAT)
+    left = {name: np.where(live.get(name, True), array, 0) for name, array in weights.items()}
+    state = initial_state(network.graph, left, Update.FLOAT)
     return Checkpoint(network.graph, {}, {**state, **{f"{name}.live": mask for name, mask in live.items()}}, config,
                       frozen=network.fixed)
 
 
 def masks(network: Imported, parameters: Arrays, variant: Variant, seed: int) -> dict[str, NDArray[np.bool_]]:
-    """The live masks of all parameters: all of it in biases and the last layer, the ones of fixed shortcuts."""
-    live = {name: np.ones(array.shape, dtype=np.bool_) for name, array in parameters.items()}
+    """The live masks of what is learned: all of it in vectors and the last layer, the ones of fixed shortcuts."""
+    live = {value.name: np.ones(value.shape, dtype=np.bool_) for value in network.graph.learned()}
     if variant.density == 1:
         return live
     *inner, last = network.graph.layers()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from espalier.zoo import build, input_shape
 RESULTS = Path(__file__).parent / "results"
 LOSS = "softmax_cross_entropy"
 SGD = Sgd(learning_rate=0.05, momentum=0.9, weight_decay=5e-4)
+UNTOLD = ("--data", "--work", "--output", "--source", "--limit", "--jobs")  #: options that change no result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -118,6 +120,17 @@ def training_optimiser(prepared: Prepared, sgd: Sgd) -> Optimiser:
     return optimiser
 
 
+def command_of(arguments: list[str]) -> str:
+    """The command line without the paths of this machine, and without what changes no result."""
+    kept, skip = [], False
+    for argument in arguments:
+        if skip or argument.split("=")[0] in UNTOLD:
+            skip = not skip and "=" not in argument
+            continue
+        kept.append(argument)
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
+
+
 def write_results(name: str, *, seeds: Iterable[int], figures: Iterable[Figure], bars: Iterable[Bar],
                   notes: str = "", command: str = "", output: Path | None = None, **more: object) -> None:
     """Write ``benchmarks/results/NAME.json`` (or ``output``) and print the bars.
@@ -125,7 +138,7 @@ def write_results(name: str, *, seeds: Iterable[int], figures: Iterable[Figure],
     ``command`` made the figures; by default the one that runs now.
     """
     bars = list(bars)
-    command = command or " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    command = command or command_of(sys.argv[1:])
     write_json(output or RESULTS / f"{name}.json", {
         "command": command, "seeds": list(seeds), "figures": [figure.to_json() for figure in figures],
         "bars": [bar.to_json() for bar in bars], "notes": notes, **more})

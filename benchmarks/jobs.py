@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import write_results
+from harness import command_of, write_results
 
 from espalier.data import Split, load
 from espalier.errors import EspalierError
@@ -32,7 +32,6 @@ from espalier.train.config import TrainConfig
 from espalier.train.loop import TrainingInterrupted, train
 
 RESULT = "result.json"
-UNTOLD = ("--data", "--work", "--output", "--source", "--limit", "--jobs")  #: options that change no result
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +140,6 @@ def do_all(jobs: Sequence[Job], limit: float, processes: int) -> dict[str, str]:
 def results_of(jobs: Iterable[Job]) -> list[dict]:
     """The results of the jobs that are done."""
     return [json.loads(job.result.read_text()) for job in jobs if job.result.exists()]
-
-
-def command_of(arguments: list[str]) -> str:
-    """The command line without the paths of this machine, and without what changes no result."""
-    kept, skip = [], False
-    for argument in arguments:
-        if skip or argument.split("=")[0] in UNTOLD:
-            skip = not skip and "=" not in argument
-            continue
-        kept.append(argument)
-    return " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *kept])
 
 
 def numbers(text: str) -> list[int]:

@@ -26,7 +26,7 @@ def required_acc_bits(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...]
 
     The largest product of two words is ``2**(a-1+b-1)``. FP adds one for each live weight of an
     output channel (and its bias), BP one for each live weight of an input channel, WU one for each
-    pixel; the sum of ``n`` such products fits in ``a + b - 1 + ceil(log2(n))`` bits and a sign.
+    pixel; ``n`` of them fit in as many bits as ``n * 2**(a+b-2)`` has, and a sign.
     """
     needed = 0
     for k, item in enumerate(blocks):
@@ -41,7 +41,7 @@ def required_acc_bits(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...]
 
 
 def _sum_bits(a: Fixed, b: Fixed, terms: int) -> int:
-    return a.width + b.width - 1 + max(0, (terms - 1).bit_length()) + 1
+    return (terms << a.width + b.width - 2).bit_length() + 1
 
 
 def _fans(item: LayerBlocks) -> tuple[int, int]:

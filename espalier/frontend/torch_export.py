@@ -6,7 +6,6 @@ import copy
 import operator
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -20,13 +19,12 @@ from espalier.errors import GraphError, UnsupportedError
 from espalier.frontend import supported
 from espalier.frontend.builder import GraphBuilder, Norm, Site
 from espalier.frontend.supported import Layer
+from espalier.frontend.torch_call import Call, call_of, conv_window, pool_window, site_of
 from espalier.ir.graph import Graph
 from espalier.ir.types import Value
 from espalier.numerics.window import Window
 
 BATCH = 2  #: images in the traced batch: not 1, so that a shape which loses the batch axis is seen
-
-Argument = Node | str | float | Sequence[int] | None  #: what the operators of the table take (bool, int are floats)
 
 
 def from_torch(module: torch.nn.Module, input_shape: tuple[int, int, int], name: str, *, keep_batch_norm: bool = False
@@ -125,45 +123,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One ``aten`` call: its site, operator, arguments by name (defaults filled in) and the shape of its result."""
-
-    site: Site
-    operator: str
-    arguments: dict[str, Argument]
-    result_shape: tuple[int, ...]
-
-    def __getitem__(self, name: str) -> Argument:
-        return self.arguments[name]
-
-    def numbers(self, name: str) -> tuple[int, ...]:
-        """An argument of one or several whole numbers; empty where it is None."""
-        found = self.arguments[name]
-        if found is None:
-            return ()
-        if isinstance(found, int):
-            return (found,)
-        assert isinstance(found, Sequence), (self.site.label, name, found)
-        return tuple(int(number) for number in found)
-
-    def pair(self, name: str) -> tuple[int, int]:
-        """A (y, x) argument; torch writes one number for both, too."""
-        numbers = self.numbers(name)
-        return numbers[0], numbers[-1]
-
-    def number(self, name: str, absent: float) -> float:
-        """An argument of one number; ``absent`` where it is None."""
-        found = self.arguments[name]
-        assert found is None or isinstance(found, int | float), (self.site.label, name, found)
-        return absent if found is None else float(found)
-
-    def node(self, name: str) -> Node | None:
-        """An argument that is a tensor, as the fx node that computes it; None where it is not."""
-        found = self.arguments[name]
-        return found if isinstance(found, Node) else None
-
-
 class _Importer:
     """Walks the exported operations in order."""
 
@@ -183,7 +142,7 @@ class _Importer:
                 case "call_function" if node.target is operator.getitem:
                     self.values[node] = self._first_result(node)
                 case "call_function":
-                    self.values[node] = self._layer(_call(node))
+                    self.values[node] = self._layer(call_of(node))
                 case "output":
                     return self.builder.finish((self._output(node),))
                 case _:
@@ -208,7 +167,7 @@ class _Importer:
         """Of an operator of several results, the one that is taken."""
         source, index = node.args
         if index != 0 or source not in self.values:
-            raise supported.unsupported(_site(node).label, str(source))
+            raise supported.unsupported(site_of(node).label, str(source))
         return self.values[cast(Node, source)]
 
     def _output(self, node: Node) -> Value:
@@ -220,31 +179,31 @@ class _Importer:
                                    f"the logits only, as a tensor that depends on the image")
         return self.values[result]
 
-    def _value(self, call: _Call, layer: Layer, name: str, limit: supported.Limit) -> Value:
+    def _value(self, call: Call, layer: Layer, name: str, limit: supported.Limit) -> Value:
         node = call.node(name)
         if node is None or node not in self.values:
             raise layer.refuse(limit, call.site.label, f"{name} is {call[name]}")
         return self.values[node]
 
-    def _weights(self, call: _Call, layer: Layer
+    def _weights(self, call: Call, layer: Layer
                  ) -> tuple[tuple[str, NDArray[np.float64]], tuple[str, NDArray[np.float64]] | None]:
         weight = self._parameter(call, layer, "weight")
         return weight, None if call["bias"] is None else self._parameter(call, layer, "bias")
 
-    def _parameter(self, call: _Call, layer: Layer, role: str) -> tuple[str, NDArray[np.float64]]:
+    def _parameter(self, call: Call, layer: Layer, role: str) -> tuple[str, NDArray[np.float64]]:
         node = call.node(role)
         if node is None or node not in self.parameters:
             raise layer.refuse(supported.WEIGHT, call.site.label, f"{role} is {call[role]}")
         return self.parameters[node]
 
-    def _layer(self, call: _Call) -> Value:
+    def _layer(self, call: Call) -> Value:
         """The value of one call; refuses what stands in no row of the table."""
         build = self.builder
         match call.operator:
             case "conv2d.default" | "conv2d.padding":
                 weight, bias = self._weights(call, supported.CONV2D)
                 x = self._value(call, supported.CONV2D, "input", supported.WEIGHT)
-                return build.conv2d(call.site, x, weight, bias, _conv_window(call, weight[1].shape[2:]),
+                return build.conv2d(call.site, x, weight, bias, conv_window(call, weight[1].shape[2:]),
                                     call.numbers("groups")[0])
             case "linear.default":
                 weight, bias = self._weights(call, supported.LINEAR)
@@ -260,7 +219,7 @@ class _Importer:
                 return self._clipped_relu(call)
             case "max_pool2d.default":
                 ceil_mode = bool(call["ceil_mode"])
-                return build.max_pool(call.site, self._only(call), _pool_window(call), ceil_mode=ceil_mode)
+                return build.max_pool(call.site, self._only(call), pool_window(call), ceil_mode=ceil_mode)
             case "max_pool2d_with_indices.default":
                 raise supported.MAX_POOL.refuse(supported.INDICES, call.site.label)
             case "avg_pool2d.default":
@@ -282,7 +241,7 @@ class _Importer:
             case _:
                 raise supported.unsupported(call.site.label, call.operator)
 
-    def _only(self, call: _Call) -> Value:
+    def _only(self, call: Call) -> Value:
         """The one tensor that a call reads."""
         first = next(iter(call.arguments))
         node = call.node(first)
@@ -291,7 +250,7 @@ class _Importer:
                                    f"compute it outside the network")
         return self.values[node]
 
-    def _batch_norm(self, call: _Call) -> Value:
+    def _batch_norm(self, call: Call) -> Value:
         x = self._value(call, supported.BATCH_NORM, "input", supported.NOT_AFTER_LAYER)
         scale, shift, mean, variance = (
             self._channel_numbers(call, role, np.full(x.shape[0], absent))
@@ -301,7 +260,7 @@ class _Importer:
         readers = {user for node in aliases for user in node.users} - aliases
         return self.builder.batch_norm(call.site, x, norm, sole_reader=len(readers) == 1)
 
-    def _channel_numbers(self, call: _Call, role: str, absent: NDArray[np.float64]
+    def _channel_numbers(self, call: Call, role: str, absent: NDArray[np.float64]
                          ) -> tuple[str, NDArray[np.float64]]:
         """A parameter or buffer of a batch norm with its name; ``absent`` where it has none."""
         node = call.node(role)
@@ -313,15 +272,15 @@ class _Importer:
             raise supported.BATCH_NORM.refuse(supported.WEIGHT, call.site.label, f"{role} is {call[role]}")
         return self.buffers[node]
 
-    def _average_pool(self, call: _Call) -> Value:
-        x, window = self._only(call), _pool_window(call)
+    def _average_pool(self, call: Call) -> Value:
+        x, window = self._only(call), pool_window(call)
         divisor = call["divisor_override"]
         if divisor is not None and divisor != window.kernel[0] * window.kernel[1]:
             raise supported.AVERAGE_POOL.refuse(supported.DIVISOR, call.site.label, f"divisor_override {divisor}")
         return self.builder.average_pool(call.site, x, window, ceil_mode=bool(call["ceil_mode"]),
                                          counts_padding=bool(call["count_include_pad"]))
 
-    def _adaptive_average_pool(self, call: _Call) -> Value:
+    def _adaptive_average_pool(self, call: Call) -> Value:
         x, size = self._only(call), call.pair("output_size")
         if size == (1, 1):
             return self.builder.global_average_pool(call.site, x)
@@ -331,7 +290,7 @@ class _Importer:
         kernel = (x.shape[1] // size[0], x.shape[2] // size[1])
         return self.builder.average_pool(call.site, x, Window(kernel, stride=kernel))
 
-    def _mean(self, call: _Call) -> Value:
+    def _mean(self, call: Call) -> Value:
         x = self._only(call)
         rank = 1 + len(x.shape)
         axes = sorted(axis % rank for axis in call.numbers("dim"))
@@ -342,13 +301,13 @@ class _Importer:
             return mean
         return self.builder.reshape(Site(f"{call.site.name}.flat", call.site.label), mean, x.shape[:1])
 
-    def _add(self, call: _Call) -> Value:
+    def _add(self, call: Call) -> Value:
         if call["alpha"] != 1:
             raise supported.ADD.refuse(supported.ADD_ALPHA, call.site.label, f"alpha {call['alpha']}")
         a, b = (self._value(call, supported.ADD, name, supported.ADD_SHAPES) for name in ("self", "other"))
         return self.builder.add(call.site, a, b)
 
-    def _clipped_relu(self, call: _Call) -> Value:
+    def _clipped_relu(self, call: Call) -> Value:
         x = self._only(call)
         match call.operator:
             case "relu6.default":
@@ -359,7 +318,7 @@ class _Importer:
                 low, high = call.number("min", -np.inf), call.number("max", np.inf)
         return self.builder.clipped_relu(call.site, x, low, high)
 
-    def _concat(self, call: _Call) -> Value:
+    def _concat(self, call: Call) -> Value:
         nodes = call["tensors"]
         assert isinstance(nodes, Sequence), (call.site.label, nodes)
         parts = []
@@ -369,7 +328,7 @@ class _Importer:
             parts.append(self.values[node])
         return self.builder.concat(call.site, parts, call.numbers("dim")[0])
 
-    def _pad(self, call: _Call) -> Value:
+    def _pad(self, call: Call) -> Value:
         x, sizes = self._only(call), call.numbers("pad")
         mode = call.arguments.get("mode", "constant")
         if mode != "constant" or call.number("value", 0.0):
@@ -379,55 +338,9 @@ class _Importer:
             raise supported.PAD.refuse(supported.PAD_AXES, call.site.label, f"padding {sizes}, from the last axis on")
         return self.builder.pad(call.site, x, (top, left, bottom, right))
 
-    def _reshape(self, call: _Call) -> Value:
+    def _reshape(self, call: Call) -> Value:
         x, shape = self._only(call), call.result_shape
         if not shape or shape[0] != BATCH:
             raise supported.RESHAPE.refuse(supported.BATCH_AXIS, call.site.label,
                                            f"a batch of {BATCH} images becomes {shape}")
         return self.builder.reshape(call.site, x, shape[1:])
-
-
-def _call(node: Node) -> _Call:
-    """The call of an fx node."""
-    target = node.target
-    site = _site(node)
-    if not isinstance(target, torch._ops.OpOverload):
-        raise supported.unsupported(site.label, getattr(target, "__name__", str(target)))
-    arguments: dict[str, Argument] = {}
-    for position, argument in enumerate(target._schema.arguments):
-        given = node.args[position] if position < len(node.args) else argument.default_value
-        arguments[argument.name] = cast(Argument, node.kwargs.get(argument.name, given))
-    value = node.meta["val"]
-    shape = tuple(int(size) for size in value.shape) if isinstance(value, torch.Tensor) else ()
-    return _Call(site, str(target).removeprefix("aten."), arguments, shape)
-
-
-def _site(node: Node) -> Site:
-    """A torch.nn layer gives its path as name; a function gives the path it is called in, and its own name."""
-    stack = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())
-    path, kind = stack[-1]
-    kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-    own = path if path and kind.startswith("torch.nn.modules.") else ".".join(filter(None, (path, node.name)))
-    return Site(own, f"Layer {own!r} ({node.target})")
-
-
-def _conv_window(call: _Call, kernel: Sequence[int]) -> Window:
-    stride, dilation = call.pair("stride"), call.pair("dilation")
-    match call["padding"]:
-        case "valid":
-            pad = (0, 0, 0, 0)
-        case "same":
-            total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-            pad = (total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2)
-        case _:
-            y, x = call.pair("padding")
-            pad = (y, x, y, x)
-    return Window((kernel[0], kernel[1]), stride, pad, dilation)
-
-
-def _pool_window(call: _Call) -> Window:
-    """The window of a pooling call; torch's empty stride is the kernel."""
-    kernel = call.pair("kernel_size")
-    y, x = call.pair("padding")
-    stride = call.pair("stride") if call["stride"] else kernel
-    return Window(kernel, stride, (y, x, y, x), call.pair("dilation") if "dilation" in call.arguments else (1, 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import C, Cat, Module, Mux, Signal, signed, unsigned
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -17,6 +17,7 @@ from espalier.gateware.layouts import (
     vector_layout,
     word_layout,
 )
+from espalier.gateware.round_shift import FINE_BITS
 from espalier.program.words import Opcode, bits_for
 
 
@@ -53,6 +54,8 @@ class RowCounter(wiring.Component):
 class VectorRequantizer(wiring.Component):
     """:class:`espalier.numerics.requantize.Requantize` on a vector. Latency 5, one vector per cycle.
 
+    The shift has two stages, and after the first no more bits are kept than a word and the second shift need.
+
     Members
     -------
     shift : In(6)
@@ -74,14 +77,34 @@ class VectorRequantizer(wiring.Component):
         return m
 
     def _lane(self, m: Module, lane: int) -> None:
-        wide = signed(self.machine.acc_bits + 1)
-        doubled, coarse, fine, rounded = (Signal(wide, name=f"{name}_{lane}")
-                                          for name in ("doubled", "coarse", "fine", "rounded"))
-        high = self.limit[:self.machine.word_bits - 1]
+        doubled = Signal(signed(self.machine.acc_bits + 1), name=f"doubled_{lane}")
+        width = min(len(doubled), self.machine.word_bits + (1 << FINE_BITS))
+        coarse, fine, rounded = (Signal(signed(width), name=f"{name}_{lane}") for name in ("coarse", "fine", "rounded"))
         m.d.comb += doubled.eq(self.i[lane] << 1)  # (2*acc >> shift) + 1 >> 1 rounds half up
-        m.d.sync += [coarse.eq(doubled >> Cat(C(0, 3), self.shift[3:6])),
-                     fine.eq(coarse >> self.shift[0:3]), rounded.eq((fine + 1) >> 1),
-                     self.o[lane].eq(saturate_later(m, rounded, high, self.machine.word_bits, f"lane_{lane}"))]
+        coarse_shift, fine_shift = self.shift[FINE_BITS:], self.shift[:FINE_BITS]
+        sign, shifted = coarse[-1], coarse >> fine_shift
+        beyond = self._beyond(m, doubled, width, coarse_shift, lane)
+        m.d.sync += [
+            coarse.eq(Cat((doubled >> Cat(C(0, FINE_BITS), coarse_shift))[:width - 1], doubled[-1])),
+            fine.eq(Cat(shifted[:width - 2], Mux(beyond, ~sign, shifted[width - 2]), sign)),
+            rounded.eq((fine + 1) >> 1),
+            self.o[lane].eq(saturate_later(m, rounded, self.limit[:self.machine.word_bits - 1], self.machine.word_bits,
+                                           f"lane_{lane}"))]
+
+    def _beyond(self, m: Module, doubled: Signal, width: int, coarse_shift: Value, lane: int) -> Value:
+        """Whether the coarse shift of ``doubled``, one cycle ago, needed more than ``width`` bits.
+
+        Its result is an end of the range then, and so is that of any number with this sign and the bit after it
+        inverted. Bits of one value differ from no neighbour.
+        """
+        lows = range(width - 1, len(doubled) - 1, 1 << FINE_BITS)
+        if not lows:
+            return C(0)
+        differ = Signal(len(lows), name=f"differ_{lane}")
+        for group, low in enumerate(lows):
+            bits = doubled[low: min(len(doubled), low + (1 << FINE_BITS) + 1)]
+            m.d.sync += differ[group].eq((bits[1:] ^ bits[:-1]).any())
+        return Cat(differ[group] & (coarse_shift <= group) for group in range(len(lows))).any()
 
 
 class Drain(wiring.Component):

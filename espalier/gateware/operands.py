@@ -6,7 +6,7 @@ from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from espalier.arch.machine import COORDINATE_BITS, Machine
+from espalier.arch.machine import CODE_BITS, COORDINATE_BITS, Machine
 from espalier.gateware.arithmetic import delay_line
 from espalier.gateware.entries import step_layout
 from espalier.gateware.layouts import address_bits, command_layout, values_layout, vector_layout
@@ -124,6 +124,8 @@ class Operands(wiring.Component):
             near = Array(nearly[(bank + places) % rows] for places in range(max(1, rows // 2)))
             m.d.sync += [nearly[bank].eq(Mux(turn[-1], across, self.weights[bank]) if bits else self.weights[bank]),
                          turned[bank].eq(near[rest])]
+        with m.If(self.update & ~self.probe.active):  # no weight is an operand then
+            m.d.sync += turned.eq(0)
         return turned
 
     def _source(self, m: Module, step: data.View, bank: Signal, from_gradients: Signal) -> tuple[data.View, Signal]:
@@ -140,14 +142,16 @@ class Operands(wiring.Component):
         return source, passes
 
     def _operands(self, m: Module, coming: data.View, source: data.View, passes: Signal, turned: data.View) -> None:
-        """``coming`` is in cycle 7, all else in 8."""
-        pooled, one, position = Signal(), Signal(), Signal(2)
-        m.d.sync += [pooled.eq(self.command.pool_source), one.eq(coming.one & coming.valid),
-                     position.eq(Cat(coming.tile.x[0], coming.tile.y[0]))]
+        """``coming`` is in cycle 7, all else in 8. Of gradients and weights one is zero, so that nothing selects."""
+        one, accepted = Signal(), Signal(1 << CODE_BITS)  # which codes' gradients count
+        position = Cat(coming.tile.x[0], coming.tile.y[0])
+        m.d.sync += [one.eq(coming.one & coming.valid),
+                     accepted.eq(Cat(self.update & (~self.command.pool_source | (position == code))
+                                     for code in range(1 << CODE_BITS)))]
         for lane in range(self.machine.lanes):
             m.d.comb += self.x[lane].eq(Mux(one, self.command.one.as_signed(),
                                             Mux(passes[lane], source[lane].value, 0)))
             for row in range(self.machine.rows):
                 gradient = self.gradients[row][lane]
-                counts = ~pooled | (gradient.code == position)
-                m.d.comb += self.b[row][lane].eq(Mux(self.update, Mux(counts, gradient.value, 0), turned[row]))
+                m.d.comb += self.b[row][lane].eq(
+                    Mux(accepted.bit_select(gradient.code, 1), gradient.value, 0) | turned[row])

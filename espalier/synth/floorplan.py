@@ -3,7 +3,8 @@
 A large lattice is wired in two directions: a lane's operands go to all rows, and one weight of a row to all lanes. The
 placer of nextpnr, which moves hard blocks one at a time, does not find that order, and on a large part the router then
 has no way through. So where the lattice takes most of the part's multipliers, these and the block RAMs of whole lanes
-(activations, gradients) are given their places before it starts; all else stays the placer's choice.
+(activations, gradients) are given their places before it starts; all else stays the placer's choice. Sums leave the
+lattice at row 0, from where results go to the activations and activations come to the drain: both are at the top.
 
 The places follow from one assignment for each kind of block, the cheapest sum of squared distances to where a block
 would best be (Kuhn's Hungarian method, 1955).
@@ -73,8 +74,8 @@ def floorplan(netlist: Mapping[str, Any], device: Device) -> dict[str, str]:
     multipliers = _multipliers(module)
     if len(multipliers) <= LEAST_SHARE * len(sites) or len(multipliers) > len(sites):
         return {}
-    lower = _memories(module, _GRADIENTS, 0.25, 0.75)
-    upper = _memories(module, _ACTIVATIONS, 0.75, 1.0)
+    lower = _memories(module, _GRADIENTS, 0.75, 0.25)
+    upper = _memories(module, _ACTIVATIONS, 1.0, 0.75)
     return {**_assigned(multipliers, sites), **_assigned([*lower, *upper], BLOCK_RAMS[device.part])}
 
 
@@ -83,16 +84,19 @@ def _multipliers(module: Mapping[str, Any]) -> list[Wish]:
     cells = {name: tuple(map(int, found.groups())) for name, cell in module["cells"].items()
              if cell["type"] == "MULT18X18D" and (found := _MULTIPLIER.fullmatch(name))}
     rows, lanes = (1 + max((place[axis] for place in cells.values()), default=0) for axis in (0, 1))
-    return [Wish(name, (lane + 0.5) / lanes, (row + 2 / 3) / rows) for name, (row, lane) in cells.items()]
+    return [Wish(name, (lane + 0.5) / lanes, 1 - (row + 1 / 3) / rows) for name, (row, lane) in cells.items()]
 
 
-def _memories(module: Mapping[str, Any], pattern: re.Pattern[str], low: float, high: float) -> list[Wish]:
-    """The block RAMs whose names have a bank and a slice of the word; a word spans the lanes, its first bit lane 0."""
+def _memories(module: Mapping[str, Any], pattern: re.Pattern[str], first: float, last: float) -> list[Wish]:
+    """The block RAMs whose names have a bank and a slice of the word; a word spans the lanes, its first bit lane 0.
+
+    The banks go from ``first`` to ``last`` in height.
+    """
     cells = {name: tuple(map(int, found.groups())) for name, cell in module["cells"].items()
              if cell["type"] in ("DP16KD", "PDPW16KD") and (found := pattern.fullmatch(name))}
     banks = 1 + max((bank for bank, _ in cells.values()), default=0)
     slices = {bank: 1 + max(part for other, part in cells.values() if other == bank) for bank, _ in cells.values()}
-    return [Wish(name, (part + 0.5) / slices[bank], low + (high - low) * bank / banks)
+    return [Wish(name, (part + 0.5) / slices[bank], first + (last - first) * (bank + 0.5) / banks)
             for name, (bank, part) in cells.items()]
 
 

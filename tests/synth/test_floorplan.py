@@ -41,6 +41,10 @@ def column(place: str) -> int:
     return int(place[1:place.index("/")])
 
 
+def height(place: str) -> int:
+    return int(place.split("/")[1][1:])
+
+
 def test_every_block_of_the_lattice_has_a_site_of_its_own():
     netlist = lattice(8, 16)
     places = floorplan(netlist, ECP5_85F)
@@ -59,6 +63,13 @@ def test_lanes_lie_side_by_side(rows, lanes):
     memories = [column(places[f"activations.ram.banks[0].ram.words.0.{lane}"]) for lane in range(lanes)]
     assert all(after >= before for before, after in zip(memories, memories[1:], strict=False))
     assert all(abs(middle - (4 + 116 * (lane + 0.5) / lanes)) < 12 for lane, middle in enumerate(middles))
+
+
+def test_the_row_that_sums_leave_by_lies_nearest_to_the_activations():
+    places = floorplan(lattice(8, 16), ECP5_85F)
+    heights = [{height(places[multiplier(row, lane)]) for lane in range(16)} for row in range(8)]
+    activations = {height(place) for cell, place in places.items() if cell.startswith("activations")}
+    assert all(min(above) >= max(below) for above, below in zip([activations, *heights], heights, strict=False))
 
 
 @pytest.mark.parametrize("netlist, device", [(lattice(4, 4), ECP5_85F), (lattice(1, 157), ECP5_85F),

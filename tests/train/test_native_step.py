@@ -162,15 +162,18 @@ def test_any_network_of_the_engine(draw: Draw) -> None:
     check(differentiate(graph, loss, chain.gradient_formats), draw.random, draw.batch, draw.extreme, 0.6)
 
 
-def convolution(channels: int, outputs: int, size: int, window: Window) -> Graph:
-    """A convolution of 16-bit words, whose results are rectified and read by a linear layer; as a training step."""
-    word, fine = Fixed.of(16, 4), Fixed.of(16, 9)
+def convolution(channels: int, outputs: int, size: int, window: Window, shift: int = 9) -> Graph:
+    """A convolution of 16-bit words, whose results are rectified and read by a linear layer; as a training step.
+
+    ``shift``: the bits that the convolution's sums lose.
+    """
+    word, fine, result = Fixed.of(16, 4), Fixed.of(16, 9), Fixed.of(16, 13 - shift)
     out = (outputs, *window.out_size(size, size))
     draw = Draw(None, None, False, 0)
     image, w = draw.value("x", channels, size, size, format_=word), draw.value("w", outputs, channels, *window.kernel,
                                                                               format_=fine)
-    y, r = draw.value("y", *out, format_=word), draw.value("r", *out, format_=word)
-    flat, v = draw.value("flat", prod(out), format_=word), draw.value("v", CLASSES, prod(out), format_=fine)
+    y, r = draw.value("y", *out, format_=result), draw.value("r", *out, format_=result)
+    flat, v = draw.value("flat", prod(out), format_=result), draw.value("v", CLASSES, prod(out), format_=fine)
     z = draw.value("z", CLASSES, format_=word)
     graph = Graph("one", (image,), (w, v), (ops.Conv2d(y, image, w, None, window), ops.Relu(r, y), ops.Reshape(flat, r),
                                             ops.Linear(z, flat, v, None)), (z,))
@@ -235,6 +238,26 @@ def test_any_processor_with_sums_of_any_size(monkeypatch: pytest.MonkeyPatch, op
         assert np.array_equal(logits.numpy(), expected["z"])
         found = native.roundings[0](sums[: w.size]).numpy().reshape(w.shape)
         assert np.array_equal(found, expected["w.grad"])
+
+
+@pytest.mark.parametrize("shift", [-2, 0, 1, 5, 7, 8, 9, 15, 22, 38, 39])
+@pytest.mark.parametrize("live", [0.2, 1.0])
+def test_split_sums_shifted_by_any_number_of_bits(shift: int, live: float) -> None:
+    """The largest words are where weights are zero, so that no bound knows how small the sums are."""
+    step, random = convolution(11, 4, 7, Window((5, 5)), shift), np.random.RandomState(shift + 2)
+    native = compiled(step, 35)
+    assert native is not None
+    largest = np.array([3, 200, 5000, 2**15]).reshape(4, 1, 1, 1)
+    w = np.floor(random.uniform(-largest, largest, (4, 11, 5, 5))) * (random.rand(4, 11, 5, 5) < live)
+    x, v = random.randint(-9, 10, (35, 11, 7, 7)), random.randint(-99, 100, (CLASSES, 36))
+    x[:, 0], w[:, 0] = 2**15 - 1, 0
+    arrays = {"x": x, "w": w.astype(np.int64), "v": v, "labels": random.randint(0, CLASSES, 35)}
+    expected = interpret(step, arrays)
+    parameters = flat([w, v])
+    _, logits, sums = native.train(torch.tensor(x, dtype=torch.int16), torch.tensor(arrays["labels"]), parameters,
+                                   torch.ones_like(parameters))
+    assert np.array_equal(logits.numpy(), expected["z"])
+    assert np.array_equal(native.roundings[1](sums[w.size:]).numpy().reshape(v.shape), expected["v.grad"])
 
 
 @pytest.mark.parametrize("update", [Update.BUFFERED, Update.UNBUFFERED, Update.NARROW])

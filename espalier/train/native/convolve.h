@@ -6,7 +6,6 @@
 // word there is: where 32 bits might not hold it, one factor is split into a coarse and a fine byte, with a sum for
 // each; where even those might overflow, sums are taken in 64 bits.
 #pragma once
-#include <cmath>
 #include <cstdlib>
 #include <vector>
 
@@ -34,6 +33,11 @@ struct Window {
 // Round half up to the right by ``shift`` (to the left if negative; by 63: to zero), then clamp into words.
 struct Rounding {
     int64_t shift, low, high;
+
+    bool between(int64_t least, int64_t most) const { return shift >= least && shift <= most; }
+
+    // What is added before a shift to the right, of at most 62.
+    int64_t half() const { return (int64_t(1) << shift) >> 1; }
 
     int16_t operator()(int64_t sum) const {
         if (shift >= 63) return std::clamp<int64_t>(0, low, high);
@@ -152,42 +156,29 @@ inline Words broadcast(int32_t pair) { return (Words)(Sums{} + pair); }
 
 // Words of sums of 32 bits; the shift is 0..30 and what is added for rounding is within the bound.
 inline Words rounded(const Rounding& r, Sums low, Sums high) {
-    const Sums half = Sums{} + static_cast<int32_t>((int64_t(1) << r.shift) >> 1);
+    const Sums half = Sums{} + static_cast<int32_t>(r.half());
     const int shift = static_cast<int>(r.shift);
     return limit(pack((low + half) >> shift, (high + half) >> shift), r.low, r.high);
 }
 
-// Words of coarse * 256 + fine + bias.
-inline Words rounded(const Rounding& r, int64_t bias, const Sums* coarse, const Sums* fine) {
-    Sums words[2];
-    for (int h = 0; h < 2; h++)
-        for (int k = 0; k < LANES / 2; k++) words[h][k] = r(int64_t(coarse[h][k]) * 256 + fine[h][k] + bias);
-    return pack(words[0], words[1]);
-}
-
-#if defined(__AVX512F__)
-// The same in double, where all is exact: a sum has at most 41 bits, the shift is -10..50, and 0.5 is near enough.
-inline Words rounded_by_double(const Rounding& r, int64_t bias, const Sums* coarse, const Sums* fine) {
-    typedef double Reals __attribute__((vector_size(64)));
-    const Reals scale = Reals{} + std::ldexp(1.0, -static_cast<int>(r.shift)), half = Reals{} + 0.5;
-    const __m512d start = _mm512_set1_pd(static_cast<double>(bias)), factor = _mm512_set1_pd(256.0);
-    const __m512d low = _mm512_set1_pd(static_cast<double>(r.low)), high = _mm512_set1_pd(static_cast<double>(r.high));
-    __m512i words[2];
+// Words of coarse * 256 + fine, of which what is added for rounding is a part already; the shift is 0..38. The last bits
+// of fine cannot change a quotient that is rounded down, and 32 bits hold the sum without them. A shift of less than 8
+// needs them, but not the upper bits of sums that are clamped anyway.
+inline Words rounded(const Rounding& r, const Sums* coarse, const Sums* fine) {
+    const int shift = static_cast<int>(r.shift) - 8;
+    const Sums most = Sums{} + (1 << 17);
+    Sums found[2];
     for (int h = 0; h < 2; h++) {
-        __m256i part[2];
-        for (int q = 0; q < 2; q++) {
-            const __m512i both[2] = {(__m512i)coarse[h], (__m512i)fine[h]};
-            const __m256i c = q ? _mm512_extracti64x4_epi64(both[0], 1) : _mm512_castsi512_si256(both[0]);
-            const __m256i f = q ? _mm512_extracti64x4_epi64(both[1], 1) : _mm512_castsi512_si256(both[1]);
-            __m512d sum = _mm512_fmadd_pd(_mm512_cvtepi32_pd(c), factor, _mm512_add_pd(_mm512_cvtepi32_pd(f), start));
-            sum = _mm512_floor_pd(_mm512_fmadd_pd(sum, (__m512d)scale, (__m512d)half));
-            part[q] = _mm512_cvtpd_epi32(_mm512_min_pd(_mm512_max_pd(sum, low), high));
+        const Sums upper = coarse[h] + (fine[h] >> 8);
+        if (shift >= 0) {
+            found[h] = upper >> shift;
+            continue;
         }
-        words[h] = _mm512_inserti64x4(_mm512_castsi256_si512(part[0]), part[1], 1);
+        const Sums within = upper > most ? most : upper < -most ? -most : upper;
+        found[h] = (within << -shift) + ((fine[h] & 255) >> (8 + shift));
     }
-    return pack((Sums)words[0], (Sums)words[1]);
+    return limit(pack(found[0], found[1]), r.low, r.high);
 }
-#endif
 
 // R output channels from o on at P neighbouring pixels from (y, x) on; sums in one 32-bit place each.
 template <int R, int P>
@@ -220,7 +211,15 @@ template <int R, int P>
 void split_tile(const Job& job, const Pair<R>* pair, const Pair<R>* end, const int16_t* origin, int64_t o, int64_t y,
                 int64_t x) {
     const int64_t step = job.window.stride_x * LANES;
-    Sums coarse[P][R][2] = {}, fine[P][R][2] = {};
+    Sums coarse[P][R][2], fine[P][R][2];
+    for (int r = 0; r < R; r++) {
+        const int64_t start = job.bias[o + r] + job.rounding.half();
+        for (int q = 0; q < P; q++)
+            for (int h = 0; h < 2; h++) {
+                coarse[q][r][h] = Sums{} + static_cast<int32_t>(start >> 8);
+                fine[q][r][h] = Sums{} + static_cast<int32_t>(start & 255);
+            }
+    }
     for (; pair < end; pair++)
         for (int q = 0; q < P; q++) {
             const Words a = load(origin + pair->first + q * step), b = load(origin + pair->second + q * step);
@@ -234,15 +233,7 @@ void split_tile(const Job& job, const Pair<R>* pair, const Pair<R>* end, const i
             }
         }
     for (int q = 0; q < P; q++)
-        for (int r = 0; r < R; r++) {
-#if defined(__AVX512F__)
-            if (job.rounding.shift >= -10 && job.rounding.shift <= 50 && std::abs(job.bias[o + r]) < int64_t(1) << 40) {
-                put(job, o + r, y, x + q, rounded_by_double(job.rounding, job.bias[o + r], coarse[q][r], fine[q][r]));
-                continue;
-            }
-#endif
-            put(job, o + r, y, x + q, rounded(job.rounding, job.bias[o + r], coarse[q][r], fine[q][r]));
-        }
+        for (int r = 0; r < R; r++) put(job, o + r, y, x + q, rounded(job.rounding, coarse[q][r], fine[q][r]));
 }
 
 // One pixel, for sums that may need 64 bits.
@@ -318,11 +309,11 @@ public:
     void operator()(Job job, int64_t most) const {
         job.bias = bias.data();
         const Rounding& r = job.rounding;
-        const bool shifts = r.shift >= 0 && r.shift <= 30;
-        const int64_t half = shifts ? (int64_t(1) << r.shift) >> 1 : 0;
-        const Way way = shifts && most_bias < LIMIT && most * bounds.whole + most_bias + half <= LIMIT ? Way::WHOLE
-                        : most * std::max(bounds.coarse, bounds.fine) <= LIMIT && std::abs(r.shift) < 63
-                                && most_bias < int64_t(1) << 53 ? Way::SPLIT : Way::WIDE;
+        const int64_t whole = most * bounds.whole, coarse = most * bounds.coarse, fine = most * bounds.fine + 255;
+        Way way = Way::WIDE;
+        if (r.between(0, 30) && most_bias < LIMIT && whole + most_bias + r.half() <= LIMIT) way = Way::WHOLE;
+        else if (r.between(0, 38) && fine <= LIMIT && coarse + (most_bias + r.half() + fine) / 256 + 2 <= LIMIT)
+            way = Way::SPLIT;
         if (dense) convolve<4>(job, way, *dense);
         else convolve<1>(job, way, *sparse);
     }

@@ -140,14 +140,28 @@ inline void average_pool_gradient(const Pool& p, const Map& map, const Map& out,
     }
 }
 
+// Whether 32 bits hold any two words, shifted to the left, and what rounding adds.
+inline bool fits(int64_t shift_a, int64_t shift_b, const Rounding& r) {
+    return std::min(shift_a, shift_b) >= 0 && std::max(shift_a, shift_b) <= 14 && r.between(0, 30)
+           && (int64_t(1) << (15 + shift_a)) + (int64_t(1) << (15 + shift_b)) + r.half() <= LIMIT;
+}
+
 // a << shift_a, plus b << shift_b where b has words, rounded; ``same``: the words of a are the result. ``map``: of both.
 inline void combine(const Map& map, const View& a, int64_t shift_a, const View& b, int64_t shift_b, const Rounding& r,
                     bool same, const Sink& sink) {
+    const bool narrow = fits(shift_a, shift_b, r);
+    const Words factors = narrow ? broadcast(pair_of(1 << shift_a, 1 << shift_b)) : Words{};
     for (int64_t c = 0; c < map.channels; c++)
         for (int64_t y = 0; y < map.height; y++)
             for (int64_t x = 0; x < map.width; x++) {
                 if (same) {
                     sink(c, y, x, limit(load(a.at(c, y, x)), r.low, r.high));
+                    continue;
+                }
+                if (narrow) {
+                    const Words u = load(a.at(c, y, x)), v = b.words ? load(b.at(c, y, x)) : Words{};
+                    sink(c, y, x, rounded(r, dot(Sums{}, interleave<false>(u, v), factors),
+                                          dot(Sums{}, interleave<true>(u, v), factors)));
                     continue;
                 }
                 Wide sum;
@@ -171,13 +185,15 @@ inline void spread(const Map& map, const View& source, int64_t step_y, int64_t s
             for (int64_t x = 0; x < map.width; x++) sink(c, y * step_y, x * step_x, load(source.at(c, y, x)));
 }
 
-// Adds to sums[channel] all words of a map.
+// Adds to sums[channel] all words of a map. 32 bits hold those of 2**15 pixels.
 inline void add_channel_sums(const Map& map, const View& source, int64_t* sums) {
     const Words ones = Words{} + 1;
+    const int64_t rows = std::max<int64_t>(1, (int64_t(1) << 14) / map.width);
     for (int64_t c = 0; c < map.channels; c++)
-        for (int64_t y = 0; y < map.height; y++) {
-            Sums row{};
-            for (int64_t x = 0; x < map.width; x++) row = dot(row, load(source.at(c, y, x)), ones);
-            sums[c] += total(row);
+        for (int64_t top = 0; top < map.height; top += rows) {
+            Sums part{};
+            for (int64_t y = top; y < std::min(top + rows, map.height); y++)
+                for (int64_t x = 0; x < map.width; x++) part = dot(part, load(source.at(c, y, x)), ones);
+            sums[c] += total(part);
         }
 }

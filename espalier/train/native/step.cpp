@@ -1,6 +1,7 @@
 // Runs the operations of a graph, compiled to a list, on a batch: each thread takes a chunk of LANES images at a time
 // through all of them, so that maps stay near.
 #include <atomic>
+#include <cmath>
 #include <memory>
 #include <thread>
 
