@@ -73,13 +73,13 @@ def _wait_for(processes: Sequence[SpawnProcess]) -> None:
     """Until all have ended. Those that go on, or hang, GRACE seconds after one has failed are killed."""
     deadline = None
     while running := [process for process in processes if process.is_alive()]:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        wait([process.sentinel for process in running], left)
-        if deadline is None and any(process.exitcode for process in processes):
+        if deadline is None and any(process.exitcode for process in processes):  # asked of all that run no more
             deadline = time.monotonic() + GRACE
         elif deadline is not None and time.monotonic() >= deadline:
             for process in running:
                 process.kill()
+        wait([process.sentinel for process in running],
+             None if deadline is None else max(0.0, deadline - time.monotonic()))
 
 
 def _heard(ear: Connection) -> _Ended | None:

@@ -138,6 +138,35 @@ def test_they_cannot_meet(monkeypatch: pytest.MonkeyPatch, listens: bool) -> Non
             pass
 
 
+class _Process:
+    """One that hangs until it is killed or, where it has failed, whose end shows only the second time we look."""
+
+    def __init__(self, failed: bool) -> None:
+        self.looks = 2 if failed else sys.maxsize
+        self.sentinel, other = os.pipe()
+        if failed:
+            os.close(other)
+
+    @property
+    def exitcode(self) -> int | None:
+        return None if self.looks > 0 else 1
+
+    def is_alive(self) -> bool:
+        self.looks -= 1
+        return self.exitcode is None
+
+    def kill(self) -> None:
+        self.looks = 0
+
+
+def test_a_process_whose_end_shows_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are closed, and the sentinel is ready, before the system has its status."""
+    monkeypatch.setattr(processes, "GRACE", 0.1)
+    failed, hung = _Process(True), _Process(False)
+    processes._wait_for([failed, hung])  # type: ignore[list-item]
+    assert hung.exitcode == 1
+
+
 def test_a_process_that_ends_without_a_word() -> None:
     with pytest.raises(WorkerError, match=r"^The process of part 0 ended with status 5: run the same command again, "
                                           r"and it goes on from the last checkpoint$"):
