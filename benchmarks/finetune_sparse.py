@@ -55,6 +55,7 @@ DENSE, DENSE_SCRATCH = "dense", "dense-scratch"
 SPARSE = ("strong", "lamp", "random", "scratch")
 FIXED = Quantise(Widths(16, 16, 16), Headroom(2, 2, 3), start=1)
 SGD = Sgd(0.01, 0.9, 5e-4)
+RATE = RateSchedule(RateKind.STEP, (FIXED.start,), 0.1)  #: without batch norms the full one diverges, unpruned
 BORDER = 2    #: pixels around an image of 28×28
 POINTS = 1.0  #: that the strong connections may lose against dense fine-tuning, at 85 % pruned
 
@@ -129,7 +130,7 @@ def jobs(options: Namespace) -> list[Job]:
                     folder = f"{network}-{target}-{options.epochs}-{variant.name}-{variant.density:g}-{seed}"
                     config = TrainConfig(
                         f"{PRETRAINED}{network}", target, options.epochs, options.batch, seed, SGD,
-                        RateSchedule(RateKind.COSINE), device=options.device,
+                        RATE, device=options.device,
                         quantise=replace(FIXED, probe_steps=options.probe_steps))
                     found.append(Job(options.work / folder, partial(run, variant, config, place)))
     return found
