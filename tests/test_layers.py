@@ -45,6 +45,7 @@ HOMES: dict[str, frozenset[str]] = {
     "onnx": frozenset({"frontend"}),
     "amaranth": frozenset({"gateware", "targets", "engines", "synth"}),
     "pyopencl": frozenset({"opencl", "engines"}),
+    "tvm": frozenset({"opencl"}),
     "jinja2": frozenset({"report"}),
 }
 

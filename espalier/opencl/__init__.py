@@ -1,0 +1,1 @@
+"""Networks as OpenCL kernels, for inference: written through TVM, and run without it."""

@@ -1,0 +1,139 @@
+"""What runs a network on an OpenCL device, without TVM: kernels, weights, and a manifest that says how."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from espalier.errors import DataError, EspalierError
+from espalier.ir.types import FLOAT, Fixed, Format
+from espalier.opencl.layout import Layout
+
+KERNELS, MANIFEST, WEIGHTS = "kernels.cl", "manifest.json", "weights.safetensors"
+FORMAT = "espalier-opencl-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Memory of the device, zeros before the first run but where weights are loaded."""
+
+    name: str
+    type: str  #: of an element, as NumPy has it
+    elements: int
+    loaded: bool  #: from the weights' file
+
+    @property
+    def size_bytes(self) -> int:
+        return self.elements * np.dtype(self.type).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One run of a kernel: its arguments in order, all buffers, and its work-groups, of one work-item each.
+
+    ``multiplications`` are those that it makes, padding included.
+    """
+
+    kernel: str
+    arguments: tuple[str, ...]
+    groups: int
+    multiplications: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The image or the result: its buffer, how it lies in there, and what its elements mean."""
+
+    buffer: str
+    layout: Layout
+    format: Format
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bundle:
+    """A network's kernels.
+
+    Parameters
+    ----------
+    network : str
+    optimisations : dict
+        What was asked for, by name.
+    source : str
+        OpenCL C 1.2.
+    buffers : tuple of Buffer
+    launches : tuple of Launch
+        In the order in which they run.
+    images : tuple of End
+        What it reads, mostly one image.
+    result : End
+    weights : dict of ndarray
+        By buffer.
+    """
+
+    network: str
+    optimisations: dict[str, bool | int]
+    source: str
+    buffers: tuple[Buffer, ...]
+    launches: tuple[Launch, ...]
+    images: tuple[End, ...]
+    result: End
+    weights: dict[str, NDArray]
+
+    def files(self) -> dict[str, bytes]:
+        """The three files by name."""
+        manifest = {
+            "format": FORMAT, "network": self.network, "optimisations": self.optimisations,
+            "buffers": [asdict(buffer) for buffer in self.buffers],
+            "launches": [asdict(launch) for launch in self.launches],
+            "images": [_end_to_json(image) for image in self.images], "result": _end_to_json(self.result)}
+        return {KERNELS: self.source.encode(), MANIFEST: (json.dumps(manifest, indent=1) + "\n").encode(),
+                WEIGHTS: save(dict(sorted(self.weights.items())))}
+
+    @classmethod
+    def from_files(cls, files: dict[str, bytes], where: str) -> Bundle:
+        """The inverse of :meth:`files`. Raises DataError, naming ``where``, for what is no bundle."""
+        try:
+            manifest: dict[str, Any] = json.loads(files[MANIFEST])
+            if manifest["format"] != FORMAT:
+                raise ValueError(f"format {manifest['format']!r}")
+            found = cls(
+                manifest["network"], manifest["optimisations"], files[KERNELS].decode(),
+                tuple(Buffer(**fields) for fields in manifest["buffers"]),
+                tuple(Launch(**{**fields, "arguments": tuple(fields["arguments"])})
+                      for fields in manifest["launches"]),
+                tuple(map(_end_from_json, manifest["images"])), _end_from_json(manifest["result"]),
+                load(files[WEIGHTS]))
+            found._check()
+        except (KeyError, TypeError, ValueError, SafetensorError, EspalierError) as error:
+            raise DataError(f"{where} holds no kernels of this version ({error}): compile the network again") from None
+        return found
+
+    def _check(self) -> None:
+        """Raise ValueError unless buffers, launches and weights agree."""
+        sizes = {buffer.name: buffer for buffer in self.buffers}
+        for launch in self.launches:
+            if unknown := set(launch.arguments) - set(sizes):
+                raise ValueError(f"kernel {launch.kernel} reads unknown buffer {min(unknown)}")
+        for buffer in self.buffers:
+            array = self.weights.get(buffer.name)
+            if buffer.loaded and (array is None or array.size != buffer.elements or array.dtype != buffer.type):
+                raise ValueError(f"no fitting weights for buffer {buffer.name}")
+        for end in (*self.images, self.result):
+            if end.buffer not in sizes or sizes[end.buffer].elements != end.layout.elements:
+                raise ValueError(f"buffer {end.buffer} is missing or has another size")
+
+
+def _end_to_json(end: End) -> dict[str, Any]:
+    return {"buffer": end.buffer, **asdict(end.layout), "format": str(end.format)}
+
+
+def _end_from_json(fields: dict[str, Any]) -> End:
+    text = fields["format"]
+    layout = Layout(tuple(fields["shape"]), fields["block"], tuple(fields["halo"]))
+    return End(fields["buffer"], layout, FLOAT if text == str(FLOAT) else Fixed.parse(text))

@@ -1,0 +1,37 @@
+"""A network as OpenCL kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.errors import UnsupportedError
+from espalier.ir.graph import Graph
+from espalier.opencl.bundle import Buffer, Bundle, End, Launch
+from espalier.opencl.codegen import opencl_source
+from espalier.opencl.lower import buffer_name, lower
+from espalier.opencl.optimisations import ALL, Optimisations
+from espalier.opencl.schedule import scheduled
+
+
+def compile_kernels(graph: Graph, parameters: Mapping[str, NDArray], options: Optimisations = ALL) -> Bundle:
+    """The kernels of an inference graph, float (batch norms folded) or fixed.
+
+    Raises UnsupportedError for what no kernel does.
+    """
+    if len(graph.outputs) != 1:
+        raise UnsupportedError(f"OpenCL kernels give one result, and network {graph.name!r} has {len(graph.outputs)}")
+    lowered = lower(graph, parameters, options)
+    source, signatures = opencl_source([scheduled(kernel, options) for kernel in lowered.kernels])
+    arguments = {argument.name: argument for kernel in lowered.kernels for argument in kernel.arguments}
+    buffers = tuple(Buffer(name, argument.type, int(np.prod(argument.shape)), name in lowered.weights)
+                    for name, argument in sorted(arguments.items()))
+    *images, result = (End(buffer_name(value), lowered.layouts[value], value.format)
+                       for value in (*graph.inputs, graph.outputs[0]))
+    return Bundle(graph.name, asdict(options), source, buffers,
+                  tuple(Launch(found.kernel, found.arguments, found.groups, kernel.multiplications)
+                        for kernel, found in zip(lowered.kernels, signatures, strict=True)),
+                  tuple(images), result, lowered.weights)

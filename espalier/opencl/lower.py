@@ -1,0 +1,248 @@
+"""From a graph and its parameters to kernels, what they are given, and the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+
+from espalier.ir.graph import Graph
+from espalier.ir.interpret import aligned_bias, frac_of, product_frac
+from espalier.ir.ops import Add, AveragePool, Concat, Conv2d, GlobalAveragePool, Linear, MaxPool, Reshape
+from espalier.ir.types import Fixed, Value
+from espalier.numerics.activation import AVERAGE_FRAC, average_reciprocal
+from espalier.numerics.window import Window
+from espalier.opencl import kernels as k
+from espalier.opencl import weights as w
+from espalier.opencl.arithmetic import (
+    Expr,
+    Number,
+    element_type,
+    largest_following,
+    largest_rounding,
+    sum_type,
+    word_limit,
+)
+from espalier.opencl.kernels import Argument, Kernel, Terms
+from espalier.opencl.layout import Layout
+from espalier.opencl.optimisations import Optimisations
+from espalier.opencl.plan import Source, Work, map_shape, plan, viewed
+
+
+@dataclass(slots=True)
+class Lowered:
+    """Kernels in the order in which they run, the layouts of the network's values, and the weights by buffer."""
+
+    kernels: list[Kernel] = field(default_factory=list)
+    layouts: dict[Value, Layout] = field(default_factory=dict)
+    weights: dict[str, NDArray] = field(default_factory=dict)
+
+
+def buffer_name(value: Value) -> str:
+    """A name that OpenCL takes for what the graph calls ``value``."""
+    return "v_" + "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in value.name)
+
+
+def lower(graph: Graph, parameters: Mapping[str, NDArray], options: Optimisations) -> Lowered:
+    """Raises UnsupportedError for what no kernel does."""
+    names = [buffer_name(value) for value in graph.values()]
+    assert len(set(names)) == len(names), "names differ in more than punctuation"
+    works = plan(graph, fusion=options.fusion)
+    found = Lowered(layouts=_layouts(graph, works, options))
+    for work in works:
+        _Lowering(graph, parameters, options, found, work).run()
+    return found
+
+
+def _layouts(graph: Graph, works: tuple[Work, ...], options: Optimisations) -> dict[Value, Layout]:
+    """Blocks of channels as wide as a vector, the image's as wide as itself; halos as wide as any reader's padding."""
+    halos: dict[Value, list[int]] = {}
+    for work in works:
+        match work.op:
+            case Conv2d(window=window) | AveragePool(window=window):
+                halo = halos.setdefault(viewed(graph, work.op.x), [0, 0, 0, 0])
+                halos[work.op.x] = [max(pair) for pair in zip(halo, window.pad, strict=True)]
+            case _:
+                pass
+    found = {}
+    for value in (*graph.inputs, *(work.out for work in works)):
+        shape = map_shape(value)
+        own = shape[0] if value in graph.inputs and _is_broadcast(graph, value) else 1 << (shape[0] - 1).bit_length()
+        top, left, bottom, right = halos.get(value, [0, 0, 0, 0])
+        found[value] = Layout(shape, min(options.block, own), (top, left, bottom, right))
+    return found
+
+
+def _is_broadcast(graph: Graph, value: Value) -> bool:
+    """Whether all that read ``value`` read single elements, not vectors of them."""
+    return all(isinstance(user, Linear) or (isinstance(user, Conv2d) and user.groups == 1)
+               for user in graph.users(value))
+
+
+@dataclass(slots=True)
+class _Lowering:
+    graph: Graph
+    parameters: Mapping[str, NDArray]
+    options: Optimisations
+    found: Lowered
+    work: Work
+
+    def run(self) -> None:
+        op, out = self.work.op, self.work.out
+        result = Argument(buffer_name(out), self._layout(out).array_shape, element_type(out.format))
+        largest = max([self._largest(op), *self._followers_largest()])
+        sums = sum_type(out, largest)
+        terms, kind, count = self._terms(op, sums)
+        others = tuple(self._argument(value) for value in self.work.others())
+        name = f"k{len(self.found.kernels)}_{buffer_name(self.work.first)[2:]}"
+        self.found.kernels += k.kernels(name, kind, (result, self._layout(out)), sums, terms, others,
+                                        self._finish(sums), cached=self.options.cached_writes, multiplications=count)
+
+    def _layout(self, value: Value) -> Layout:
+        return self.found.layouts[value]
+
+    def _argument(self, value: Value) -> Argument:
+        return Argument(buffer_name(value), self._layout(value).array_shape, element_type(value.format))
+
+    def _read(self, value: Value) -> tuple[Argument, Layout]:
+        return self._argument(value), self._layout(value)
+
+    def _weights(self, value: Value, array: NDArray, type_: str | None = None) -> Argument:
+        type_ = type_ or element_type(value.format)
+        self.found.weights[buffer_name(value)] = array.astype(np.dtype(type_))
+        return Argument(buffer_name(value), array.shape, type_)
+
+    def _terms(self, op: Source, sums: str) -> tuple[Terms, str, int]:
+        """What is added up, how that can be scheduled, and how many multiplications it is."""
+        match op:
+            case Conv2d(window=window, groups=groups):
+                return self._convolution(op, viewed(self.graph, op.x), self._array(op.w), window, groups, sums)
+            case Linear():
+                x = viewed(self.graph, op.x)
+                channels, height, width = map_shape(x)
+                array = self._array(op.w).reshape(-1, channels, height, width)
+                return self._convolution(op, x, array, Window((height, width)), 1, sums)
+            case MaxPool(window=window):
+                return k.max_pool(self._read(op.x), window, sums), "window", 0
+            case AveragePool(window=window):
+                return k.average_pool(self._read(op.x), window, sums), "window", 0
+            case GlobalAveragePool():
+                return k.average_pool(self._read(op.x), Window(map_shape(op.x)[1:]), sums), "window", 0
+            case Concat():
+                parts = (op.a, op.b)
+                rounded = [self._rounding(part, op.out, sums) for part in parts]
+                return k.concatenation([self._read(part) for part in parts], self._layout(self.work.out), rounded,
+                                       sums), "gather", 0
+            case Reshape(x=x) | (Value() as x):
+                same = self._layout(x).shape == self._layout(self.work.out).shape
+                return k.copy(self._read(x), self._layout(self.work.out), sums), "copy" if same else "gather", 0
+            case _:
+                assert_never(op)
+
+    def _array(self, value: Value) -> NDArray:
+        return np.asarray(self.parameters[value.name])
+
+    def _convolution(self, op: Conv2d | Linear, x: Value, array: NDArray, window: Window, groups: int, sums: str
+                     ) -> tuple[Terms, str, int]:
+        layout, result = self._layout(x), self._layout(self.work.out)
+        b = None if op.b is None else self._weights(
+            op.b, w.bias(aligned_bias(op, self._array(op.b)), result.block), sums)
+        pixels = result.shape[1] * result.shape[2]
+        if groups == len(array) == layout.shape[0] and layout.block == result.block:
+            own = self._weights(op.w, w.depthwise(array, layout.block))
+            return k.depthwise(self._read(x), own, b, window, sums), "window", array.size * pixels
+        packed = self.options.weight_layout
+        every = w.dense(w.ungrouped(array, groups), layout.block, result.block, packed=packed)
+        type_ = element_type(op.w.format)
+        if type_ == "int8" and not packed:
+            type_ = "int16"  # TVM's vectors of bytes that do not lie side by side are wrong OpenCL C
+        terms = k.convolution(self._read(x), self._weights(op.w, every, type_), b, window, result, sums, packed=packed)
+        return terms, "dense", array.size * pixels
+
+    def _rounding(self, value: Value, out: Value, sums: str) -> Any:
+        return lambda expr: Number(expr, sums, frac_of(value)).rounded(out).expr
+
+    def _finish(self, sums: str) -> k.Finish:
+        """From the sum of an element to what is written: rounded, then what follows."""
+        op, others = self.work.op, [*self.work.others()]
+
+        def finish(buffers: Mapping[str, Any], total: Expr, at: k.Index) -> Expr:
+            left = list(others)
+
+            def other(value: Value) -> Number:
+                layout = self._layout(value)
+                place = at[0], at[1] + layout.halo[0], at[2] + layout.halo[1], at[3]
+                return Number(buffers[buffer_name(value)][place].astype(sums), sums, frac_of(value))
+
+            number = self._rounded(op, total, sums)
+            for follower in self.work.followers:
+                number = number.followed(follower, other(left.pop(0)) if isinstance(follower, Add) else None)
+            return number.expr
+
+        return finish
+
+    def _rounded(self, op: Source, total: Expr, sums: str) -> Number:
+        """The result of ``op`` from its sum."""
+        match op:
+            case Conv2d() | Linear():
+                return Number(total, sums, product_frac(op.x, op.w)).rounded(op.out)
+            case AveragePool() | GlobalAveragePool():
+                return self._mean(op, total, sums).rounded(op.out)
+            case MaxPool() | Reshape():
+                return Number(total, sums, frac_of(op.x)).rounded(op.out)
+            case Concat():
+                return Number(total, sums, frac_of(op.out))
+            case Value():
+                return Number(total, sums, frac_of(op))
+            case _:
+                assert_never(op)
+
+    def _mean(self, op: AveragePool | GlobalAveragePool, total: Expr, sums: str) -> Number:
+        count = _window_size(op)
+        frac = frac_of(op.x)
+        if frac is None:
+            return Number(total / float(count), sums, None)
+        return Number(total * tirx.const(average_reciprocal(count), sums), sums, frac + AVERAGE_FRAC)
+
+    def _largest(self, op: Source) -> int:
+        """The largest magnitude on the way to the result of ``op``; in float it does not matter."""
+        if not isinstance(self.work.first.format, Fixed):
+            return 0
+        match op:
+            case Conv2d() | Linear():
+                array = np.abs(self._array(op.w)).reshape(op.w.shape[0], -1).sum(axis=1) * word_limit(op.x)
+                if op.b is not None:
+                    array = array + np.abs(aligned_bias(op, self._array(op.b)))
+                return largest_rounding(int(array.max(initial=0)), product_frac(op.x, op.w), op.out)
+            case AveragePool() | GlobalAveragePool():
+                count = _window_size(op)
+                frac = frac_of(op.x)
+                assert frac is not None, "its result is in fixed point, so it is"
+                return largest_rounding(count * word_limit(op.x) * average_reciprocal(count), frac + AVERAGE_FRAC,
+                                        op.out)
+            case Concat():
+                return max(largest_rounding(word_limit(part), frac_of(part), op.out) for part in (op.a, op.b))
+            case MaxPool() | Reshape():
+                return largest_rounding(word_limit(op.x), frac_of(op.x), op.out)
+            case Value():
+                return word_limit(op)
+            case _:
+                assert_never(op)
+
+    def _followers_largest(self) -> list[int]:
+        found, value, others = [], self.work.first, list(self.work.others())
+        for op in self.work.followers:
+            found.append(largest_following(op, value, others.pop(0) if isinstance(op, Add) else None))
+            value = op.out
+        return found
+
+
+def _window_size(op: AveragePool | GlobalAveragePool) -> int:
+    if isinstance(op, AveragePool):
+        return op.window.kernel[0] * op.window.kernel[1]
+    _, height, width = map_shape(op.x)
+    return height * width

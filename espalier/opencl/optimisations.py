@@ -1,0 +1,64 @@
+"""What turns naive kernels into good ones, each to be had or left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimisations:
+    """Which optimisations a compilation makes (Chung and Abdelrahman, 2022, name most of them).
+
+    Parameters
+    ----------
+    fusion : bool
+        Rectifiers, sums and requantisation in the kernel of the layer that they follow, instead of their own.
+    work_groups : bool
+        One work-group for each tile of the result, which run side by side; otherwise one runs through all.
+    cached_writes : bool
+        Sums in registers, written once; otherwise each term goes through memory.
+    vectorisation : bool
+        ``vector`` channels side by side in memory, and as one vector in arithmetic.
+    weight_layout : bool
+        Weights in the order in which they are read; otherwise as the network has them, (O, I, KH, KW).
+    tiling : bool
+        Several results at a time, so that what is loaded serves several sums.
+    unrolling : bool
+        No loops in tiles, so that their sums have names, and registers.
+    vector : int
+        Elements of a vector: 2, 4, 8 or 16.
+    """
+
+    fusion: bool = True
+    work_groups: bool = True
+    cached_writes: bool = True
+    vectorisation: bool = True
+    weight_layout: bool = True
+    tiling: bool = True
+    unrolling: bool = True
+    vector: int = 16
+
+    @classmethod
+    def named(cls, names: frozenset[str], vector: int = 16) -> Optimisations:
+        """Those, and no others."""
+        return cls(vector=vector, **{name: name in names for name in NAMES})
+
+    @property
+    def block(self) -> int:
+        """Channels side by side in memory."""
+        return self.vector if self.vectorisation else 1
+
+
+NAMES = tuple(field.name for field in fields(Optimisations) if field.name != "vector")
+ALL = Optimisations()
+BASE = Optimisations.named(frozenset())
+
+
+def ladder() -> Iterator[tuple[str, Optimisations]]:
+    """``base``, then each optimisation added to those before it."""
+    found = BASE
+    yield "base", found
+    for name in NAMES:
+        found = replace(found, **{name: True})
+        yield name, found

@@ -1,0 +1,133 @@
+"""Kernels on a device, through pyopencl."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyopencl as cl
+from numpy.typing import NDArray
+
+from espalier.errors import DataError, ToolError
+from espalier.ir.types import Fixed
+from espalier.opencl.bundle import Bundle, End
+
+REMEDY = "install one: pip install pocl-binary-distribution runs kernels on any x86-64 processor"
+OPTIONS = ["-w"]  #: for the compiler of OpenCL C: its warnings are about code that nobody reads
+
+
+def devices() -> list[cl.Device]:
+    """Every OpenCL device of this machine. Raises ToolError where there is none."""
+    try:
+        found = [device for platform in cl.get_platforms() for device in platform.get_devices()]
+    except cl.Error:
+        found = []
+    if not found:
+        raise ToolError(f"There is no OpenCL device on this machine: {REMEDY}")
+    return found
+
+
+def find_device(name: str = "") -> cl.Device:
+    """The first device whose name (or whose platform's) has ``name`` in it. Raises ToolError if none has."""
+    every = devices()
+    for device in every:
+        if name.lower() in f"{device.platform.name} {device.name}".lower():
+            return device
+    raise ToolError(f"No OpenCL device is called {name!r}: there are "
+                    f"{', '.join(repr(device.name.strip()) for device in every)}")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTime:
+    """What one launch took, in seconds, by the device's own clock."""
+
+    kernel: str
+    seconds: float
+    multiplications: int
+
+
+class Session:
+    """A network on a device, ready to run.
+
+    Raises ToolError where the device cannot hold or build it.
+    """
+
+    def __init__(self, bundle: Bundle, device: cl.Device | None = None) -> None:
+        self.bundle, self.device = bundle, device or find_device()
+        self._require_fit()
+        self.context = cl.Context([self.device])
+        self.queue = cl.CommandQueue(self.context, properties=cl.command_queue_properties.PROFILING_ENABLE)
+        program = self._built()
+        self._buffers = {buffer.name: cl.Buffer(self.context, cl.mem_flags.READ_WRITE, max(1, buffer.size_bytes))
+                         for buffer in bundle.buffers}
+        for buffer in bundle.buffers:
+            array = bundle.weights[buffer.name] if buffer.loaded else np.zeros(buffer.elements, buffer.type)
+            cl.enqueue_copy(self.queue, self._buffers[buffer.name], np.ascontiguousarray(array))
+        self._kernels = []
+        for launch in bundle.launches:
+            kernel = cl.Kernel(program, launch.kernel)
+            kernel.set_args(*(self._buffers[name] for name in launch.arguments))
+            self._kernels.append((kernel, (launch.groups,)))
+        self._types = {buffer.name: np.dtype(buffer.type) for buffer in bundle.buffers}
+        self._result = np.zeros(bundle.result.layout.array_shape, self._types[bundle.result.buffer])
+
+    def _require_fit(self) -> None:
+        needed, most = sum(buffer.size_bytes for buffer in self.bundle.buffers), self.device.global_mem_size
+        largest, limit = max(self.bundle.buffers, key=lambda buffer: buffer.size_bytes), self.device.max_mem_alloc_size
+        if needed > most or largest.size_bytes > limit:
+            raise ToolError(f"Network {self.bundle.network!r} needs {needed:,} bytes and a buffer of "
+                            f"{largest.size_bytes:,} ({largest.name}); device {self.device.name.strip()!r} has "
+                            f"{most:,} and allows {limit:,}")
+
+    def _built(self) -> cl.Program:
+        try:
+            program: cl.Program = cl.Program(self.context, self.bundle.source).build(OPTIONS)
+        except cl.Error as error:
+            log = str(error).strip()
+            raise ToolError(f"Device {self.device.name.strip()!r} cannot build the kernels of {self.bundle.network!r}: "
+                            f"{log[:2000]}") from None
+        return program
+
+    def run(self, *images: NDArray) -> NDArray:
+        """The results (N, C, ...) of N images (N, C, H, W): words in fixed point, else real numbers.
+
+        A network with several inputs takes as many arrays. Raises DataError for images of another shape or kind.
+        """
+        for image, array in zip(self.bundle.images, images, strict=True):
+            self._require_images(image, array)
+        found = [self._one([image.layout.pack(one, self._types[image.buffer])
+                            for image, one in zip(self.bundle.images, each, strict=True)])
+                 for each in zip(*images, strict=True)]
+        shape = self.bundle.result.layout.shape
+        return np.stack(found).reshape(len(found), *(shape if shape[1:] != (1, 1) else shape[:1]))
+
+    def _require_images(self, image: End, array: NDArray) -> None:
+        shape = image.layout.shape
+        if array.shape[1:] not in (shape, shape[:1] if shape[1:] == (1, 1) else shape):
+            raise DataError(f"Network {self.bundle.network!r} takes images of shape {shape}, not "
+                            f"{tuple(array.shape[1:])}")
+        if isinstance(image.format, Fixed) and array.dtype.kind not in "iu":
+            raise DataError(f"Network {self.bundle.network!r} takes words of {image.format}, not {array.dtype} numbers")
+
+    def _one(self, packed: Sequence[NDArray]) -> NDArray:
+        for image, array in zip(self.bundle.images, packed, strict=True):
+            cl.enqueue_copy(self.queue, self._buffers[image.buffer], array)
+        self._launch()
+        cl.enqueue_copy(self.queue, self._result, self._buffers[self.bundle.result.buffer])
+        return self.bundle.result.layout.unpack(self._result).copy()
+
+    def _launch(self) -> Sequence[cl.Event]:
+        try:
+            return [cl.enqueue_nd_range_kernel(self.queue, kernel, groups, (1,)) for kernel, groups in self._kernels]
+        except cl.Error as error:
+            names = ", ".join(launch.kernel for launch in self.bundle.launches)
+            raise ToolError(f"Device {self.device.name.strip()!r} cannot run the kernels of {self.bundle.network!r} "
+                            f"({names}): {str(error).strip()[:500]}") from None
+
+    def kernel_times(self) -> list[KernelTime]:
+        """What each kernel takes, in one run on what lies in the buffers."""
+        events = self._launch()
+        self.queue.finish()
+        return [KernelTime(launch.kernel, (event.profile.end - event.profile.start) * 1e-9, launch.multiplications)
+                for launch, event in zip(self.bundle.launches, events, strict=True)]

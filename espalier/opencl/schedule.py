@@ -1,0 +1,125 @@
+"""Schedules: TensorIR functions as they are to run, one optimisation after another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import Any
+
+import tvm
+from tvm.s_tir import Schedule
+
+from espalier.opencl.kernels import OUT, SUM, Kernel
+from espalier.opencl.optimisations import Optimisations
+
+Tile = tuple[int, int, int]  #: blocks, rows and columns of results at a time
+ONE: Tile = (1, 1, 1)
+REGISTERS = 28     #: sums of a tile, as vectors; a few registers stay for what is loaded
+LATENCY = 4        #: cycles from one sum of a register to its next
+UNROLLED_TERMS = 9  #: terms of a window whose loops are unrolled
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """A kernel as it is to run: the module of its one function, and how many work-groups run it."""
+
+    kernel: Kernel
+    module: Any
+    groups: int
+
+
+def scheduled(kernel: Kernel, options: Optimisations, tile: Tile | None = None) -> Scheduled:
+    """A kernel as the optimisations say.
+
+    ``tile``: otherwise :func:`best_tile`; its numbers divide the result's blocks, rows and columns.
+    """
+    schedule = Schedule(tvm.IRModule({kernel.name: kernel.function}))
+    schedule.work_on(kernel.name)
+    names = {block for block in (SUM, OUT) if _has(schedule, block)}
+    main = schedule.get_sblock(OUT if OUT in names else SUM)
+    tiles, vectors = kernel.kind != "gather" and OUT in names, kernel.kind != "gather" and kernel.result.block > 1
+    chosen = (tile or best_tile(kernel)) if options.tiling and tiles else ONE
+    *outer, vector = _tiled(schedule, main, chosen)
+    groups, inner = outer[:3], outer[3:]
+    reduction: list[Any] = []
+    if names == {SUM, OUT}:
+        reduction = _sum_inside(schedule, groups[-1], kernel, options)
+    if OUT in names and options.vectorisation and vectors:
+        schedule.vectorize(vector)
+    if options.unrolling and OUT in names:
+        for loop in inner:
+            schedule.unroll(loop)
+    _bind(schedule, groups, options)
+    if reduction:
+        schedule.decompose_reduction(schedule.get_sblock(SUM), reduction[0])
+    size = kernel.result.blocks, *kernel.result.shape[1:]
+    return Scheduled(kernel, schedule.mod, prod(size) // prod(chosen) if options.work_groups else 1)
+
+
+def _has(schedule: Any, block: str) -> bool:
+    try:
+        schedule.get_sblock(block)
+    except tvm.s_tir.schedule.ScheduleError:
+        return False
+    return True
+
+
+def _tiled(schedule: Any, block: Any, tile: Tile) -> list[Any]:
+    """The loops of a block's element: over tiles, in the tile, over the vector."""
+    axes = schedule.get_loops(block)[:4]
+    split = [schedule.split(axis, [None, size]) for axis, size in zip(axes[:3], tile, strict=True)]
+    loops = [pair[0] for pair in split] + [pair[1] for pair in split] + [axes[3]]
+    schedule.reorder(*loops)
+    return loops
+
+
+def _sum_inside(schedule: Any, at: Any, kernel: Kernel, options: Optimisations) -> list[Any]:
+    """The sums of a tile in registers, terms outside and the tile inside; returns the loops over terms."""
+    block = schedule.get_sblock(SUM)
+    schedule.compute_at(block, at, preserve_unit_loops=True)
+    schedule.set_scope(block, 0, "local")
+    loops = schedule.get_loops(block)[3:]  # within the three over tiles
+    place, vector, terms = loops[:3], loops[3], loops[4:]
+    schedule.reorder(*terms, *place, vector)
+    if options.vectorisation and kernel.result.block > 1:
+        schedule.vectorize(vector)
+    if options.unrolling:
+        for loop in place:
+            schedule.unroll(loop)
+        if kernel.kind == "window" and kernel.terms <= UNROLLED_TERMS:
+            for loop in terms:
+                schedule.unroll(loop)
+    return list(terms)
+
+
+def _bind(schedule: Any, groups: list[Any], options: Optimisations) -> None:
+    """Each tile is a work-group, or all are one."""
+    if options.work_groups:
+        schedule.bind(schedule.fuse(*groups), "blockIdx.x")
+    else:
+        schedule.bind(schedule.add_unit_loop(groups[0]), "blockIdx.x")
+
+
+def best_tile(kernel: Kernel) -> Tile:
+    """The tile with the least estimated time for each sum, on a processor that does two sums and two loads at a time.
+
+    A term of a tile loads a vector of weights for each of its blocks, and an element for each of its pixels, which
+    for a single block is part of the sum's instruction.
+    """
+    blocks, (_, height, width) = kernel.result.blocks, kernel.result.shape
+    across = _divisors(blocks) if kernel.kind == "dense" else [1]
+    tiles = [tile for tile in product(across, _divisors(height), _divisors(width)) if prod(tile) <= REGISTERS]
+
+    def cost(tile: Tile) -> tuple[float, int]:
+        sums, pixels = prod(tile), tile[1] * tile[2]
+        if kernel.kind == "copy":
+            return abs(sums - 4), tile[1]
+        loads = tile[0] + pixels if kernel.kind == "dense" else 2 * pixels
+        return max(sums / 2, loads / 2, LATENCY) / sums, tile[1]
+
+    return min(tiles, key=cost)
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]

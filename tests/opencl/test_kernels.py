@@ -1,0 +1,150 @@
+"""Kernels on a device equal the interpreter, word for word, whichever optimisations they have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from bench.draws import Draw
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from espalier.ir import ops
+from espalier.ir.graph import Graph
+from espalier.ir.interpret import evaluate, interpret
+from espalier.ir.types import FLOAT, Fixed, TensorType, Value
+from espalier.numerics.window import Window
+from espalier.opencl.bundle import Bundle
+from espalier.opencl.compilation import compile_kernels
+from espalier.opencl.optimisations import NAMES, Optimisations
+from espalier.opencl.runtime import Session
+
+CASES = settings(deadline=None, max_examples=12, derandomize=True, phases=(Phase.generate,))  # each takes a second
+#: Of float32 against float64, relative to the largest result: sums of some hundred products.
+FLOAT32_TOLERANCE = 2e-6
+
+
+def draws(function: Callable[[Draw, Optimisations], None]) -> Callable[[], None]:
+    @CASES
+    @given(data=st.data())
+    def test(data: st.DataObject) -> None:
+        random = np.random.RandomState(data.draw(st.integers(0, 2**32 - 1)))
+        draw = Draw(data, random, extreme=data.draw(st.booleans()), batch=data.draw(st.integers(1, 2)))
+        names = data.draw(st.sets(st.sampled_from(NAMES)))
+        function(draw, Optimisations.named(frozenset(names), data.draw(st.sampled_from([4, 16]))))
+
+    return test
+
+
+def on_device(graph: Graph, parameters: dict[str, NDArray], images: list[NDArray], options: Optimisations) -> NDArray:
+    """As it comes out of the files."""
+    bundle = Bundle.from_files(compile_kernels(graph, parameters, options).files(), "the test")
+    found = Session(bundle).run(*images)
+    return found.reshape(len(found), *graph.outputs[0].shape)
+
+
+def check(draw: Draw, op: ops.Op, options: Optimisations) -> None:
+    arrays = draw.arrays(op)
+    parameters = {value.name: array for value, array in zip(op.inputs, arrays, strict=True)
+                  if len(array.shape) == len(value.shape)}
+    images = [(value, array) for value, array in zip(op.inputs, arrays, strict=True) if value.name not in parameters]
+    graph = Graph("one", tuple(value for value, _ in images),
+                  tuple(value for value in op.inputs if value.name in parameters), (op,), (op.out,))
+    got = on_device(graph, parameters, [array for _, array in images], options)
+    assert np.array_equal(got, evaluate(op, *arrays)), op
+
+
+def frac(value: Value) -> int:
+    assert isinstance(value.format, Fixed)
+    return value.format.frac
+
+
+@draws
+def test_conv2d(draw: Draw, options: Optimisations) -> None:
+    window = draw.window()
+    depthwise = draw.integer(0, 2) == 0
+    groups = draw.integer(1, 5) if depthwise else draw.integer(1, 2)
+    x = draw.value("x", groups * (1 if depthwise else draw.integer(1, 3)), draw.integer(5, 8), draw.integer(5, 8))
+    w = draw.value("w", groups * (1 if depthwise else draw.integer(1, 9)), x.shape[0] // groups, *window.kernel)
+    acc_frac = frac(x) + frac(w)
+    b = draw.value("b", w.shape[0], format_=draw.format(acc_frac - 20, acc_frac)) if draw.integer(0, 1) else None
+    out = draw.value("y", w.shape[0], *window.out_size(*x.shape[1:]), format_=draw.format(acc_frac - 30, acc_frac))
+    check(draw, ops.Conv2d(out, x, w, b, window, groups), options)
+
+
+@draws
+def test_linear(draw: Draw, options: Optimisations) -> None:
+    x = draw.value("x", draw.integer(1, 40))
+    w = draw.value("w", draw.integer(1, 20), x.shape[0])
+    acc_frac = frac(x) + frac(w)
+    b = draw.value("b", w.shape[0], format_=draw.format(acc_frac - 20, acc_frac)) if draw.integer(0, 1) else None
+    check(draw, ops.Linear(draw.value("y", w.shape[0], format_=draw.format(acc_frac - 30, acc_frac)), x, w, b), options)
+
+
+@draws
+def test_elementwise(draw: Draw, options: Optimisations) -> None:
+    shape = draw.integer(1, 5), 3, 4
+    x = draw.value("x", *shape)
+    out = draw.value("y", *shape, format_=draw.format())
+    bound = 1 << max(0, 1 - min(frac(x), frac(out))) + draw.integer(0, 3)
+    op = [ops.Relu(out, x), ops.ClippedRelu(out, x, bound), ops.Add(out, x, draw.value("b", *shape)),
+          ops.Reshape(Value("y", TensorType((shape[0] * 12,), out.format)), x)][draw.integer(0, 3)]
+    check(draw, op, options)
+
+
+@draws
+def test_concatenation(draw: Draw, options: Optimisations) -> None:
+    pixels = ((), (3, 4))[draw.integer(0, 1)]
+    a, b = (draw.value(name, draw.integer(1, 5), *pixels) for name in ("x", "x2"))
+    check(draw, ops.Concat(draw.value("y", a.shape[0] + b.shape[0], *pixels), a, b), options)
+
+
+@draws
+def test_pools(draw: Draw, options: Optimisations) -> None:
+    window = draw.window(pools=True)
+    x = draw.value("x", draw.integer(1, 5), draw.integer(5, 8), draw.integer(5, 8))
+    shape = (x.shape[0], *window.out_size(*x.shape[1:]))
+    op = [ops.MaxPool(draw.value("y", *shape), x, window), ops.AveragePool(draw.value("y", *shape), x, window),
+          ops.GlobalAveragePool(draw.value("y", x.shape[0], 1, 1), x)][draw.integer(0, 2)]
+    check(draw, op, options)
+
+
+def residual(draw: Draw, real: bool) -> Graph:
+    """A branch, a shortcut, a flattening and a layer, in random formats."""
+    def value(name: str, *shape: int, low: int = 0, high: int = 18) -> Value:
+        return Value(name, TensorType(shape, FLOAT if real else draw.format(low, high)))
+
+    channels, window = draw.integer(2, 6), Window((3, 3), pad=(1, 1, 1, 1))
+    x, w1, w2 = value("x", 2, 6, 5), value("w1", channels, 2, 3, 3), value("w2", channels, channels, 3, 3)
+    # nothing is coarser than a product, which would have to be shifted up
+    a, b, c, d, f = (value(name, *shape, high=0) for name, shape in (
+        ("a", (channels, 6, 5)), ("b", (channels, 6, 5)), ("c", (channels, 6, 5)), ("d", (channels, 6, 5)),
+        ("f", (channels * 30,))))
+    flat = Value("f", TensorType(f.shape, d.format))
+    w3, y = value("w3", 3, channels * 30), value("y", 3, high=0)
+    return Graph("residual", (x,), (w1, w2, w3),
+                 (ops.Conv2d(a, x, w1, None, window), ops.Conv2d(b, a, w2, None, window), ops.Add(c, b, a),
+                  ops.Relu(d, c), ops.Reshape(flat, d), ops.Linear(y, flat, w3, None)), (y,))
+
+
+@draws
+def test_residual(draw: Draw, options: Optimisations) -> None:
+    graph = residual(draw, real=False)
+    arrays = {value.name: draw.random.randint(value.format.low, value.format.high + 1, value.shape)
+              for value in graph.parameters if isinstance(value.format, Fixed)}
+    image = graph.inputs[0]
+    assert isinstance(image.format, Fixed)
+    images = draw.random.randint(image.format.low, image.format.high + 1, (draw.batch, *image.shape))
+    got = on_device(graph, arrays, [images], options)
+    assert np.array_equal(got, interpret(graph, {**arrays, "x": images})["y"])
+
+
+@draws
+def test_real_numbers(draw: Draw, options: Optimisations) -> None:
+    graph = residual(draw, real=True)
+    arrays = {value.name: draw.random.randn(*value.shape).astype(np.float32) for value in graph.parameters}
+    images = draw.random.randn(draw.batch, 2, 6, 5).astype(np.float32)
+    got = on_device(graph, arrays, [images], options)
+    expected = interpret(graph, {**arrays, "x": images.astype(np.float64)})["y"]
+    np.testing.assert_allclose(got, expected, rtol=0, atol=FLOAT32_TOLERANCE * np.abs(expected).max())
