@@ -394,3 +394,78 @@ def compare(
         network=network, data=data, data_root=data_root, epochs=epochs, seeds=flow.parse_seeds(seeds), rows=rows,
         lanes=lanes), steps=progress)
     _done(progress, as_json, found.to_json(), found.table())
+
+
+opencl = typer.Typer(no_args_is_help=True, help="A network as OpenCL kernels, for inference: write, run and time them.")
+app.add_typer(opencl, name="opencl")
+
+KernelFolder = Annotated[Path, typer.Argument(metavar="KERNELS", help="A directory that opencl compile wrote.")]
+DeviceName = Annotated[str, typer.Option(help="A part of the device's name; default: the first.")]
+Threads = Annotated[int | None, typer.Option(help="Of the processor, for PoCL; default: all.")]
+
+
+@opencl.command("compile")
+@one_sentence
+def opencl_compile(
+    source: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A training directory, a checkpoint, ONNX, or "
+                                                                  "pretrained:NAME.")],
+    output_dir: Annotated[Path, typer.Option(help="Where kernels, weights and manifest go; earlier ones there are "
+                                                  "replaced.")],
+    without: Annotated[list[str] | None, typer.Option(help="An optimisation to leave out, or all; may be "
+                                                           "repeated.")] = None,
+    vector: Annotated[int, typer.Option(help="Elements of a vector: 2, 4, 8 or 16.")] = 16,
+    data: DataName = None,
+    data_root: DataRoot = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the OpenCL kernels of a network."""
+    steps = _steps()
+    bundle = flow.write_kernels(source, output_dir, flow.KernelsRequest(
+        without=tuple(without or ()), vector=vector, data=data, data_root=data_root), dry_run=dry_run, steps=steps)
+    size = sum(buffer.size_bytes for buffer in bundle.buffers)
+    record = {"network": bundle.network, "kernels": len(bundle.launches), "buffer_bytes": size}
+    _done(steps, as_json, record, [f"{bundle.network}: {len(bundle.launches)} kernels, {size:,} bytes of buffers"
+                                   + (" (dry run: nothing was written)" if dry_run else "")])
+
+
+@opencl.command("run")
+@one_sentence
+def opencl_run(
+    kernels: KernelFolder,
+    data: DataName = None,
+    data_root: DataRoot = None,
+    images: Annotated[int | None, typer.Option(help="Test images, at most; default: all.")] = None,
+    device: DeviceName = "",
+    threads: Threads = None,
+    against: Annotated[Path | None, typer.Option(help="What the kernels were made from: compare every result.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run kernels on test images."""
+    steps = _steps()
+    content = flow.run_kernels(kernels, flow.RunRequest(
+        data=data, data_root=data_root, images=images, device=device, threads=threads, against=against), steps)
+    _done(steps, as_json, content, [f"{content['network']} on {content['device']}", *_figures(content)])
+
+
+@opencl.command("time")
+@one_sentence
+def opencl_time(
+    kernels: KernelFolder,
+    runs: Annotated[int, typer.Option(help="Of which the median is told.")] = 20,
+    device: DeviceName = "",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time kernels on single images."""
+    steps = _steps()
+    content = flow.time_kernels(kernels, runs=runs, device=device, threads=threads, steps=steps)
+    lines = [f"{one['kernel']}: {one['seconds'] * 1e6:.0f} µs"
+             + (f", {one['multiplications'] / one['seconds'] / 1e9:.1f} GMAC/s" if one["multiplications"] else "")
+             for one in content["kernels"] if one["seconds"]]
+    _done(steps, as_json, content, [f"{content['network']} on {content['device']}", *lines, *_figures(content)])
+
+
+def _figures(content: dict[str, Any]) -> list[str]:
+    return [f"{figure['name']}: {figure['value']:.6g} {figure['unit']} ({figure['provenance']})"
+            for figure in content["figures"]]

@@ -7,6 +7,7 @@
     verify     build + data             ->  verify.json: every tensor of a step, RTL against the definition
     synth      build + device           ->  synth.json: area and, where routed, clock
     report     any of these directories ->  one HTML page
+    kernels    checkpoint or network    ->  OpenCL kernels, weights, manifest; run and time them
     compare    recipes × seeds          ->  a training each, compare.json, compare.html
 
 Nothing is ever left half written: a stage that fails leaves earlier results as they were.
@@ -15,6 +16,7 @@ Nothing is ever left half written: a stage that fails leaves earlier results as 
 from espalier.flow.comparison import CompareRequest, compare, parse_seeds
 from espalier.flow.compilation import CompileRequest, compile_network
 from espalier.flow.compression import CompressRequest, compress_network
+from espalier.flow.kernels import KernelsRequest, RunRequest, run_kernels, time_kernels, write_kernels
 from espalier.flow.recipes import TrainFlags, recipe
 from espalier.flow.reporting import write_report
 from espalier.flow.simulation import SimulateRequest, simulate
@@ -25,6 +27,7 @@ from espalier.flow.verification import VerifyRequest, verify
 from espalier.train.crew import leads
 from espalier.train.loop import TrainingInterrupted
 
-__all__ = ["CompareRequest", "CompileRequest", "CompressRequest", "SimulateRequest", "Steps", "SynthRequest",
-           "TrainFlags", "TrainingInterrupted", "VerifyRequest", "compare", "compile_network", "compress_network",
-           "leads", "parse_seeds", "recipe", "simulate", "synth", "train_network", "verify", "write_report"]
+__all__ = ["CompareRequest", "CompileRequest", "CompressRequest", "KernelsRequest", "RunRequest", "SimulateRequest",
+           "Steps", "SynthRequest", "TrainFlags", "TrainingInterrupted", "VerifyRequest", "compare", "compile_network",
+           "compress_network", "leads", "parse_seeds", "recipe", "run_kernels", "simulate", "synth", "time_kernels",
+           "train_network", "verify", "write_kernels", "write_report"]

@@ -48,9 +48,10 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The image or the result: its buffer, how it lies in there, and what its elements mean."""
+    """An image or the result: its buffer, its shape and how it lies in there, and what its elements mean."""
 
     buffer: str
+    shape: tuple[int, ...]
     layout: Layout
     format: Format
 
@@ -62,6 +63,8 @@ class Bundle:
     Parameters
     ----------
     network : str
+    data : str
+        The data set that it was trained on, as far as is known.
     optimisations : dict
         What was asked for, by name.
     source : str
@@ -77,6 +80,7 @@ class Bundle:
     """
 
     network: str
+    data: str
     optimisations: dict[str, bool | int]
     source: str
     buffers: tuple[Buffer, ...]
@@ -88,7 +92,8 @@ class Bundle:
     def files(self) -> dict[str, bytes]:
         """The three files by name."""
         manifest = {
-            "format": FORMAT, "network": self.network, "optimisations": self.optimisations,
+            "format": FORMAT, "network": self.network, "data": self.data,
+            "optimisations": self.optimisations,
             "buffers": [asdict(buffer) for buffer in self.buffers],
             "launches": [asdict(launch) for launch in self.launches],
             "images": [_end_to_json(image) for image in self.images], "result": _end_to_json(self.result)}
@@ -103,7 +108,7 @@ class Bundle:
             if manifest["format"] != FORMAT:
                 raise ValueError(f"format {manifest['format']!r}")
             found = cls(
-                manifest["network"], manifest["optimisations"], files[KERNELS].decode(),
+                manifest["network"], manifest["data"], manifest["optimisations"], files[KERNELS].decode(),
                 tuple(Buffer(**fields) for fields in manifest["buffers"]),
                 tuple(Launch(**{**fields, "arguments": tuple(fields["arguments"])})
                       for fields in manifest["launches"]),
@@ -130,10 +135,10 @@ class Bundle:
 
 
 def _end_to_json(end: End) -> dict[str, Any]:
-    return {"buffer": end.buffer, **asdict(end.layout), "format": str(end.format)}
+    return {"buffer": end.buffer, "shape": end.shape, "layout": asdict(end.layout), "format": str(end.format)}
 
 
 def _end_from_json(fields: dict[str, Any]) -> End:
-    text = fields["format"]
-    layout = Layout(tuple(fields["shape"]), fields["block"], tuple(fields["halo"]))
-    return End(fields["buffer"], layout, FLOAT if text == str(FLOAT) else Fixed.parse(text))
+    text, place = fields["format"], fields["layout"]
+    layout = Layout(tuple(place["shape"]), place["block"], tuple(place["halo"]))
+    return End(fields["buffer"], tuple(fields["shape"]), layout, FLOAT if text == str(FLOAT) else Fixed.parse(text))

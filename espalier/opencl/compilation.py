@@ -17,8 +17,9 @@ from espalier.opencl.optimisations import ALL, Optimisations
 from espalier.opencl.schedule import scheduled
 
 
-def compile_kernels(graph: Graph, parameters: Mapping[str, NDArray], options: Optimisations = ALL) -> Bundle:
-    """The kernels of an inference graph, float (batch norms folded) or fixed.
+def compile_kernels(graph: Graph, parameters: Mapping[str, NDArray], options: Optimisations = ALL,
+                    data: str = "") -> Bundle:
+    """The kernels of an inference graph, float (batch norms folded) or fixed, that was trained on ``data``.
 
     Raises UnsupportedError for what no kernel does.
     """
@@ -26,12 +27,14 @@ def compile_kernels(graph: Graph, parameters: Mapping[str, NDArray], options: Op
         raise UnsupportedError(f"OpenCL kernels give one result, and network {graph.name!r} has {len(graph.outputs)}")
     lowered = lower(graph, parameters, options)
     source, signatures = opencl_source([scheduled(kernel, options) for kernel in lowered.kernels])
-    arguments = {argument.name: argument for kernel in lowered.kernels for argument in kernel.arguments}
+    arguments = {argument.name: argument for argument in (
+        *(lowered.argument(value) for value in graph.inputs),  # one may be the result, or be read by nothing
+        *(argument for kernel in lowered.kernels for argument in kernel.arguments))}
     buffers = tuple(Buffer(name, argument.type, int(np.prod(argument.shape)), name in lowered.weights)
                     for name, argument in sorted(arguments.items()))
-    *images, result = (End(buffer_name(value), lowered.layouts[value], value.format)
+    *images, result = (End(buffer_name(value), value.shape, lowered.layouts[value], value.format)
                        for value in (*graph.inputs, graph.outputs[0]))
-    return Bundle(graph.name, asdict(options), source, buffers,
+    return Bundle(graph.name, data, asdict(options), source, buffers,
                   tuple(Launch(found.kernel, found.arguments, found.groups, kernel.multiplications)
                         for kernel, found in zip(lowered.kernels, signatures, strict=True)),
                   tuple(images), result, lowered.weights)

@@ -41,6 +41,10 @@ class Lowered:
     layouts: dict[Value, Layout] = field(default_factory=dict)
     weights: dict[str, NDArray] = field(default_factory=dict)
 
+    def argument(self, value: Value) -> Argument:
+        """The buffer of an activation."""
+        return Argument(buffer_name(value), self.layouts[value].array_shape, element_type(value.format))
+
 
 def buffer_name(value: Value) -> str:
     """A name that OpenCL takes for what the graph calls ``value``."""
@@ -93,11 +97,11 @@ class _Lowering:
 
     def run(self) -> None:
         op, out = self.work.op, self.work.out
-        result = Argument(buffer_name(out), self._layout(out).array_shape, element_type(out.format))
+        result = self.found.argument(out)
         largest = max([self._largest(op), *self._followers_largest()])
         sums = sum_type(out, largest)
         terms, kind, count = self._terms(op, sums)
-        others = tuple(self._argument(value) for value in self.work.others())
+        others = tuple(self.found.argument(value) for value in self.work.others())
         name = f"k{len(self.found.kernels)}_{buffer_name(self.work.first)[2:]}"
         self.found.kernels += k.kernels(name, kind, (result, self._layout(out)), sums, terms, others,
                                         self._finish(sums), cached=self.options.cached_writes, multiplications=count)
@@ -105,11 +109,8 @@ class _Lowering:
     def _layout(self, value: Value) -> Layout:
         return self.found.layouts[value]
 
-    def _argument(self, value: Value) -> Argument:
-        return Argument(buffer_name(value), self._layout(value).array_shape, element_type(value.format))
-
     def _read(self, value: Value) -> tuple[Argument, Layout]:
-        return self._argument(value), self._layout(value)
+        return self.found.argument(value), self._layout(value)
 
     def _weights(self, value: Value, array: NDArray, type_: str | None = None) -> Argument:
         type_ = type_ or element_type(value.format)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 from espalier.errors import UnsupportedError
 from espalier.ir.graph import Graph
@@ -56,14 +57,10 @@ class Work:
 
 
 def map_shape(value: Value) -> MapShape:
-    """The shape of an activation as a map: a vector (C,) is (C, 1, 1)."""
-    match value.shape:
-        case (channels, height, width):
-            return channels, height, width
-        case (channels,):
-            return channels, 1, 1
-        case _:
-            raise UnsupportedError(f"OpenCL kernels take maps (C, H, W) and vectors (C,), and {value} is neither")
+    """The shape of an activation as a map: a vector (C,) is (C, 1, 1); other numbers of axes are made three."""
+    channels, *pixels = value.shape or (1,)
+    height = pixels.pop(0) if len(pixels) > 1 else 1
+    return channels, height, prod(pixels)
 
 
 def plan(graph: Graph, *, fusion: bool) -> tuple[Work, ...]:

@@ -99,14 +99,12 @@ class Session:
         found = [self._one([image.layout.pack(one, self._types[image.buffer])
                             for image, one in zip(self.bundle.images, each, strict=True)])
                  for each in zip(*images, strict=True)]
-        shape = self.bundle.result.layout.shape
-        return np.stack(found).reshape(len(found), *(shape if shape[1:] != (1, 1) else shape[:1]))
+        return np.stack(found).reshape(len(found), *self.bundle.result.shape)
 
     def _require_images(self, image: End, array: NDArray) -> None:
-        shape = image.layout.shape
-        if array.shape[1:] not in (shape, shape[:1] if shape[1:] == (1, 1) else shape):
-            raise DataError(f"Network {self.bundle.network!r} takes images of shape {shape}, not "
-                            f"{tuple(array.shape[1:])}")
+        if array.shape[1:] != image.shape:
+            raise DataError(f"Network {self.bundle.network!r} takes images of shape {image.shape}, not "
+                            f"{array.shape[1:]}")
         if isinstance(image.format, Fixed) and array.dtype.kind not in "iu":
             raise DataError(f"Network {self.bundle.network!r} takes words of {image.format}, not {array.dtype} numbers")
 

@@ -6,16 +6,15 @@ operator's row; none is skipped. The counts are printed at the end of the test r
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import pytest
+from bench.onnx_cases import FLOAT32_TOLERANCE, PRINTED_TOLERANCE, imported, load_cases, operator_of, wide
 from numpy.typing import NDArray
 from onnx.backend.test.case.test_case import TestCase as NodeCase
-from onnx.backend.test.loader import load_model_tests
 
 from espalier.errors import UnsupportedError
 from espalier.frontend import supported
@@ -29,52 +28,25 @@ from espalier.numerics.update import BufferedSgd, master_format
 if TYPE_CHECKING:
     from conftest import NodeCaseTally
 
-#: The cases expect float32 results; ours are float64, and sums of up to 64 products of numbers near 1 differ by less.
-FLOAT32_TOLERANCE = 1e-5
-#: Cases whose images and results stand in ONNX's source with four digits, rounded each by itself.
-PRINTED_TOLERANCE = {"test_averagepool_2d_ceil_last_window_starts_on_pad": 1e-4}
 #: A learning rate, momentum and decay have 16-bit words: each term of an update, below 1, is off by at most 2**-16.
 FACTOR_TOLERANCE = 3 * 2.0 ** -16
 
 WEIGHT = Fixed.of(16, 12)   #: holds the numbers of the Momentum cases, which are below 8
 GRADIENT_FRAC = 24
 
-Results = dict[str, NDArray]
-#: How many inputs hold data of the images; the others are parameters, bound as constants.
-DATA_INPUTS = {"Add": 2, "Concat": 2, "SoftmaxCrossEntropyLoss": 2}
-
 
 @pytest.fixture(scope="module")
 def all_cases() -> list[NodeCase]:
-    with warnings.catch_warnings():  # generating the other operators' cases divides by zero on purpose
-        warnings.simplefilter("ignore")
-        return load_model_tests(kind="node")
-
-
-def operator_of(case: NodeCase) -> str:
-    """The operator that a case of a single node is about; empty for one of several nodes."""
-    if len(case.model.graph.node) != 1:
-        return ""
-    node = case.model.graph.node[0]
-    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    return load_cases()
 
 
 def run_graph(case: NodeCase) -> None:
     """Import the case's model, interpret it, and compare each result."""
-    node = case.model.graph.node[0]
-    (inputs, expected), = case.data_sets
-    tensors = dict(zip([name for name in node.input if name], inputs, strict=True))
-    data = list(tensors)[:DATA_INPUTS.get(node.op_type, 1)]
-    graph, state = from_onnx(case.model, {name: array for name, array in tensors.items() if name not in data})
-    images = {name: tensors[name] for name in data}
-    known = interpret(graph, {**state, **{name: wide(array) for name, array in images.items()}})
+    graph, state, images, expected = imported(case)
+    known = interpret(graph, {**state, **images})
     for value, array in zip(graph.outputs, expected, strict=True):
         np.testing.assert_allclose(known[value.name], array, rtol=0,
                                    atol=PRINTED_TOLERANCE.get(case.name, FLOAT32_TOLERANCE))
-
-
-def wide(array: NDArray) -> NDArray:
-    return array.astype(np.float64) if array.dtype.kind == "f" else array
 
 
 def run_momentum(case: NodeCase) -> None:

@@ -1,0 +1,235 @@
+"""OpenCL kernels of a network: write them, run them on images, time them."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.data import Dataset, load, normalise
+from espalier.errors import DataError, MismatchError
+from espalier.flow.directory import require_replaceable, whole_directory
+from espalier.flow.source import data_for, data_of, is_checkpoint, is_float, load_checkpoint, real_network
+from espalier.flow.steps import Steps
+from espalier.ir.graph import Graph
+from espalier.ir.interpret import interpret
+from espalier.ir.types import Fixed
+from espalier.opencl.bundle import KERNELS, MANIFEST, WEIGHTS, Bundle
+from espalier.opencl.optimisations import NAMES, Optimisations
+from espalier.records import Figure, Provenance, write_json
+from espalier.train.fold import folded
+
+if TYPE_CHECKING:
+    from espalier.opencl.runtime import Session
+
+TIMES = "times.json"
+THREADS = "POCL_MAX_PTHREAD_COUNT"  #: of the environment; read when the first device is looked for
+FLOAT_TOLERANCE = 1e-4  #: of float32 against float64, relative to an image's largest result; networks of 34 layers
+VECTORS = (2, 4, 8, 16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelsRequest:
+    """How kernels are made.
+
+    Parameters
+    ----------
+    without : tuple of str
+        Optimisations to leave out, by their names in :class:`espalier.opencl.optimisations.Optimisations`; ``"all"``
+        leaves the base.
+    vector : int
+        Elements of a vector.
+    data : str or None
+        The data set that the network was trained on, where the source does not say.
+    data_root : Path or None
+    """
+
+    without: tuple[str, ...] = ()
+    vector: int = 16
+    data: str | None = None
+    data_root: Path | None = None
+
+    def optimisations(self) -> Optimisations:
+        """Raises DataError for names and widths that there are not."""
+        if unknown := sorted(set(self.without) - {"all", *NAMES}):
+            raise DataError(f"There is no optimisation {unknown[0]!r}: choose of {', '.join(NAMES)}, or all")
+        if self.vector not in VECTORS:
+            raise DataError(f"A vector has {', '.join(map(str, VECTORS[:-1]))} or {VECTORS[-1]} elements, not "
+                            f"{self.vector}")
+        left = frozenset() if "all" in self.without else frozenset(NAMES) - set(self.without)
+        return Optimisations.named(left, self.vector)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """What kernels run on.
+
+    Parameters
+    ----------
+    data : str or None
+        A data set, of which the test images are taken; default: that of the training.
+    data_root : Path or None
+    images : int or None
+        At most so many.
+    device : str
+        A part of a device's name; the first device otherwise.
+    threads : int or None
+        Of a processor, where PoCL runs the kernels.
+    against : Path or None
+        The source that the kernels were made from: compare every result with it.
+    """
+
+    data: str | None = None
+    data_root: Path | None = None
+    images: int | None = None
+    device: str = ""
+    threads: int | None = None
+    against: Path | None = None
+
+
+def network_of(source: Path, data: str | None, root: Path | None) -> tuple[Graph, dict[str, NDArray], str]:
+    """The inference graph of a checkpoint, an ``.onnx`` file or ``pretrained:NAME``, its parameters, and its data."""
+    if is_checkpoint(source):
+        checkpoint = load_checkpoint(source)
+        plain = folded(checkpoint) if is_float(checkpoint) else checkpoint
+        return plain.graph, plain.weights, data or plain.config.data
+    known = data or data_of(source, root)
+    found = real_network(source, data_for(source, known, root), known, root)
+    return found.graph, dict(found.parameters), known
+
+
+def write_kernels(source: Path, output: Path, request: KernelsRequest | None = None, *, dry_run: bool = False,
+                  steps: Steps | None = None) -> Bundle:
+    """Write the kernels of a network into ``output``, where kernels that were there before are replaced."""
+    request, steps = request or KernelsRequest(), steps or Steps()
+    options = request.optimisations()
+    require_replaceable(output, MANIFEST)
+    with steps.step("import network"):
+        graph, parameters, data = network_of(source, request.data, request.data_root)
+    with steps.step("write kernels"):
+        from espalier.opencl.compilation import compile_kernels  # TVM comes with it: seconds
+
+        bundle = compile_kernels(graph, parameters, options, data)
+    if dry_run:
+        return bundle
+    with whole_directory(output, MANIFEST) as folder:
+        for name, content in bundle.files().items():
+            (folder / name).write_bytes(content)
+    steps.wrote(*(output / name for name in (KERNELS, WEIGHTS, MANIFEST)))
+    return bundle
+
+
+def read_kernels(folder: Path) -> Bundle:
+    """The kernels that ``write_kernels`` wrote. Raises DataError if there are none."""
+    files = {}
+    for name in (KERNELS, MANIFEST, WEIGHTS):
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"{folder} holds no OpenCL kernels (there is no {name} in it): make them with espalier "
+                            f"opencl compile")
+        files[name] = path.read_bytes()
+    return Bundle.from_files(files, str(folder))
+
+
+def run_kernels(folder: Path, request: RunRequest, steps: Steps | None = None) -> dict[str, Any]:
+    """Run kernels on test images: how many are recognised, and whether the results are those of the source.
+
+    Raises MismatchError where they are not: in fixed point word for word, in float32 beyond :data:`FLOAT_TOLERANCE`.
+    """
+    steps = steps or Steps()
+    bundle = read_kernels(folder)
+    with steps.step("load data"):
+        test = load(request.data or bundle.data, request.data_root).test
+        count = len(test) if request.images is None else min(request.images, len(test))
+        images = _images(bundle, test, count)
+    with steps.step("build kernels"):
+        session = open_session(bundle, request.device, request.threads)
+    with steps.step("run"):
+        results = session.run(images)
+    correct = int((results.argmax(axis=1) == test.labels[:count]).sum())
+    figures = [Figure("images", count, "images", Provenance.MEASURED),
+               Figure("accuracy", correct / count, "of the images", Provenance.MEASURED)]
+    if request.against is not None:
+        with steps.step("compare"):
+            figures.append(_compared(bundle, results, images, request))
+    return {"network": bundle.network, "device": session.device.name.strip(),
+            "figures": [figure.to_json() for figure in figures]}
+
+
+def open_session(bundle: Bundle, device: str = "", threads: int | None = None) -> Session:
+    """Build kernels on a device. Only the first call in a process can choose the threads."""
+    if threads is not None:
+        if threads < 1:
+            raise DataError(f"Kernels run on at least one thread, not {threads}")
+        os.environ[THREADS] = str(threads)
+    from espalier.opencl.runtime import Session, find_device  # OpenCL's drivers come with it
+
+    return Session(bundle, find_device(device))
+
+
+def _images(bundle: Bundle, test: Dataset, count: int) -> NDArray:
+    if count < 1:
+        raise DataError(f"Kernels run on at least one image, not {count}")
+    image, = bundle.images
+    found = normalise(test.images[:count])
+    return image.format.quantise(found) if isinstance(image.format, Fixed) else found
+
+
+def _compared(bundle: Bundle, results: NDArray, images: NDArray, request: RunRequest) -> Figure:
+    assert request.against is not None, "there is something to compare with"
+    graph, parameters, _ = network_of(request.against, request.data or bundle.data, request.data_root)
+    known = interpret(graph, {**parameters, graph.inputs[0].name: images})[graph.outputs[0].name]
+    if known.shape != results.shape:
+        raise MismatchError(f"The kernels give {results.shape} and {request.against} gives {known.shape}: they are of "
+                            f"another network")
+    if isinstance(graph.outputs[0].format, Fixed):
+        differ = int((known != results).sum())
+        if differ:
+            raise MismatchError(f"{differ} of {results.size} words differ from the interpreter's: the kernels are of "
+                                f"other weights than {request.against}")
+        return Figure("words that differ from the interpreter's", 0, "words", Provenance.MEASURED)
+    error = float((np.abs(known - results).max(axis=1) / np.abs(known).max(axis=1)).max())
+    if not error <= FLOAT_TOLERANCE:
+        raise MismatchError(f"Results differ from those of {request.against} by {error:.2g} of an image's largest, and "
+                            f"float32 explains {FLOAT_TOLERANCE:g}: the kernels are of other weights")
+    return Figure("largest difference from the interpreter", error, "of an image's largest result",
+                  Provenance.MEASURED)
+
+
+def time_kernels(folder: Path, *, runs: int = 20, device: str = "", threads: int | None = None,
+                 steps: Steps | None = None) -> dict[str, Any]:
+    """Time single images: the whole way with its copies, and each kernel by the device's clock; medians."""
+    if runs < 1:
+        raise DataError(f"At least one run is timed, not {runs}")
+    steps = steps or Steps()
+    bundle = read_kernels(folder)
+    with steps.step("build kernels"):
+        session = open_session(bundle, device, threads)
+        blank = [np.zeros((1, *image.shape), np.int64 if isinstance(image.format, Fixed) else np.float32)
+                 for image in bundle.images]
+        session.run(*blank)
+    with steps.step("run"):
+        whole = [_seconds(lambda: session.run(*blank)) for _ in range(runs)]
+        each = [session.kernel_times() for _ in range(runs)]
+    kernels = [{"kernel": found[0].kernel, "seconds": median(one.seconds for one in found),
+                "multiplications": found[0].multiplications} for found in zip(*each, strict=True)]
+    content = {"network": bundle.network, "device": session.device.name.strip(), "threads": threads, "runs": runs,
+               "figures": [Figure("an image", median(whole), "s", Provenance.MEASURED).to_json(),
+                           Figure("its kernels", sum(one["seconds"] for one in kernels), "s",
+                                  Provenance.MEASURED).to_json()],
+               "kernels": kernels}
+    write_json(folder / TIMES, content)
+    steps.wrote(folder / TIMES)
+    return content
+
+
+def _seconds(work: Any) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
