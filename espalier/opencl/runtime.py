@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,9 +85,8 @@ class Session:
         try:
             program: cl.Program = cl.Program(self.context, self.bundle.source).build(OPTIONS)
         except cl.Error as error:
-            log = str(error).strip()
             raise ToolError(f"Device {self.device.name.strip()!r} cannot build the kernels of {self.bundle.network!r}: "
-                            f"{log[:2000]}") from None
+                            f"{_first_error(str(error), self.bundle.source)}") from None
         return program
 
     def run(self, *images: NDArray) -> NDArray:
@@ -129,3 +129,12 @@ class Session:
         self.queue.finish()
         return [KernelTime(launch.kernel, (event.profile.end - event.profile.start) * 1e-9, launch.multiplications)
                 for launch, event in zip(self.bundle.launches, events, strict=True)]
+
+
+def _first_error(log: str, source: str) -> str:
+    """The first line of a build log that tells an error, after the kernel that it is in, if it says where."""
+    line = next((line for line in log.splitlines() if "error:" in line), log).strip()[:500]
+    number = re.search(r":(\d+):\d+", line)
+    before = source.splitlines()[:int(number.group(1))] if number else []
+    kernels = re.findall(r"^__kernel void (\w+)", "\n".join(before), re.MULTILINE)
+    return f"kernel {kernels[-1]}: {line}" if kernels else line

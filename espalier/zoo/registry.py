@@ -17,6 +17,7 @@ from espalier.zoo.initialise import initialise
 from espalier.zoo.lenet import lenet5
 from espalier.zoo.mobilenet import mobilenetv1
 from espalier.zoo.resnet import resnet
+from espalier.zoo.resnet_imagenet import ImageNetResNet
 from espalier.zoo.vgg import vgg
 
 
@@ -28,7 +29,7 @@ class Network:
     input_shape: tuple[int, int, int]
 
 
-CIFAR = (3, 32, 32)
+CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
 
 NETWORKS = {
     "digits": Network(digits_cnn, (1, 8, 8)),
@@ -46,6 +47,9 @@ NETWORKS = {
     "resnet20": Network(partial(resnet, 20), CIFAR),
     "resnet56": Network(partial(resnet, 56), CIFAR),
     "resnet110": Network(partial(resnet, 110), CIFAR),
+    "mobilenetv1_224": Network(partial(mobilenetv1, stride=2), IMAGENET),
+    "resnet18": Network(partial(ImageNetResNet, 18), IMAGENET),
+    "resnet34": Network(partial(ImageNetResNet, 34), IMAGENET),
 }
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 from bench.draws import Draw
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from espalier.errors import DataError
 from espalier.ir import ops
 from espalier.ir.graph import Graph
 from espalier.ir.interpret import evaluate, interpret
@@ -147,3 +149,12 @@ def test_real_numbers(draw: Draw, options: Optimisations) -> None:
     got = on_device(graph, arrays, [images], options)
     expected = interpret(graph, {**arrays, "x": images.astype(np.float64)})["y"]
     np.testing.assert_allclose(got, expected, rtol=0, atol=FLOAT32_TOLERANCE * np.abs(expected).max())
+
+
+def test_images_wrong() -> None:
+    x, y = (Value(name, TensorType((2, 3, 3), Fixed.of(8, 4))) for name in "xy")
+    session = Session(compile_kernels(Graph("net", (x,), (), (ops.Relu(y, x),), (y,)), {}))
+    with pytest.raises(DataError, match=r"^Network 'net' takes images of shape \(2, 3, 3\), not \(1, 8, 8\)$"):
+        session.run(np.zeros((1, 1, 8, 8), np.int64))
+    with pytest.raises(DataError, match=r"^Network 'net' takes words of fixed<8,4,AP_RND,AP_SAT>, not float32"):
+        session.run(np.zeros((1, 2, 3, 3), np.float32))

@@ -9,12 +9,14 @@ from espalier import zoo
 from espalier.errors import UnsupportedError
 from espalier.zoo.mobilenet import mobilenetv1
 from espalier.zoo.resnet import Block, LastNorm
+from espalier.zoo.resnet_imagenet import ImageNetResNet
 from espalier.zoo.vgg import vgg
 
 PARAMETERS = {"digits": 3818, "lenet5": 61_706, "cnn1x": 82_096, "cnn2x": 307_040, "cnn4x": 1_185_472,
               "alexnet": 2_472_266, "vgg16": 14_719_818, "vgg16_bn": 14_728_266,
               "vgg16_bn_quarter": 924_186, "vgg19": 20_029_514, "vgg19_bn": 20_040_522, "mobilenetv1": 3_217_226,
-              "resnet20": 269_722, "resnet56": 853_018, "resnet110": 1_727_962}
+              "resnet20": 269_722, "resnet56": 853_018, "resnet110": 1_727_962,
+              "mobilenetv1_224": 3_217_226, "resnet18": 11_181_642, "resnet34": 21_289_802}
 SMALL = tuple(name for name, count in PARAMETERS.items() if count < 1_000_000)
 
 
@@ -109,6 +111,12 @@ def test_mobilenet_of_imagenet_has_the_published_parameters():
         assert trained_parameters(mobilenetv1(1000)) == 4_231_976
 
 
+@pytest.mark.parametrize(("layers", "count"), [(18, 11_689_512), (34, 21_797_672)])
+def test_resnets_of_imagenet_have_the_published_parameters(layers, count):
+    with torch.device("meta"):
+        assert trained_parameters(ImageNetResNet(layers, 1000)) == count
+
+
 def test_shortcut_is_option_a():
     block = zoo.build("resnet20").layer2[0]
     assert not block.shortcut.weight.requires_grad and block.shortcut.weight.sum() == 16
@@ -142,7 +150,8 @@ def test_unknown_network_wrong():
             call("vgg")
         assert str(error.value) == ("There is no reference network 'vgg': choose one of digits, lenet5, cnn1x, cnn2x, "
                                     "cnn4x, alexnet, vgg16, vgg16_bn, vgg16_bn_quarter, vgg19, vgg19_bn, "
-                                    "mobilenetv1, resnet20, resnet56, resnet110")
+                                    "mobilenetv1, resnet20, resnet56, resnet110, mobilenetv1_224, resnet18, "
+                                    "resnet34")
 
 
 def test_too_few_classes_wrong():

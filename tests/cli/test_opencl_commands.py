@@ -1,0 +1,122 @@
+"""The opencl commands: kernels written, run, compared and timed; what can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyopencl as cl
+import pytest
+from bench.commands import fails, run, tree
+
+from espalier.opencl import runtime
+from espalier.opencl.bundle import KERNELS, MANIFEST, WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def kernels(made: Path) -> Path:
+    """Of the trained network of ``made``."""
+    from espalier.cli import main
+
+    assert main(["opencl", "compile", str(made / "train"), "--output-dir", str(made / "kernels")]) == 0
+    return made / "kernels"
+
+
+def test_kernels_equal_their_source(kernels: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "opencl", "run", kernels, "--images", 5, "--against", made / "train", "--json")
+    assert status == 0
+    figures = {figure["name"]: figure["value"] for figure in json.loads(out)["record"]["figures"]}
+    assert figures["images"] == 5 and figures["words that differ from the interpreter's"] == 0
+
+
+def test_without_optimisations_they_do_too(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = tmp_path / "base"
+    assert run(capsys, "opencl", "compile", made / "train", "--output-dir", base, "--without", "all")[0] == 0
+    status, out, _ = run(capsys, "opencl", "run", base, "--images", 3, "--against", made / "train")
+    assert status == 0 and "words that differ from the interpreter's: 0 words" in out
+
+
+def test_times(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "opencl", "time", kernels, "--runs", 2, "--json")
+    content = json.loads(out)
+    assert status == 0 and content["record"]["runs"] == 2
+    assert [figure["name"] for figure in content["record"]["figures"]] == ["an image", "its kernels"]
+    assert json.loads((kernels / "times.json").read_text()) == content["record"]
+
+
+def test_dry_run_writes_nothing(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "opencl", "compile", made / "train", "--output-dir", tmp_path / "k", "--dry-run")
+    assert status == 0 and "nothing was written" in out and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("sentence", "arguments"), [
+    (r"^There is no optimisation 'speed': choose of fusion, .*, or all$", ["--without", "speed"]),
+    (r"^A vector has 2, 4, 8 or 16 elements, not 5$", ["--vector", 5])])
+def test_options_that_are_none(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], sentence: str,
+                               arguments: list[object]) -> None:
+    fails(capsys, sentence, "opencl", "compile", made / "train", "--output-dir", tmp_path / "k", *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("sentence", "arguments"), [
+    (r"^Kernels run on at least one image, not 0$", ["--images", 0]),
+    (r"^Kernels run on at least one thread, not 0$", ["--threads", 0]),
+    (r"^No OpenCL device is called 'abacus': there are '.*'$", ["--device", "abacus"])])
+def test_runs_that_cannot_be(kernels: Path, capsys: pytest.CaptureFixture[str], sentence: str,
+                             arguments: list[object]) -> None:
+    before = tree(kernels)
+    fails(capsys, sentence, "opencl", "run", kernels, *arguments)
+    assert tree(kernels) == before
+
+
+def test_folders_that_hold_no_kernels(kernels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, r"holds no OpenCL kernels \(there is no kernels.cl in it\): make them with espalier opencl compile$",
+          "opencl", "run", tmp_path)
+    for name, content in ((MANIFEST, b"{"), (MANIFEST, b'{"format": "other"}'), (WEIGHTS, b"no tensors")):
+        broken = tmp_path / "broken"
+        shutil.copytree(kernels, broken)
+        (broken / name).write_bytes(content)
+        fails(capsys, r"broken holds no kernels of this version \(.*\): compile the network again$", "opencl", "run",
+              broken)
+        shutil.rmtree(broken)
+
+
+def test_kernels_that_do_not_build(kernels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(kernels, broken)
+    (broken / KERNELS).write_text("__kernel void k0(__global int* x) { x[0] = unknown; }\n")
+    fails(capsys, r"^Device '.*' cannot build the kernels of '.*': kernel k0: .*undeclared identifier 'unknown'",
+          "opencl", "time", broken)
+
+
+def test_other_weights_are_found_out(kernels: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+                                     ) -> None:
+    from safetensors.numpy import load, save
+
+    other = tmp_path / "other"
+    shutil.copytree(kernels, other)
+    weights = load((other / WEIGHTS).read_bytes())
+    (other / WEIGHTS).write_bytes(save({name: np.zeros_like(array) for name, array in weights.items()}))
+    fails(capsys, r"^\d+ of \d+ words differ from the interpreter's: the kernels are of other weights than ",
+          "opencl", "run", other, "--images", 4, "--against", made / "train")
+
+
+def test_no_device(kernels: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def nothing() -> list[cl.Platform]:
+        return []
+
+    monkeypatch.setattr(runtime.cl, "get_platforms", nothing)
+    fails(capsys, r"^There is no OpenCL device on this machine: install one: pip install pocl-binary-distribution ",
+          "opencl", "time", kernels)
+
+
+def test_a_device_that_is_too_small(kernels: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+                                    ) -> None:
+    class Small:
+        name, global_mem_size, max_mem_alloc_size = "small", 10, 5
+
+    monkeypatch.setattr(runtime, "find_device", lambda name="": Small())
+    fails(capsys, r"^Network '.*' needs [\d,]+ bytes and a buffer of [\d,]+ \(.*\); device 'small' has 10 and allows "
+                  r"5$", "opencl", "time", kernels)
