@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from espalier.opencl.runtime import Session
 
 TIMES = "times.json"
-THREADS = "POCL_MAX_PTHREAD_COUNT"  #: of the environment; read when the first device is looked for
+THREADS, DRIVER = "POCL_MAX_PTHREAD_COUNT", "POCL_DEVICES"  #: of PoCL's environment
 FLOAT_TOLERANCE = 1e-4  #: of float32 against float64, relative to an image's largest result; networks of 34 layers
 VECTORS = (2, 4, 8, 16)
 
@@ -168,6 +168,8 @@ def open_session(bundle: Bundle, device: str = "", threads: int | None = None) -
         if threads < 1:
             raise DataError(f"Kernels run on at least one thread, not {threads}")
         os.environ[THREADS] = str(threads)
+        if threads == 1:
+            os.environ.setdefault(DRIVER, "basic")  # without a thread beside the caller's, and half the time a launch
     from espalier.opencl.runtime import Session, find_device  # OpenCL's drivers come with it
 
     return Session(bundle, find_device(device))

@@ -58,7 +58,7 @@ class Session:
         self.bundle, self.device = bundle, device or find_device()
         self._require_fit()
         self.context = cl.Context([self.device])
-        self.queue = cl.CommandQueue(self.context, properties=cl.command_queue_properties.PROFILING_ENABLE)
+        self.queue = cl.CommandQueue(self.context)
         program = self._built()
         self._buffers = {buffer.name: cl.Buffer(self.context, cl.mem_flags.READ_WRITE, max(1, buffer.size_bytes))
                          for buffer in bundle.buffers}
@@ -96,10 +96,11 @@ class Session:
         """
         for image, array in zip(self.bundle.images, images, strict=True):
             self._require_images(image, array)
-        found = [self._one([image.layout.pack(one, self._types[image.buffer])
-                            for image, one in zip(self.bundle.images, each, strict=True)])
-                 for each in zip(*images, strict=True)]
-        return np.stack(found).reshape(len(found), *self.bundle.result.shape)
+        found = np.empty((len(images[0]), *self.bundle.result.layout.shape), self._result.dtype)
+        for number, each in enumerate(zip(*images, strict=True)):
+            found[number] = self._one([image.layout.pack(one, self._types[image.buffer])
+                                       for image, one in zip(self.bundle.images, each, strict=True)])
+        return found.reshape(len(found), *self.bundle.result.shape)
 
     def _require_images(self, image: End, array: NDArray) -> None:
         if array.shape[1:] != image.shape:
@@ -110,14 +111,14 @@ class Session:
 
     def _one(self, packed: Sequence[NDArray]) -> NDArray:
         for image, array in zip(self.bundle.images, packed, strict=True):
-            cl.enqueue_copy(self.queue, self._buffers[image.buffer], array)
-        self._launch()
+            cl.enqueue_copy(self.queue, self._buffers[image.buffer], array, is_blocking=False)
+        self._launch(self.queue)
         cl.enqueue_copy(self.queue, self._result, self._buffers[self.bundle.result.buffer])
-        return self.bundle.result.layout.unpack(self._result).copy()
+        return self.bundle.result.layout.unpack(self._result)
 
-    def _launch(self) -> Sequence[cl.Event]:
+    def _launch(self, queue: cl.CommandQueue) -> Sequence[cl.Event]:
         try:
-            return [cl.enqueue_nd_range_kernel(self.queue, kernel, groups, (1,)) for kernel, groups in self._kernels]
+            return [cl.enqueue_nd_range_kernel(queue, kernel, groups, (1,)) for kernel, groups in self._kernels]
         except cl.Error as error:
             names = ", ".join(launch.kernel for launch in self.bundle.launches)
             raise ToolError(f"Device {self.device.name.strip()!r} cannot run the kernels of {self.bundle.network!r} "
@@ -125,8 +126,9 @@ class Session:
 
     def kernel_times(self) -> list[KernelTime]:
         """What each kernel takes, in one run on what lies in the buffers."""
-        events = self._launch()
-        self.queue.finish()
+        timed = cl.CommandQueue(self.context, properties=cl.command_queue_properties.PROFILING_ENABLE)
+        events = self._launch(timed)
+        timed.finish()
         return [KernelTime(launch.kernel, (event.profile.end - event.profile.start) * 1e-9, launch.multiplications)
                 for launch, event in zip(self.bundle.launches, events, strict=True)]
 

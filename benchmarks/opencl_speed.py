@@ -1,0 +1,185 @@
+"""How fast OpenCL kernels are, single images: each optimisation added to those before it, beside other runtimes.
+
+    python benchmarks/opencl_speed.py
+
+LeNet-5, MobileNetV1 and ResNet-34 (224×224, 1000 classes) in float32 with random weights, by one thread and by two,
+each in a process of its own, since PoCL and TVM choose their threads once. All contenders take turns in rounds of one
+run each (of as many as take SECONDS, where they are quick), and the median of the rounds is told; those that need more
+than SLOW seconds take part in the first round alone. Times are of the whole way from an image in the computer's memory to its logits there.
+
+- ``base`` ... ``unrolling``: our kernels on PoCL, from ``Optimisations``' ladder; ``unrolling`` is all of them.
+- ``torch``: PyTorch, channels_last. ``onnxruntime``: with the batch norms folded into the layers.
+- ``tvm``: TVM's own code for this processor, untuned, batch norms folded; its untuned loops use one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+NETWORKS = {"lenet5": 10, "mobilenetv1_224": 1000, "resnet34": 1000}  #: and their classes
+THREADS = (1, 2)
+SECONDS, SLOW = 0.02, 0.5
+VARIABLES = ("POCL_MAX_PTHREAD_COUNT", "OMP_NUM_THREADS", "TVM_NUM_THREADS")
+WHOLE = "unrolling"
+PEAK_SIZE = 1024
+
+
+def contenders(name: str, threads: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Ways to run network ``name`` on one image, by name; each has run once and gives torch's logits."""
+    import numpy as np
+    import onnxruntime
+    import torch
+
+    from espalier.frontend.onnx_export import to_onnx
+    from espalier.frontend.torch_export import from_torch
+    from espalier.opencl.compilation import compile_kernels
+    from espalier.opencl.optimisations import ladder
+    from espalier.opencl.runtime import Session
+    from espalier.zoo import build, input_shape
+
+    torch.set_num_threads(threads)
+    module, shape = build(name, NETWORKS[name]).eval(), input_shape(name)
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    image = np.random.RandomState(0).standard_normal((1, *shape)).astype(np.float32)
+    graph, parameters = from_torch(module, shape, name)
+    channels_last = module.to(memory_format=torch.channels_last)
+    seen = torch.from_numpy(image).to(memory_format=torch.channels_last)
+    logits = channels_last(seen).numpy()
+
+    def checked(title: str, run: Callable[[], np.ndarray]) -> tuple[str, Callable[[], object]]:
+        error = float(np.abs(run() - logits).max() / np.abs(logits).max())
+        assert error < 1e-4, f"{title} gives other logits: {error}"
+        return title, run
+
+    for title, options in ladder():
+        yield checked(title, partial(Session(compile_kernels(graph, parameters, options)).run, image))
+    yield checked("torch", lambda: channels_last(seen).numpy())
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    other = onnxruntime.InferenceSession(to_onnx(graph, parameters).SerializeToString(), settings,
+                                         providers=["CPUExecutionProvider"])
+    feed = {other.get_inputs()[0].name: image}
+    yield checked("onnxruntime", lambda: other.run(None, feed)[0])
+    if threads == 1:
+        yield checked("tvm", tvm_run(module, image))
+
+
+def tvm_run(module: object, image: object) -> Callable[[], object]:
+    """TVM's own way from torch to this processor."""
+    import torch
+    import tvm
+    from tvm import relax
+    from tvm.relax.frontend.torch import from_exported_program
+
+    exported = torch.export.export(module, (torch.from_numpy(image),))  # type: ignore[arg-type]
+    found = relax.transform.FoldBatchnormToConv2D()(from_exported_program(exported))
+    host = tvm.target.codegen.llvm_get_system_cpu()
+    executable = tvm.compile(found, target=tvm.target.Target({"kind": "llvm", "mcpu": str(host)}))
+    machine, ready = relax.VirtualMachine(executable, tvm.cpu()), tvm.runtime.tensor(image)
+
+    def run() -> object:
+        result = machine["main"](ready)
+        return (result if hasattr(result, "numpy") else result[0]).numpy()
+
+    return run
+
+
+def measured(name: str, threads: int, rounds: int) -> dict[str, float]:
+    """Median seconds of each contender; and ``peak``, multiplications a second of a matrix product by torch."""
+    import torch
+
+    every = dict(contenders(name, threads))
+    repeats = {title: max(1, min(100, int(SECONDS / _seconds(run, 1)))) for title, run in every.items()}
+    times: dict[str, list[float]] = {title: [] for title in every}
+    square = torch.ones(PEAK_SIZE, PEAK_SIZE)
+    products = []
+    for number in range(rounds):
+        for title, run in every.items():
+            if number == 0 or times[title][0] <= SLOW:
+                times[title].append(_seconds(run, repeats[title]))
+        products.append(_seconds(lambda: square @ square, 3))
+    return {**{title: median(found) for title, found in times.items()}, "peak": PEAK_SIZE ** 3 / median(products)}
+
+
+def _seconds(run: Callable[[], object], repeats: int) -> float:
+    """Of one run, the median of some."""
+    found = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - began)
+    return median(found)
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Of a process whose runtimes use so many threads; PoCL's for one is another."""
+    found = {**os.environ, **dict.fromkeys(VARIABLES, str(threads))}
+    return {**found, "POCL_DEVICES": "basic"} if threads == 1 else found
+
+
+def multiplications(name: str) -> int:
+    """For an image, those on padding included."""
+    from espalier.frontend.torch_export import from_torch
+    from espalier.opencl.lower import lower
+    from espalier.opencl.optimisations import ALL
+    from espalier.zoo import build, input_shape
+
+    graph, parameters = from_torch(build(name, NETWORKS[name]), input_shape(name), name)
+    return sum(kernel.multiplications for kernel in lower(graph, parameters, ALL).kernels)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--one", nargs=2, metavar=("NETWORK", "THREADS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        name, threads = options.one
+        print(json.dumps(measured(name, int(threads), options.rounds)))
+        return
+    from harness import write_results
+
+    from espalier.records import Bar, Figure, Provenance
+
+    figures, bars = [], []
+    for name in options.networks:
+        work = multiplications(name)
+        for threads in THREADS:
+            done = subprocess.run(
+                [sys.executable, __file__, "--one", name, str(threads), "--rounds", str(options.rounds)], check=True,
+                stdout=subprocess.PIPE, text=True, env=environment(threads))
+            times = json.loads(done.stdout.splitlines()[-1])
+            peak = times.pop("peak")
+            place = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+            for title, seconds in times.items():
+                figures.append(Figure(f"{place}: {title}", round(seconds * 1e3, 4), "ms", Provenance.MEASURED))
+                print(f"{place}: {title} {seconds * 1e3:.3f} ms", flush=True)
+            ours = times[WHOLE]
+            figures += [
+                Figure(f"{place}: base over all", round(times["base"] / ours, 2), "times", Provenance.MEASURED),
+                Figure(f"{place}: all", round(2 * work / ours / 1e9, 1), "GFLOP/s", Provenance.MEASURED),
+                Figure(f"{place}: peak, a matrix product by torch", round(2 * peak / 1e9, 1), "GFLOP/s",
+                       Provenance.MEASURED)]
+            if name == "lenet5":
+                bars.append(Bar(f"{place}: torch over ours", round(times["torch"] / ours, 3), ">", 1))
+                if threads == 1:
+                    bars.append(Bar(f"{place}: untuned TVM over ours", round(times["tvm"] / ours, 3), ">=", 3.83))
+            else:
+                bars.append(Bar(f"{place}: ours over ONNX Runtime", round(ours / times["onnxruntime"], 3), "<=", 1.5))
+    write_results("opencl_speed", seeds=[0], figures=figures, bars=bars, output=options.output)
+
+
+if __name__ == "__main__":
+    main()
