@@ -5,7 +5,8 @@
 LeNet-5, MobileNetV1 and ResNet-34 (224×224, 1000 classes) in float32 with random weights, by one thread and by two,
 each in a process of its own, since PoCL and TVM choose their threads once. All contenders take turns in rounds of one
 run each (of as many as take SECONDS, where they are quick), and the median of the rounds is told; those that need more
-than SLOW seconds take part in the first round alone. Times are of the whole way from an image in the computer's memory to its logits there.
+than SLOW seconds take part in the first round alone. Times are of the whole way from an image in the computer's memory
+to its logits there.
 
 - ``base`` ... ``unrolling``: our kernels on PoCL, from ``Optimisations``' ladder; ``unrolling`` is all of them.
 - ``torch``: PyTorch, channels_last. ``onnxruntime``: with the batch norms folded into the layers.
@@ -170,7 +171,7 @@ def main() -> None:
             figures += [
                 Figure(f"{place}: base over all", round(times["base"] / ours, 2), "times", Provenance.MEASURED),
                 Figure(f"{place}: all", round(2 * work / ours / 1e9, 1), "GFLOP/s", Provenance.MEASURED),
-                Figure(f"{place}: peak, a matrix product by torch", round(2 * peak / 1e9, 1), "GFLOP/s",
+                Figure(f"{place}: a matrix product by torch", round(2 * peak / 1e9, 1), "GFLOP/s",
                        Provenance.MEASURED)]
             if name == "lenet5":
                 bars.append(Bar(f"{place}: torch over ours", round(times["torch"] / ours, 3), ">", 1))

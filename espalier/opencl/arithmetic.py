@@ -20,6 +20,7 @@ Expr = Any  #: of TensorIR, which has no types
 
 REAL = "float32"
 INT32_MAX = (1 << 31) - 1
+REAL_MAX = 1 << 24  #: whole numbers up to here are exact in float32
 
 
 def element_type(format_: Format) -> str:
@@ -43,6 +44,14 @@ def sum_type(value: Value, largest: int) -> str:
     if largest >= 1 << 63:
         raise UnsupportedError(f"Sums for {value} can need more than 64 bits: give it narrower formats")
     return "int32" if largest <= INT32_MAX else "int64"
+
+
+def product_sum_type(largest: int, words: str) -> str:
+    """Of sums of products, all of whose terms together are no larger than ``largest``, of ``words`` when they are done.
+
+    Multiply-adds of float32 are faster than those of integers, and exact while no sum can leave its whole numbers.
+    """
+    return REAL if largest <= REAL_MAX else words
 
 
 @dataclass(frozen=True, slots=True)

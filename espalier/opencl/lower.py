@@ -19,11 +19,13 @@ from espalier.numerics.window import Window
 from espalier.opencl import kernels as k
 from espalier.opencl import weights as w
 from espalier.opencl.arithmetic import (
+    REAL_MAX,
     Expr,
     Number,
     element_type,
     largest_following,
     largest_rounding,
+    product_sum_type,
     sum_type,
     word_limit,
 )
@@ -100,10 +102,11 @@ class _Lowering:
         result = self.found.argument(out)
         largest = max([self._largest(op), *self._followers_largest()])
         sums = sum_type(out, largest)
-        terms, kind, count = self._terms(op, sums)
+        added = product_sum_type(self._largest_products(op), sums)
+        terms, kind, count = self._terms(op, added)
         others = tuple(self.found.argument(value) for value in self.work.others())
         name = f"k{len(self.found.kernels)}_{buffer_name(self.work.first)[2:]}"
-        self.found.kernels += k.kernels(name, kind, (result, self._layout(out)), sums, terms, others,
+        self.found.kernels += k.kernels(name, kind, (result, self._layout(out)), added, terms, others,
                                         self._finish(sums), cached=self.options.cached_writes, multiplications=count)
 
     def _layout(self, value: Value) -> Layout:
@@ -179,7 +182,7 @@ class _Lowering:
                 place = at[0], at[1] + layout.halo[0], at[2] + layout.halo[1], at[3]
                 return Number(buffers[buffer_name(value)][place].astype(sums), sums, frac_of(value))
 
-            number = self._rounded(op, total, sums)
+            number = self._rounded(op, total.astype(sums), sums)
             for follower in self.work.followers:
                 number = number.followed(follower, other(left.pop(0)) if isinstance(follower, Add) else None)
             return number.expr
@@ -215,10 +218,7 @@ class _Lowering:
             return 0
         match op:
             case Conv2d() | Linear():
-                array = np.abs(self._array(op.w)).reshape(op.w.shape[0], -1).sum(axis=1) * word_limit(op.x)
-                if op.b is not None:
-                    array = array + np.abs(aligned_bias(op, self._array(op.b)))
-                return largest_rounding(int(array.max(initial=0)), product_frac(op.x, op.w), op.out)
+                return largest_rounding(self._largest_products(op), product_frac(op.x, op.w), op.out)
             case AveragePool() | GlobalAveragePool():
                 count = _window_size(op)
                 frac = frac_of(op.x)
@@ -233,6 +233,15 @@ class _Lowering:
                 return word_limit(op)
             case _:
                 assert_never(op)
+
+    def _largest_products(self, op: Source) -> int:
+        """What the products of a layer and its bias add up to at most, in any order; of what has none, too large."""
+        if not isinstance(op, Conv2d | Linear) or not isinstance(op.out.format, Fixed):
+            return REAL_MAX + 1
+        found = np.abs(self._array(op.w)).reshape(op.w.shape[0], -1).sum(axis=1) * word_limit(op.x)
+        if op.b is not None:
+            found = found + np.abs(aligned_bias(op, self._array(op.b)))
+        return int(found.max(initial=0))
 
     def _followers_largest(self) -> list[int]:
         found, value, others = [], self.work.first, list(self.work.others())
