@@ -12,7 +12,7 @@ from espalier.errors import UnsupportedError
 from espalier.ir.graph import Graph
 from espalier.opencl.bundle import Buffer, Bundle, End, Launch
 from espalier.opencl.codegen import opencl_source
-from espalier.opencl.lower import buffer_name, lower
+from espalier.opencl.lower import lower
 from espalier.opencl.optimisations import ALL, Optimisations
 from espalier.opencl.schedule import scheduled
 
@@ -32,7 +32,7 @@ def compile_kernels(graph: Graph, parameters: Mapping[str, NDArray], options: Op
         *(argument for kernel in lowered.kernels for argument in kernel.arguments))}
     buffers = tuple(Buffer(name, argument.type, int(np.prod(argument.shape)), name in lowered.weights)
                     for name, argument in sorted(arguments.items()))
-    *images, result = (End(buffer_name(value), value.shape, lowered.layouts[value], value.format)
+    *images, result = (End(lowered.names[value], value.shape, lowered.layouts[value], value.format)
                        for value in (*graph.inputs, graph.outputs[0]))
     return Bundle(graph.name, data, asdict(options), source, buffers,
                   tuple(Launch(found.kernel, found.arguments, found.groups, kernel.multiplications)

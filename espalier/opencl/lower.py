@@ -37,28 +37,29 @@ from espalier.opencl.plan import Source, Work, map_shape, plan, viewed
 
 @dataclass(slots=True)
 class Lowered:
-    """Kernels in the order in which they run, the layouts of the network's values, and the weights by buffer."""
+    """The names of the values' buffers, the kernels in the order in which they run, the layouts of activations, and
+    the weights by buffer."""
 
+    names: dict[Value, str]
     kernels: list[Kernel] = field(default_factory=list)
     layouts: dict[Value, Layout] = field(default_factory=dict)
     weights: dict[str, NDArray] = field(default_factory=dict)
 
     def argument(self, value: Value) -> Argument:
         """The buffer of an activation."""
-        return Argument(buffer_name(value), self.layouts[value].array_shape, element_type(value.format))
+        return Argument(self.names[value], self.layouts[value].array_shape, element_type(value.format))
 
 
-def buffer_name(value: Value) -> str:
-    """A name that OpenCL takes for what the graph calls ``value``."""
-    return "v_" + "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in value.name)
+def _word(name: str) -> str:
+    """What of a name OpenCL takes."""
+    return "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name)
 
 
 def lower(graph: Graph, parameters: Mapping[str, NDArray], options: Optimisations) -> Lowered:
     """Raises UnsupportedError for what no kernel does."""
-    names = [buffer_name(value) for value in graph.values()]
-    assert len(set(names)) == len(names), "names differ in more than punctuation"
     works = plan(graph, fusion=options.fusion)
-    found = Lowered(layouts=_layouts(graph, works, options))
+    names = {value: f"v{number}_{_word(value.name)}" for number, value in enumerate(graph.values())}
+    found = Lowered(names, layouts=_layouts(graph, works, options))
     for work in works:
         _Lowering(graph, parameters, options, found, work).run()
     return found
@@ -105,7 +106,7 @@ class _Lowering:
         added = product_sum_type(self._largest_products(op), sums)
         terms, kind, count = self._terms(op, added)
         others = tuple(self.found.argument(value) for value in self.work.others())
-        name = f"k{len(self.found.kernels)}_{buffer_name(self.work.first)[2:]}"
+        name = f"k{len(self.found.kernels)}_{_word(self.work.first.name)}"
         self.found.kernels += k.kernels(name, kind, (result, self._layout(out)), added, terms, others,
                                         self._finish(sums), cached=self.options.cached_writes, multiplications=count)
 
@@ -117,8 +118,9 @@ class _Lowering:
 
     def _weights(self, value: Value, array: NDArray, type_: str | None = None) -> Argument:
         type_ = type_ or element_type(value.format)
-        self.found.weights[buffer_name(value)] = array.astype(np.dtype(type_))
-        return Argument(buffer_name(value), array.shape, type_)
+        name = self.found.names[value]
+        self.found.weights[name] = array.astype(np.dtype(type_))
+        return Argument(name, array.shape, type_)
 
     def _terms(self, op: Source, sums: str) -> tuple[Terms, str, int]:
         """What is added up, how that can be scheduled, and how many multiplications it is."""
@@ -180,7 +182,7 @@ class _Lowering:
             def other(value: Value) -> Number:
                 layout = self._layout(value)
                 place = at[0], at[1] + layout.halo[0], at[2] + layout.halo[1], at[3]
-                return Number(buffers[buffer_name(value)][place].astype(sums), sums, frac_of(value))
+                return Number(buffers[self.found.names[value]][place].astype(sums), sums, frac_of(value))
 
             number = self._rounded(op, total.astype(sums), sums)
             for follower in self.work.followers:

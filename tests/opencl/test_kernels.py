@@ -158,3 +158,11 @@ def test_images_wrong() -> None:
         session.run(np.zeros((1, 1, 8, 8), np.int64))
     with pytest.raises(DataError, match=r"^Network 'net' takes words of fixed<8,4,AP_RND,AP_SAT>, not float32"):
         session.run(np.zeros((1, 2, 3, 3), np.float32))
+
+
+def test_names_that_differ_in_punctuation_alone() -> None:
+    x, y, z = (Value(name, TensorType((2, 3, 3), Fixed.of(8, 4))) for name in ("x", "a.b", "a_b"))
+    graph = Graph("net", (x,), (), (ops.Relu(y, x), ops.Add(z, y, x)), (z,))
+    images = np.arange(-9, 9).reshape(1, 2, 3, 3)
+    got = on_device(graph, {}, [images], Optimisations(fusion=False))
+    assert np.array_equal(got, np.maximum(images, 0) + images)
