@@ -25,6 +25,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
 
 NETWORKS = {"lenet5": 10, "mobilenetv1_224": 1000, "resnet34": 1000}  #: and their classes
 THREADS = (1, 2)
@@ -75,14 +80,14 @@ def contenders(name: str, threads: int) -> Iterator[tuple[str, Callable[[], obje
         yield checked("tvm", tvm_run(module, image))
 
 
-def tvm_run(module: object, image: object) -> Callable[[], object]:
+def tvm_run(module: nn.Module, image: NDArray) -> Callable[[], object]:
     """TVM's own way from torch to this processor."""
     import torch
     import tvm
     from tvm import relax
     from tvm.relax.frontend.torch import from_exported_program
 
-    exported = torch.export.export(module, (torch.from_numpy(image),))  # type: ignore[arg-type]
+    exported = torch.export.export(module, (torch.from_numpy(image),))
     found = relax.transform.FoldBatchnormToConv2D()(from_exported_program(exported))
     host = tvm.target.codegen.llvm_get_system_cpu()
     executable = tvm.compile(found, target=tvm.target.Target({"kind": "llvm", "mcpu": str(host)}))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from espalier.data import Dataset, load, normalise
 from espalier.errors import DataError, MismatchError
 from espalier.flow.directory import require_replaceable, whole_directory
+from espalier.flow.network import require_suiting
 from espalier.flow.source import data_for, data_of, is_checkpoint, is_float, load_checkpoint, real_network
 from espalier.flow.steps import Steps
 from espalier.ir.graph import Graph
@@ -169,7 +170,7 @@ def open_session(bundle: Bundle, device: str = "", threads: int | None = None) -
             raise DataError(f"Kernels run on at least one thread, not {threads}")
         os.environ[THREADS] = str(threads)
         if threads == 1:
-            os.environ.setdefault(DRIVER, "basic")  # without a thread beside the caller's, and half the time a launch
+            os.environ.setdefault(DRIVER, "basic")  # which hands nothing to another thread
     from espalier.opencl.runtime import Session, find_device  # OpenCL's drivers come with it
 
     return Session(bundle, find_device(device))
@@ -179,6 +180,7 @@ def _images(bundle: Bundle, test: Dataset, count: int) -> NDArray:
     if count < 1:
         raise DataError(f"Kernels run on at least one image, not {count}")
     image, = bundle.images
+    require_suiting(bundle.network, image.shape, bundle.result.shape, test)
     found = normalise(test.images[:count])
     return image.format.quantise(found) if isinstance(image.format, Fixed) else found
 
@@ -186,7 +188,10 @@ def _images(bundle: Bundle, test: Dataset, count: int) -> NDArray:
 def _compared(bundle: Bundle, results: NDArray, images: NDArray, request: RunRequest) -> Figure:
     assert request.against is not None, "there is something to compare with"
     graph, parameters, _ = network_of(request.against, request.data or bundle.data, request.data_root)
-    known = interpret(graph, {**parameters, graph.inputs[0].name: images})[graph.outputs[0].name]
+    exact = {**parameters, graph.inputs[0].name: images}
+    if not isinstance(graph.outputs[0].format, Fixed):
+        exact = {name: array.astype(np.float64) for name, array in exact.items()}
+    known = interpret(graph, exact)[graph.outputs[0].name]
     if known.shape != results.shape:
         raise MismatchError(f"The kernels give {results.shape} and {request.against} gives {known.shape}: they are of "
                             f"another network")
@@ -196,7 +201,8 @@ def _compared(bundle: Bundle, results: NDArray, images: NDArray, request: RunReq
             raise MismatchError(f"{differ} of {results.size} words differ from the interpreter's: the kernels are of "
                                 f"other weights than {request.against}")
         return Figure("words that differ from the interpreter's", 0, "words", Provenance.MEASURED)
-    error = float((np.abs(known - results).max(axis=1) / np.abs(known).max(axis=1)).max())
+    largest = np.maximum(np.abs(known).max(axis=1), np.finfo(np.float32).tiny)
+    error = float((np.abs(known - results).max(axis=1) / largest).max())
     if not error <= FLOAT_TOLERANCE:
         raise MismatchError(f"Results differ from those of {request.against} by {error:.2g} of an image's largest, and "
                             f"float32 explains {FLOAT_TOLERANCE:g}: the kernels are of other weights")

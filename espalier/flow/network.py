@@ -89,19 +89,23 @@ def _require_classifier(graph: Graph) -> None:
                                f"logits alone")
 
 
+def require_suiting(network: str, image: tuple[int, ...], logits: tuple[int, ...], dataset: Dataset) -> None:
+    """Raise DataError unless the data set has images and classes as the network does."""
+    if dataset.image_shape != image:
+        raise DataError(f"Network {network!r} takes images of shape {image}, and those of {dataset.name!r} have "
+                        f"{dataset.image_shape}: give the data set that it was trained on")
+    if (dataset.class_count,) != logits:
+        raise DataError(f"Network {network!r} tells {logits[0]} classes apart, and {dataset.name!r} has "
+                        f"{dataset.class_count}: give the data set that it was trained on")
+
+
 def image_words(graph: Graph, dataset: Dataset, index: NDArray[np.int64]) -> NDArray[np.int64]:
     """The images of ``dataset`` at ``index`` as words of the network's image (N, C, H, W).
 
     Raises DataError unless their shape is that of the network.
     """
     image = graph.inputs[0]
-    if dataset.image_shape != image.shape:
-        raise DataError(f"Network {graph.name!r} takes images of shape {image.shape}, and those of {dataset.name!r} "
-                        f"have {dataset.image_shape}: give the data set that it was trained on")
-    logits = graph.outputs[0].shape[0]
-    if dataset.class_count != logits:
-        raise DataError(f"Network {graph.name!r} tells {logits} classes apart, and {dataset.name!r} has "
-                        f"{dataset.class_count}: give the data set that it was trained on")
+    require_suiting(graph.name, image.shape, graph.outputs[0].shape, dataset)
     assert isinstance(image.format, Fixed), f"{image} is not in fixed point"
     return image.format.quantise(normalise(dataset.images[index]))
 

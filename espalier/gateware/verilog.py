@@ -66,7 +66,7 @@ def _rtlil(component: wiring.Component, name: str) -> str:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Amaranth builds millions of objects and drops few before it is done: looking for garbage takes a third."""
+    """Amaranth builds millions of objects and drops few before it is done: looking for garbage is in vain."""
     was_on = gc.isenabled()
     gc.disable()
     try:

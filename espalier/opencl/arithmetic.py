@@ -81,7 +81,8 @@ class Number:
             case Relu():
                 return Number(tirx.max(self.expr, self._constant(0)), self.type, self.frac).rounded(op.out)
             case ClippedRelu(bound=bound):
-                most = self._constant(units(bound, op.x))
+                end = units(bound, op.x)
+                most = self._constant(min(end, op.x.format.high) if isinstance(op.x.format, Fixed) else end)
                 found = tirx.max(tirx.min(self.expr, most), self._constant(0))
                 return Number(found, self.type, self.frac).rounded(op.out)
             case Add():

@@ -17,6 +17,7 @@ from espalier.opencl.layout import Layout
 
 KERNELS, MANIFEST, WEIGHTS = "kernels.cl", "manifest.json", "weights.safetensors"
 FORMAT = "espalier-opencl-1"
+TYPES = ("int8", "int16", "int32", "int64", "float32")  #: of elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,8 @@ class Bundle:
             if unknown := set(launch.arguments) - set(sizes):
                 raise ValueError(f"kernel {launch.kernel} reads unknown buffer {min(unknown)}")
         for buffer in self.buffers:
+            if buffer.type not in TYPES or buffer.elements < 1:
+                raise ValueError(f"buffer {buffer.name} has {buffer.elements} elements of type {buffer.type}")
             array = self.weights.get(buffer.name)
             if buffer.loaded and (array is None or array.size != buffer.elements or array.dtype != buffer.type):
                 raise ValueError(f"no fitting weights for buffer {buffer.name}")

@@ -62,7 +62,8 @@ class Kernel:
     """A TensorIR function that becomes one OpenCL kernel, and what it is given, in that order.
 
     ``kind`` says how it can be scheduled: ``"dense"``; ``"window"`` (terms of an element are of its own channel alone);
-    ``"copy"``; ``"gather"`` (what makes a vector does not lie side by side). ``multiplications`` are those of one run.
+    ``"copy"``; ``"gather"`` (what makes a vector does not lie side by side). ``blocks`` are those of SUM and OUT that
+    it has; ``terms`` are those of an element, ``multiplications`` those of one run.
     """
 
     name: str
@@ -70,18 +71,9 @@ class Kernel:
     arguments: tuple[Argument, ...]
     kind: str
     result: Layout
-    extents: tuple[int, ...]
+    blocks: tuple[str, ...]
+    terms: int
     multiplications: int = 0
-
-    @property
-    def axes(self) -> int:
-        """Of the terms."""
-        return len(self.extents)
-
-    @property
-    def terms(self) -> int:
-        """Of an element."""
-        return prod(self.extents)
 
 
 Finish = Callable[[Mapping[str, Any], Expr, Index], Expr]
@@ -91,8 +83,7 @@ def kernels(name: str, kind: str, result: tuple[Argument, Layout], sums: str, te
             finish: Finish, *, cached: bool, multiplications: int = 0) -> list[Kernel]:
     """The kernels of one work. ``sums`` is the type of its sums, ``others`` is what ``finish`` reads besides them."""
     out, layout = result
-    blocks, _, _, block = layout.array_shape
-    domain = (blocks, *layout.shape[1:], block)
+    domain = (layout.blocks, *layout.shape[1:], layout.block)
     top, left, _, _ = layout.halo
 
     def store(buffers: Mapping[str, Any], total: Expr, at: Index) -> None:
@@ -115,14 +106,14 @@ def kernels(name: str, kind: str, result: tuple[Argument, Layout], sums: str, te
             store(buffers, terms.term(buffers, at, ()) if total is None else total[at], at)
 
     def make(title: str, arguments: Sequence[Argument], body: Callable[[Mapping[str, Any]], None], kind: str,
-             extents: tuple[int, ...], multiplied: int) -> Kernel:
+             blocks: tuple[str, ...], multiplied: int) -> Kernel:
         arguments = tuple(dict.fromkeys(arguments))  # a sum may add what the layer read
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name(title)
             T.func_attr({"tirx.noalias": True})
             body({argument.name: T.arg(argument.name, T.Buffer(argument.shape, argument.type))
                   for argument in arguments})
-        return Kernel(title, builder.get(), arguments, kind, layout, extents, multiplied)
+        return Kernel(title, builder.get(), arguments, kind, layout, blocks, prod(terms.extents), multiplied)
 
     def whole(buffers: Mapping[str, Any]) -> None:
         if not terms.extents:
@@ -133,11 +124,12 @@ def kernels(name: str, kind: str, result: tuple[Argument, Layout], sums: str, te
         finish_all(buffers, total)
 
     if cached or not terms.extents:
-        return [make(name, (*terms.arguments, *others, out), whole, kind, terms.extents, multiplications)]
+        found = (SUM, OUT) if terms.extents else (OUT,)
+        return [make(name, (*terms.arguments, *others, out), whole, kind, found, multiplications)]
     total = Argument(f"{name}_sums", domain, sums)
     return [make(f"{name}_sum", (*terms.arguments, total), lambda found: add_up(found, found[total.name]), kind,
-                 terms.extents, multiplications),
-            make(name, (total, *others, out), lambda found: finish_all(found, found[total.name]), "copy", (), 0)]
+                 (SUM,), multiplications),
+            make(name, (total, *others, out), lambda found: finish_all(found, found[total.name]), "copy", (OUT,), 0)]
 
 
 def convolution(x: tuple[Argument, Layout], w: Argument, b: Argument | None, window: Window, result: Layout, sums: str,

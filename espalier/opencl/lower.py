@@ -37,8 +37,10 @@ from espalier.opencl.plan import Source, Work, map_shape, plan, viewed
 
 @dataclass(slots=True)
 class Lowered:
-    """The names of the values' buffers, the kernels in the order in which they run, the layouts of activations, and
-    the weights by buffer."""
+    """A network as kernels, in the order in which they run.
+
+    ``names`` are those of values in OpenCL C; ``layouts`` are of activations, ``weights`` by their buffer.
+    """
 
     names: dict[Value, str]
     kernels: list[Kernel] = field(default_factory=list)
@@ -71,7 +73,7 @@ def _layouts(graph: Graph, works: tuple[Work, ...], options: Optimisations) -> d
     for work in works:
         match work.op:
             case Conv2d(window=window) | AveragePool(window=window):
-                halo = halos.setdefault(viewed(graph, work.op.x), [0, 0, 0, 0])
+                halo = halos.get(work.op.x, [0, 0, 0, 0])
                 halos[work.op.x] = [max(pair) for pair in zip(halo, window.pad, strict=True)]
             case _:
                 pass
@@ -117,8 +119,9 @@ class _Lowering:
         return self.found.argument(value), self._layout(value)
 
     def _weights(self, value: Value, array: NDArray, type_: str | None = None) -> Argument:
+        """A buffer of this kernel's own: another that reads the same weights may need them in another order."""
         type_ = type_ or element_type(value.format)
-        name = self.found.names[value]
+        name = f"{self.found.names[value]}_{len(self.found.kernels)}"
         self.found.weights[name] = array.astype(np.dtype(type_))
         return Argument(name, array.shape, type_)
 
@@ -126,7 +129,7 @@ class _Lowering:
         """What is added up, how that can be scheduled, and how many multiplications it is."""
         match op:
             case Conv2d(window=window, groups=groups):
-                return self._convolution(op, viewed(self.graph, op.x), self._array(op.w), window, groups, sums)
+                return self._convolution(op, op.x, self._array(op.w), window, groups, sums)
             case Linear():
                 x = viewed(self.graph, op.x)
                 channels, height, width = map_shape(x)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,14 +58,16 @@ class Session:
     def __init__(self, bundle: Bundle, device: cl.Device | None = None) -> None:
         self.bundle, self.device = bundle, device or find_device()
         self._require_fit()
-        self.context = cl.Context([self.device])
-        self.queue = cl.CommandQueue(self.context)
-        program = self._built()
-        self._buffers = {buffer.name: cl.Buffer(self.context, cl.mem_flags.READ_WRITE, max(1, buffer.size_bytes))
-                         for buffer in bundle.buffers}
-        for buffer in bundle.buffers:
-            array = bundle.weights[buffer.name] if buffer.loaded else np.zeros(buffer.elements, buffer.type)
-            cl.enqueue_copy(self.queue, self._buffers[buffer.name], np.ascontiguousarray(array))
+        with self._told("hold"):
+            self.context = cl.Context([self.device])
+            self.queue = cl.CommandQueue(self.context)
+            self._buffers = {buffer.name: cl.Buffer(self.context, cl.mem_flags.READ_WRITE, buffer.size_bytes)
+                             for buffer in bundle.buffers}
+            for buffer in bundle.buffers:
+                array = bundle.weights[buffer.name] if buffer.loaded else np.zeros(buffer.elements, buffer.type)
+                cl.enqueue_copy(self.queue, self._buffers[buffer.name], np.ascontiguousarray(array))
+        with self._told("build"):
+            program = cl.Program(self.context, bundle.source).build(OPTIONS)
         self._kernels = []
         for launch in bundle.launches:
             kernel = cl.Kernel(program, launch.kernel)
@@ -81,13 +84,14 @@ class Session:
                             f"{largest.size_bytes:,} ({largest.name}); device {self.device.name.strip()!r} has "
                             f"{most:,} and allows {limit:,}")
 
-    def _built(self) -> cl.Program:
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Say what the device cannot do, and why."""
         try:
-            program: cl.Program = cl.Program(self.context, self.bundle.source).build(OPTIONS)
+            yield
         except cl.Error as error:
-            raise ToolError(f"Device {self.device.name.strip()!r} cannot build the kernels of {self.bundle.network!r}: "
-                            f"{_first_error(str(error), self.bundle.source)}") from None
-        return program
+            raise ToolError(f"Device {self.device.name.strip()!r} cannot {what} the kernels of "
+                            f"{self.bundle.network!r}: {_first_error(str(error), self.bundle.source)}") from None
 
     def run(self, *images: NDArray) -> NDArray:
         """The results (N, C, ...) of N images (N, C, H, W): words in fixed point, else real numbers.
@@ -110,25 +114,22 @@ class Session:
             raise DataError(f"Network {self.bundle.network!r} takes words of {image.format}, not {array.dtype} numbers")
 
     def _one(self, packed: Sequence[NDArray]) -> NDArray:
-        for image, array in zip(self.bundle.images, packed, strict=True):
-            cl.enqueue_copy(self.queue, self._buffers[image.buffer], array, is_blocking=False)
-        self._launch(self.queue)
-        cl.enqueue_copy(self.queue, self._result, self._buffers[self.bundle.result.buffer])
+        with self._told("run"):
+            for image, array in zip(self.bundle.images, packed, strict=True):
+                cl.enqueue_copy(self.queue, self._buffers[image.buffer], array, is_blocking=False)
+            self._launch(self.queue)
+            cl.enqueue_copy(self.queue, self._result, self._buffers[self.bundle.result.buffer])
         return self.bundle.result.layout.unpack(self._result)
 
     def _launch(self, queue: cl.CommandQueue) -> Sequence[cl.Event]:
-        try:
-            return [cl.enqueue_nd_range_kernel(queue, kernel, groups, (1,)) for kernel, groups in self._kernels]
-        except cl.Error as error:
-            names = ", ".join(launch.kernel for launch in self.bundle.launches)
-            raise ToolError(f"Device {self.device.name.strip()!r} cannot run the kernels of {self.bundle.network!r} "
-                            f"({names}): {str(error).strip()[:500]}") from None
+        return [cl.enqueue_nd_range_kernel(queue, kernel, groups, (1,)) for kernel, groups in self._kernels]
 
     def kernel_times(self) -> list[KernelTime]:
         """What each kernel takes, in one run on what lies in the buffers."""
-        timed = cl.CommandQueue(self.context, properties=cl.command_queue_properties.PROFILING_ENABLE)
-        events = self._launch(timed)
-        timed.finish()
+        with self._told("run"):
+            timed = cl.CommandQueue(self.context, properties=cl.command_queue_properties.PROFILING_ENABLE)
+            events = self._launch(timed)
+            timed.finish()
         return [KernelTime(launch.kernel, (event.profile.end - event.profile.start) * 1e-9, launch.multiplications)
                 for launch, event in zip(self.bundle.launches, events, strict=True)]
 

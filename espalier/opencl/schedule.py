@@ -36,33 +36,22 @@ def scheduled(kernel: Kernel, options: Optimisations, tile: Tile | None = None) 
     """
     schedule = Schedule(tvm.IRModule({kernel.name: kernel.function}))
     schedule.work_on(kernel.name)
-    names = {block for block in (SUM, OUT) if _has(schedule, block)}
-    main = schedule.get_sblock(OUT if OUT in names else SUM)
-    tiles, vectors = kernel.kind != "gather" and OUT in names, kernel.kind != "gather" and kernel.result.block > 1
-    chosen = (tile or best_tile(kernel)) if options.tiling and tiles else ONE
-    *outer, vector = _tiled(schedule, main, chosen)
+    writes = OUT in kernel.blocks
+    side_by_side = writes and kernel.kind != "gather"
+    chosen = (tile or best_tile(kernel)) if options.tiling and side_by_side else ONE
+    *outer, vector = _tiled(schedule, schedule.get_sblock(kernel.blocks[-1]), chosen)
     groups, inner = outer[:3], outer[3:]
-    reduction: list[Any] = []
-    if names == {SUM, OUT}:
-        reduction = _sum_inside(schedule, groups[-1], kernel, options)
-    if OUT in names and options.vectorisation and vectors:
+    terms = _sum_inside(schedule, groups[-1], kernel, options) if kernel.blocks == (SUM, OUT) else []
+    if options.vectorisation and side_by_side and kernel.result.block > 1:
         schedule.vectorize(vector)
-    if options.unrolling and OUT in names:
+    if options.unrolling and writes:
         for loop in inner:
             schedule.unroll(loop)
     _bind(schedule, groups, options)
-    if reduction:
-        schedule.decompose_reduction(schedule.get_sblock(SUM), reduction[0])
+    if terms:
+        schedule.decompose_reduction(schedule.get_sblock(SUM), terms[0])
     size = kernel.result.blocks, *kernel.result.shape[1:]
     return Scheduled(kernel, schedule.mod, prod(size) // prod(chosen) if options.work_groups else 1)
-
-
-def _has(schedule: Any, block: str) -> bool:
-    try:
-        schedule.get_sblock(block)
-    except tvm.s_tir.schedule.ScheduleError:
-        return False
-    return True
 
 
 def _tiled(schedule: Any, block: Any, tile: Tile) -> list[Any]:

@@ -71,6 +71,13 @@ def test_runs_that_cannot_be(kernels: Path, capsys: pytest.CaptureFixture[str], 
     assert tree(kernels) == before
 
 
+def test_data_of_another_kind(kernels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, labels = np.zeros((20, 1, 5, 5), np.uint8), np.arange(20) % 2
+    np.savez(tmp_path / "small.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    fails(capsys, r"^Network '.*' takes images of shape .*, and those of '.*' have \(1, 5, 5\): give the data set that "
+                  r"it was trained on$", "opencl", "run", kernels, "--data", tmp_path / "small.npz")
+
+
 def test_folders_that_hold_no_kernels(kernels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, r"holds no OpenCL kernels \(there is no kernels.cl in it\): make them with espalier opencl compile$",
           "opencl", "run", tmp_path)

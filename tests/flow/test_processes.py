@@ -12,7 +12,9 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -163,7 +165,7 @@ def test_a_process_whose_end_shows_late(monkeypatch: pytest.MonkeyPatch) -> None
     """Its files are closed, and the sentinel is ready, before the system has its status."""
     monkeypatch.setattr(processes, "GRACE", 0.1)
     failed, hung = _Process(True), _Process(False)
-    processes._wait_for([failed, hung])  # type: ignore[list-item]
+    processes._wait_for(cast(list[SpawnProcess], [failed, hung]))
     assert hung.exitcode == 1
 
 

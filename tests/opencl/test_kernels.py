@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -166,3 +168,29 @@ def test_names_that_differ_in_punctuation_alone() -> None:
     images = np.arange(-9, 9).reshape(1, 2, 3, 3)
     got = on_device(graph, {}, [images], Optimisations(fusion=False))
     assert np.array_equal(got, np.maximum(images, 0) + images)
+
+
+def test_a_bound_beyond_the_words() -> None:
+    """6 in units of 2**-30 is no 32-bit word, and no 16-bit word reaches it."""
+    x, y = (Value(name, TensorType((2, 3, 3), Fixed.of(16, 30))) for name in "xy")
+    images = np.linspace(-32768, 32767, 18, dtype=np.int64).reshape(1, 2, 3, 3)
+    graph = Graph("net", (x,), (), (ops.ClippedRelu(y, x, 6),), (y,))
+    assert np.array_equal(on_device(graph, {}, [images], Optimisations()), np.maximum(images, 0))
+
+
+def test_layers_that_share_their_weights() -> None:
+    """The image lies otherwise than a map, and so do the weights that meet it."""
+    window = Window((3, 3), pad=(1, 1, 1, 1))
+    x, a, b = (Value(name, TensorType((3, 4, 4), Fixed.of(8, 4))) for name in "xab")
+    w = Value("w", TensorType((3, 3, 3, 3), Fixed.of(8, 4)))
+    graph = Graph("net", (x,), (w,), (ops.Conv2d(a, x, w, None, window), ops.Conv2d(b, a, w, None, window)), (b,))
+    random = np.random.RandomState(0)
+    weights, images = random.randint(-20, 20, (3, 3, 3, 3)), random.randint(-100, 100, (2, 3, 4, 4))
+    got = on_device(graph, {"w": weights}, [images], Optimisations())
+    assert np.array_equal(got, interpret(graph, {"w": weights, "x": images})["b"])
+
+
+def test_running_needs_neither_tvm_nor_torch() -> None:
+    program = "import sys, espalier.opencl.runtime; print(*sys.modules)"
+    seen = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert "pyopencl" in seen and not {"tvm", "torch"} & set(seen)
