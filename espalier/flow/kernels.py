@@ -16,7 +16,15 @@ from espalier.data import Dataset, load, normalise
 from espalier.errors import DataError, MismatchError
 from espalier.flow.directory import require_replaceable, whole_directory
 from espalier.flow.network import require_suiting
-from espalier.flow.source import data_for, data_of, is_checkpoint, is_float, load_checkpoint, real_network
+from espalier.flow.source import (
+    data_for,
+    data_of,
+    is_checkpoint,
+    is_float,
+    load_checkpoint,
+    real_checkpoint,
+    real_network,
+)
 from espalier.flow.steps import Steps
 from espalier.ir.graph import Graph
 from espalier.ir.interpret import interpret
@@ -24,7 +32,6 @@ from espalier.ir.types import Fixed
 from espalier.opencl.bundle import KERNELS, MANIFEST, WEIGHTS, Bundle
 from espalier.opencl.optimisations import NAMES, Optimisations
 from espalier.records import Figure, Provenance, write_json
-from espalier.train.fold import folded
 
 if TYPE_CHECKING:
     from espalier.opencl.runtime import Session
@@ -98,10 +105,13 @@ def network_of(source: Path, data: str | None, root: Path | None) -> tuple[Graph
     """The inference graph of a checkpoint, an ``.onnx`` file or ``pretrained:NAME``, its parameters, and its data."""
     if is_checkpoint(source):
         checkpoint = load_checkpoint(source)
-        plain = folded(checkpoint) if is_float(checkpoint) else checkpoint
-        return plain.graph, plain.weights, data or plain.config.data
-    known = data or data_of(source, root)
-    found = real_network(source, data_for(source, known, root), known, root)
+        known = data or checkpoint.config.data
+        if not is_float(checkpoint):
+            return checkpoint.graph, checkpoint.weights, known
+        found = real_checkpoint(checkpoint)
+    else:
+        known = data or data_of(source, root)
+        found = real_network(source, data_for(source, known, root), known, root)
     return found.graph, dict(found.parameters), known
 
 
