@@ -62,8 +62,9 @@ class Kernel:
     """A TensorIR function that becomes one OpenCL kernel, and what it is given, in that order.
 
     ``kind`` says how it can be scheduled: ``"dense"``; ``"window"`` (terms of an element are of its own channel alone);
-    ``"copy"``; ``"gather"`` (what makes a vector does not lie side by side). ``blocks`` are those of SUM and OUT that
-    it has; ``terms`` are those of an element, ``multiplications`` those of one run.
+    ``"copy"``; ``"gather"`` (what makes a vector does not lie side by side); ``"list"`` (it is already: ``groups``
+    work-groups). ``blocks`` are those of SUM and OUT that it has; ``terms`` are those of an element,
+    ``multiplications`` those of one run.
     """
 
     name: str
@@ -74,21 +75,24 @@ class Kernel:
     blocks: tuple[str, ...]
     terms: int
     multiplications: int = 0
+    groups: int = 0
 
 
-Finish = Callable[[Mapping[str, Any], Expr, Index], Expr]
+Read = tuple[Argument, Layout]  #: an activation, and how it lies
+Finish = Callable[[Expr, Sequence[Expr], int], Expr]
+"""Of a sum, the elements that are added to it, and how many elements each of them is a vector of: what is written."""
 
 
-def kernels(name: str, kind: str, result: tuple[Argument, Layout], sums: str, terms: Terms, others: Sequence[Argument],
+def kernels(name: str, kind: str, result: Read, sums: str, terms: Terms, others: Sequence[Read],
             finish: Finish, *, cached: bool, multiplications: int = 0) -> list[Kernel]:
     """The kernels of one work. ``sums`` is the type of its sums, ``others`` is what ``finish`` reads besides them."""
     out, layout = result
     domain = (layout.blocks, *layout.shape[1:], layout.block)
-    top, left, _, _ = layout.halo
+    beside = [argument for argument, _ in others]
 
     def store(buffers: Mapping[str, Any], total: Expr, at: Index) -> None:
-        place = [at[0], at[1] + top, at[2] + left, at[3]]
-        T.buffer_store(buffers[out.name], finish(buffers, total, at).astype(out.type), place)
+        seen = [buffers[argument.name][_within(lies, at)] for argument, lies in others]
+        T.buffer_store(buffers[out.name], finish(total, seen, 1).astype(out.type), _within(layout, at))
 
     def add_up(buffers: Mapping[str, Any], into: Any) -> None:
         with T.grid(*domain, *terms.extents) as axes, T.sblock(SUM):
@@ -125,14 +129,19 @@ def kernels(name: str, kind: str, result: tuple[Argument, Layout], sums: str, te
 
     if cached or not terms.extents:
         found = (SUM, OUT) if terms.extents else (OUT,)
-        return [make(name, (*terms.arguments, *others, out), whole, kind, found, multiplications)]
+        return [make(name, (*terms.arguments, *beside, out), whole, kind, found, multiplications)]
     total = Argument(f"{name}_sums", domain, sums)
     return [make(f"{name}_sum", (*terms.arguments, total), lambda found: add_up(found, found[total.name]), kind,
                  (SUM,), multiplications),
-            make(name, (total, *others, out), lambda found: finish_all(found, found[total.name]), "copy", (OUT,), 0)]
+            make(name, (total, *beside, out), lambda found: finish_all(found, found[total.name]), "copy", (OUT,), 0)]
 
 
-def convolution(x: tuple[Argument, Layout], w: Argument, b: Argument | None, window: Window, result: Layout, sums: str,
+def _within(layout: Layout, at: Index) -> Index:
+    """Where an element lies, behind the halo."""
+    return at[0], at[1] + layout.halo[0], at[2] + layout.halo[1], at[3]
+
+
+def convolution(x: Read, w: Argument, b: Argument | None, window: Window, result: Layout, sums: str,
                 *, packed: bool) -> Terms:
     """``w`` as :func:`espalier.opencl.weights.dense` has it."""
     source, layout = x
@@ -150,7 +159,7 @@ def convolution(x: tuple[Argument, Layout], w: Argument, b: Argument | None, win
                  _bias(b, result.block, sums))
 
 
-def depthwise(x: tuple[Argument, Layout], w: Argument, b: Argument | None, window: Window, sums: str) -> Terms:
+def depthwise(x: Read, w: Argument, b: Argument | None, window: Window, sums: str) -> Terms:
     """``w`` (blocks, KH, KW, block)."""
     source, layout = x
     seen = _seen(source, layout, window)
@@ -178,7 +187,7 @@ def _seen(source: Argument, layout: Layout, window: Window) -> Callable[[Mapping
     return seen
 
 
-def average_pool(x: tuple[Argument, Layout], window: Window, sums: str) -> Terms:
+def average_pool(x: Read, window: Window, sums: str) -> Terms:
     """The sum under a window."""
     source, layout = x
     seen = _seen(source, layout, window)
@@ -186,25 +195,30 @@ def average_pool(x: tuple[Argument, Layout], window: Window, sums: str) -> Terms
                  lambda buffers, at: tirx.const(0, sums))
 
 
-def max_pool(x: tuple[Argument, Layout], window: Window, sums: str) -> Terms:
-    """The largest under a window; where this looks beyond the map, it sees the map's edge, which it sees anyway."""
+def max_pool(x: Read, window: Window, sums: str) -> Terms:
+    """The largest under a window; where this looks beyond the map, it sees what it sees anyway: its tap next inside."""
     source, layout = x
     top, left, _, _ = layout.halo
 
-    def inside(place: Expr, size: int, padded: bool) -> Expr:
-        return tirx.max(tirx.min(place, size - 1), 0) if padded else place
+    def inside(place: Expr, size: int, dilation: int, padded: bool) -> Expr:
+        if not padded:
+            return place
+        if dilation == 1:
+            return tirx.max(tirx.min(place, size - 1), 0)
+        after = tirx.Select(place >= size, size - 1 - tirx.floormod(size - 1 - place, dilation), place)
+        return tirx.Select(place < 0, tirx.floormod(place, dilation), after)
 
     def term(buffers: Mapping[str, Any], at: Index, over: Index) -> Expr:
         row, column = (at[1 + axis] * window.stride[axis] + over[axis] * window.dilation[axis] - window.pad[axis]
                        for axis in (0, 1))
-        row = inside(row, layout.shape[1], bool(window.pad[0] or window.pad[2]))
-        column = inside(column, layout.shape[2], bool(window.pad[1] or window.pad[3]))
+        row = inside(row, layout.shape[1], window.dilation[0], bool(window.pad[0] or window.pad[2]))
+        column = inside(column, layout.shape[2], window.dilation[1], bool(window.pad[1] or window.pad[3]))
         return buffers[source.name][at[0], row + top, column + left, at[3]].astype(sums)
 
     return Terms((source,), window.kernel, term, lambda buffers, at: tirx.min_value(sums), maximum=True)
 
 
-def copy(x: tuple[Argument, Layout], result: Layout, sums: str) -> Terms:
+def copy(x: Read, result: Layout, sums: str) -> Terms:
     """The same elements, in row-major order, under the result's shape."""
     source, layout = x
     _, height, width = layout.shape
@@ -222,7 +236,7 @@ def copy(x: tuple[Argument, Layout], result: Layout, sums: str) -> Terms:
     return Terms((source,), (), term, lambda buffers, at: tirx.const(0, sums))
 
 
-def concatenation(parts: Sequence[tuple[Argument, Layout]], result: Layout,
+def concatenation(parts: Sequence[Read], result: Layout,
                   rounded: Sequence[Callable[[Expr], Expr]], sums: str) -> Terms:
     """The channels of one value, then those of the other; ``rounded`` brings each into the result's format."""
     def term(buffers: Mapping[str, Any], at: Index, over: Index) -> Expr:
@@ -238,7 +252,7 @@ def concatenation(parts: Sequence[tuple[Argument, Layout]], result: Layout,
     return Terms(tuple(argument for argument, _ in parts), (), term, lambda buffers, at: tirx.const(0, sums))
 
 
-def _element(buffers: Mapping[str, Any], x: tuple[Argument, Layout], place: Index) -> Expr:
+def _element(buffers: Mapping[str, Any], x: Read, place: Index) -> Expr:
     """The element at (channel, row, column)."""
     source, layout = x
     channel, row, column = place

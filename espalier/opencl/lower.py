@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, assert_never
 
 import numpy as np
@@ -17,6 +18,7 @@ from espalier.ir.types import Fixed, Value
 from espalier.numerics.activation import AVERAGE_FRAC, average_reciprocal
 from espalier.numerics.window import Window
 from espalier.opencl import kernels as k
+from espalier.opencl import lists as ls
 from espalier.opencl import weights as w
 from espalier.opencl.arithmetic import (
     REAL_MAX,
@@ -29,22 +31,27 @@ from espalier.opencl.arithmetic import (
     sum_type,
     word_limit,
 )
-from espalier.opencl.kernels import Argument, Kernel, Terms
+from espalier.opencl.flat import WHOLE, Key, Stride, Walk, flat_layouts, vectors, walk
+from espalier.opencl.kernels import Argument, Kernel, Read, Terms
 from espalier.opencl.layout import Layout
 from espalier.opencl.optimisations import Optimisations
 from espalier.opencl.plan import Source, Work, map_shape, plan, viewed
+
+FEW = 0.3  #: of the weights (each as often as it is used) that live: from there on down, lists of them are faster
 
 
 @dataclass(slots=True)
 class Lowered:
     """A network as kernels, in the order in which they run.
 
-    ``names`` are those of values in OpenCL C; ``layouts`` are of activations, ``weights`` by their buffer.
+    ``names`` are those of values in OpenCL C; ``layouts`` are of activations, ``weights`` by their buffer. ``splits``
+    are layouts of maps that are split by a stride (``flat.py``), of a network whose weights are in lists.
     """
 
     names: dict[Value, str]
     kernels: list[Kernel] = field(default_factory=list)
     layouts: dict[Value, Layout] = field(default_factory=dict)
+    splits: dict[Key, Layout] = field(default_factory=dict)
     weights: dict[str, NDArray] = field(default_factory=dict)
 
     def argument(self, value: Value) -> Argument:
@@ -61,10 +68,26 @@ def lower(graph: Graph, parameters: Mapping[str, NDArray], options: Optimisation
     """Raises UnsupportedError for what no kernel does."""
     works = plan(graph, fusion=options.fusion)
     names = {value: f"v{number}_{_word(value.name)}" for number, value in enumerate(graph.values())}
-    found = Lowered(names, layouts=_layouts(graph, works, options))
-    for work in works:
-        _Lowering(graph, parameters, options, found, work).run()
+    if options.lists and options.cached_writes and _live(graph, parameters) <= FEW:
+        every = flat_layouts(graph, works, options.block)
+        found = Lowered(names, layouts={value: layout for (value, stride), layout in every.items() if stride == WHOLE},
+                        splits={key: layout for key, layout in every.items() if key[1] != WHOLE})
+        for work in works:
+            _Listing(graph, parameters, options, found, work).run()
+    else:
+        found = Lowered(names, layouts=_layouts(graph, works, options))
+        for work in works:
+            _Lowering(graph, parameters, options, found, work).run()
     return found
+
+
+def _live(graph: Graph, parameters: Mapping[str, NDArray]) -> float:
+    """The part of the weights that are not zero, each as often as an image uses it; 1 where there are none."""
+    live = every = 0
+    for op in graph.layers():
+        weights, pixels = parameters[op.w.name], prod(map_shape(op.out)[1:])
+        live, every = live + int(np.count_nonzero(weights)) * pixels, every + weights.size * pixels
+    return live / every if every else 1.0
 
 
 def _layouts(graph: Graph, works: tuple[Work, ...], options: Optimisations) -> dict[Value, Layout]:
@@ -102,20 +125,24 @@ class _Lowering:
 
     def run(self) -> None:
         op, out = self.work.op, self.work.out
-        result = self.found.argument(out)
         largest = max([self._largest(op), *self._followers_largest()])
         sums = sum_type(out, largest)
         added = product_sum_type(self._largest_products(op), sums)
-        terms, kind, count = self._terms(op, added)
-        others = tuple(self.found.argument(value) for value in self.work.others())
-        name = f"k{len(self.found.kernels)}_{_word(self.work.first.name)}"
-        self.found.kernels += k.kernels(name, kind, (result, self._layout(out)), added, terms, others,
-                                        self._finish(sums), cached=self.options.cached_writes, multiplications=count)
+        others = [self._read(value) for value in self.work.others()]
+        self._kernels(self._read(out), added, others, self._finish(sums))
+
+    def _kernels(self, result: Read, sums: str, others: list[Read], finish: k.Finish) -> None:
+        terms, kind, count = self._terms(self.work.op, sums)
+        self.found.kernels += k.kernels(self._name(self.work.first), kind, result, sums, terms, others, finish,
+                                        cached=self.options.cached_writes, multiplications=count)
+
+    def _name(self, value: Value) -> str:
+        return f"k{len(self.found.kernels)}_{_word(value.name)}"
 
     def _layout(self, value: Value) -> Layout:
         return self.found.layouts[value]
 
-    def _read(self, value: Value) -> tuple[Argument, Layout]:
+    def _read(self, value: Value) -> Read:
         return self.found.argument(value), self._layout(value)
 
     def _weights(self, value: Value, array: NDArray, type_: str | None = None) -> Argument:
@@ -177,19 +204,15 @@ class _Lowering:
 
     def _finish(self, sums: str) -> k.Finish:
         """From the sum of an element to what is written: rounded, then what follows."""
-        op, others = self.work.op, [*self.work.others()]
+        op = self.work.op
 
-        def finish(buffers: Mapping[str, Any], total: Expr, at: k.Index) -> Expr:
-            left = list(others)
-
-            def other(value: Value) -> Number:
-                layout = self._layout(value)
-                place = at[0], at[1] + layout.halo[0], at[2] + layout.halo[1], at[3]
-                return Number(buffers[self.found.names[value]][place].astype(sums), sums, frac_of(value))
-
-            number = self._rounded(op, total.astype(sums), sums)
+        def finish(total: Expr, others: Sequence[Expr], lanes: int) -> Expr:
+            type_ = sums if lanes == 1 else f"{sums}x{lanes}"
+            left = [Number(expr.astype(type_), sums, frac_of(value))
+                    for value, expr in zip(self.work.others(), others, strict=True)]
+            number = self._rounded(op, total.astype(type_), sums)
             for follower in self.work.followers:
-                number = number.followed(follower, other(left.pop(0)) if isinstance(follower, Add) else None)
+                number = number.followed(follower, left.pop(0) if isinstance(follower, Add) else None)
             return number.expr
 
         return finish
@@ -254,6 +277,61 @@ class _Lowering:
             found.append(largest_following(op, value, others.pop(0) if isinstance(op, Add) else None))
             value = op.out
         return found
+
+
+class _Listing(_Lowering):
+    """Of a network whose maps are flat: layers walk lists, all else is as ever."""
+
+    def _kernels(self, result: Read, sums: str, others: list[Read], finish: k.Finish) -> None:
+        match self.work.op:
+            case Conv2d(window=window) as op:
+                self._layer(op, self._array(op.w), window, result, sums, others, finish)
+            case Linear() as op:
+                shape = map_shape(viewed(self.graph, op.x))
+                self._layer(op, self._array(op.w).reshape(-1, *shape), Window(shape[1:]), result, sums, others, finish)
+            case _:
+                super()._kernels(result, sums, others, finish)
+
+    def _layer(self, op: Conv2d | Linear, array: NDArray, window: Window, result: Read, sums: str, others: list[Read],
+               finish: k.Finish) -> None:
+        x, groups = viewed(self.graph, op.x), op.groups if isinstance(op, Conv2d) else 1
+        (_, out), way = result, walk(op, self.options.block)
+        if way is Walk.VECTORS:
+            lanes, (source, layout) = self.options.block, self._phases(x, window.stride)
+            tiling = ls.best_tiling(array, groups, vectors(out.shape, out.array_shape[2], lanes), self.options.tiling)
+            path = ls.through_vectors(out, lanes, tiling.vectors)
+        elif way is Walk.ROWS:
+            lanes, (source, layout) = self.options.block, self._read(x)
+            path = ls.through_rows(out, layout, lanes, window.stride)
+            tiling = ls.Tiling(vectors=path.vectors)
+        else:
+            lanes, (source, layout) = 1, self._read(x)
+            tiling = ls.best_tiling(array, groups, 1, self.options.tiling)
+            path = ls.through_vectors(out, lanes, 1)
+        read = window if way is Walk.VECTORS else replace(window, stride=WHOLE)
+        lists = ls.lists_of(array, ls.places_of(layout, self._layout(x), read), groups, tiling)
+        mask = ls.mask_of(out, lanes) if way is Walk.VECTORS else None
+        found = ls.listed(f"{self.found.names[op.w]}_{len(self.found.kernels)}", lists, element_type(op.w.format),
+                          mask, element_type(self.work.out.format))
+        self.found.weights |= found.arrays
+        self.found.kernels.append(ls.list_kernel(
+            self._name(self.work.first), source, found, self._bias(op, sums), result, others, sums, tiling, path,
+            finish, self.options, lanes))
+
+    def _bias(self, op: Conv2d | Linear, sums: str) -> Argument | None:
+        return None if op.b is None else self._weights(op.b, aligned_bias(op, self._array(op.b)), sums)
+
+    def _phases(self, value: Value, stride: Stride) -> Read:
+        """A map as a layer of that stride reads it; a kernel splits it unless one has."""
+        if stride == WHOLE:
+            return self._read(value)
+        layout = self.found.splits[value, stride]
+        own = Argument(f"{self.found.names[value]}_by_{stride[0]}_{stride[1]}", layout.array_shape,
+                       element_type(value.format))
+        if not any(own in kernel.arguments for kernel in self.found.kernels):
+            self.found.kernels.append(ls.split_kernel(self._name(value), self._read(value), (own, layout), stride,
+                                                      self.options))
+        return own, layout
 
 
 def _window_size(op: AveragePool | GlobalAveragePool) -> int:

@@ -26,6 +26,8 @@ class Optimisations:
         Several results at a time, so that what is loaded serves several sums.
     unrolling : bool
         No loops in tiles, so that their sums have names, and registers.
+    lists : bool
+        Where few weights live, lists of those that do, and no time for the others; needs ``cached_writes``.
     vector : int
         Elements of a vector: 2, 4, 8 or 16.
     """
@@ -37,6 +39,7 @@ class Optimisations:
     weight_layout: bool = True
     tiling: bool = True
     unrolling: bool = True
+    lists: bool = True
     vector: int = 16
 
     @classmethod

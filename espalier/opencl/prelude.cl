@@ -51,3 +51,14 @@ ESPALIER_VECTORS(float)
 #define max(a, b) ((a) < (b) ? (b) : (a))
 #define min(a, b) ((b) < (a) ? (b) : (a))
 #endif
+
+// Every second element of two vectors: the even ones, and the odd ones.
+#define ESPALIER_HALVES(T, N) \
+  static inline T##N espalier_even_##T##N(T##N a, T##N b) { return (T##N)(a.even, b.even); } \
+  static inline T##N espalier_odd_##T##N(T##N a, T##N b) { return (T##N)(a.odd, b.odd); }
+#define ESPALIER_ALL_HALVES(T) \
+  ESPALIER_HALVES(T, 2) ESPALIER_HALVES(T, 4) ESPALIER_HALVES(T, 8) ESPALIER_HALVES(T, 16)
+ESPALIER_ALL_HALVES(char)
+ESPALIER_ALL_HALVES(short)
+ESPALIER_ALL_HALVES(int)
+ESPALIER_ALL_HALVES(float)

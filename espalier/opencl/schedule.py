@@ -34,17 +34,22 @@ def scheduled(kernel: Kernel, options: Optimisations, tile: Tile | None = None) 
 
     ``tile``: otherwise :func:`best_tile`; its numbers divide the result's blocks, rows and columns.
     """
-    schedule = Schedule(tvm.IRModule({kernel.name: kernel.function}))
+    module = tvm.IRModule({kernel.name: kernel.function})
+    if kernel.kind == "list":
+        return Scheduled(kernel, module, kernel.groups)
+    schedule = Schedule(module)
     schedule.work_on(kernel.name)
     writes = OUT in kernel.blocks
-    side_by_side = writes and kernel.kind != "gather"
-    chosen = (tile or best_tile(kernel)) if options.tiling and side_by_side else ONE
+    side_by_side = writes and kernel.kind != "gather" and kernel.result.block > 1
+    scattered = kernel.kind == "gather" and kernel.result.block > 1
+    chosen = (tile or best_tile(kernel)) if options.tiling and writes and not scattered else ONE
+    unrolled = options.unrolling and prod(chosen) <= REGISTERS
     *outer, vector = _tiled(schedule, schedule.get_sblock(kernel.blocks[-1]), chosen)
     groups, inner = outer[:3], outer[3:]
-    terms = _sum_inside(schedule, groups[-1], kernel, options) if kernel.blocks == (SUM, OUT) else []
-    if options.vectorisation and side_by_side and kernel.result.block > 1:
+    terms = _sum_inside(schedule, groups[-1], kernel, options, unrolled) if kernel.blocks == (SUM, OUT) else []
+    if options.vectorisation and side_by_side:
         schedule.vectorize(vector)
-    if options.unrolling and writes:
+    if unrolled and writes:
         for loop in inner:
             schedule.unroll(loop)
     _bind(schedule, groups, options)
@@ -63,7 +68,7 @@ def _tiled(schedule: Any, block: Any, tile: Tile) -> list[Any]:
     return loops
 
 
-def _sum_inside(schedule: Any, at: Any, kernel: Kernel, options: Optimisations) -> list[Any]:
+def _sum_inside(schedule: Any, at: Any, kernel: Kernel, options: Optimisations, unrolled: bool) -> list[Any]:
     """The sums of a tile in registers, terms outside and the tile inside; returns the loops over terms."""
     block = schedule.get_sblock(SUM)
     schedule.compute_at(block, at, preserve_unit_loops=True)
@@ -73,7 +78,7 @@ def _sum_inside(schedule: Any, at: Any, kernel: Kernel, options: Optimisations) 
     schedule.reorder(*terms, *place, vector)
     if options.vectorisation and kernel.result.block > 1:
         schedule.vectorize(vector)
-    if options.unrolling:
+    if unrolled:
         for loop in place:
             schedule.unroll(loop)
         if kernel.kind == "window" and kernel.terms <= UNROLLED_TERMS:
@@ -94,9 +99,12 @@ def best_tile(kernel: Kernel) -> Tile:
     """The tile with the least estimated time for each sum, on a processor that does two sums and two loads at a time.
 
     A term of a tile loads a vector of weights for each of its blocks, and an element for each of its pixels, which
-    for a single block is part of the sum's instruction.
+    for a single block is part of the sum's instruction. Without channels side by side, the tile is a row where there
+    are sums, else a channel, and left to the device's compiler.
     """
     blocks, (_, height, width) = kernel.result.blocks, kernel.result.shape
+    if kernel.result.block == 1 and kernel.kind != "dense":
+        return 1, 1 if kernel.terms else height, width
     across = _divisors(blocks) if kernel.kind == "dense" else [1]
     tiles = [tile for tile in product(across, _divisors(height), _divisors(width)) if prod(tile) <= REGISTERS]
 

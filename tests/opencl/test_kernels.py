@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from bench.draws import Draw
+from bench.draws import Draw, words
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -48,7 +49,8 @@ def on_device(graph: Graph, parameters: dict[str, NDArray], images: list[NDArray
 
 
 def check(draw: Draw, op: ops.Op, options: Optimisations) -> None:
-    arrays = draw.arrays(op)
+    arrays = [pruned(draw, array) if value == getattr(op, "w", None) else array
+              for value, array in zip(op.inputs, draw.arrays(op), strict=True)]
     parameters = {value.name: array for value, array in zip(op.inputs, arrays, strict=True)
                   if len(array.shape) == len(value.shape)}
     images = [(value, array) for value, array in zip(op.inputs, arrays, strict=True) if value.name not in parameters]
@@ -56,6 +58,12 @@ def check(draw: Draw, op: ops.Op, options: Optimisations) -> None:
                   tuple(value for value in op.inputs if value.name in parameters), (op,), (op.out,))
     got = on_device(graph, parameters, [array for _, array in images], options)
     assert np.array_equal(got, evaluate(op, *arrays)), op
+
+
+def pruned(draw: Draw, weights: NDArray) -> NDArray:
+    """As they are, or with so few live ones that they become lists, or none at all."""
+    density = draw.data.draw(st.sampled_from([1.0, 0.2, 0.2, 0.0]))
+    return np.where(draw.random.rand(*weights.shape) < density, weights, 0)
 
 
 def frac(value: Value) -> int:
@@ -113,6 +121,15 @@ def test_pools(draw: Draw, options: Optimisations) -> None:
     check(draw, op, options)
 
 
+def test_a_pool_whose_taps_lie_apart() -> None:
+    """What its first tap sees beyond the map is none of its business: not the map's first pixel."""
+    x, y = (Value(name, TensorType((1, 1, width), Fixed.of(8, 4))) for name, width in (("x", 3), ("y", 3)))
+    op = ops.MaxPool(y, x, Window((1, 2), pad=(0, 1, 0, 1), dilation=(1, 2)))
+    images = np.array([[[[3, 2, 1]]]])
+    got = on_device(Graph("net", (x,), (), (op,), (y,)), {}, [images], Optimisations())
+    assert np.array_equal(got, evaluate(op, images)) and got.reshape(-1).tolist() == [2, 3, 2]
+
+
 def residual(draw: Draw, real: bool) -> Graph:
     """A branch, a shortcut, a flattening and a layer, in random formats."""
     def value(name: str, *shape: int, low: int = 0, high: int = 18) -> Value:
@@ -134,7 +151,7 @@ def residual(draw: Draw, real: bool) -> Graph:
 @draws
 def test_residual(draw: Draw, options: Optimisations) -> None:
     graph = residual(draw, real=False)
-    arrays = {value.name: draw.random.randint(value.format.low, value.format.high + 1, value.shape)
+    arrays = {value.name: pruned(draw, draw.random.randint(value.format.low, value.format.high + 1, value.shape))
               for value in graph.parameters if isinstance(value.format, Fixed)}
     image = graph.inputs[0]
     assert isinstance(image.format, Fixed)
@@ -146,11 +163,37 @@ def test_residual(draw: Draw, options: Optimisations) -> None:
 @draws
 def test_real_numbers(draw: Draw, options: Optimisations) -> None:
     graph = residual(draw, real=True)
-    arrays = {value.name: draw.random.randn(*value.shape).astype(np.float32) for value in graph.parameters}
+    arrays = {value.name: pruned(draw, draw.random.randn(*value.shape).astype(np.float32))
+              for value in graph.parameters}
     images = draw.random.randn(draw.batch, 2, 6, 5).astype(np.float32)
     got = on_device(graph, arrays, [images], options)
     expected = interpret(graph, {**arrays, "x": images.astype(np.float64)})["y"]
     np.testing.assert_allclose(got, expected, rtol=0, atol=FLOAT32_TOLERANCE * np.abs(expected).max())
+
+
+@draws
+def test_few_weights(draw: Draw, options: Optimisations) -> None:
+    """Maps of several vectors, read whole and by phases, with sums between maps of two layers."""
+    size, stride, channels = draw.integer(8, 20), draw.integer(1, 2), 4 * draw.integer(1, 2)
+    x = draw.value("x", channels, size, draw.integer(8, 40))
+    window = Window((3, 3), (stride, stride), (1, 1, 1, draw.integer(0, 1)))
+    near = Window((1, 1), (stride, stride), (0, 0, 0, 0))
+    shape = (channels, *window.out_size(*x.shape[1:]))
+    if near.out_size(*x.shape[1:]) != shape[1:]:
+        near = window
+    w1, w2, w3 = (draw.value(name, channels, *rest) for name, rest in (
+        ("w1", (1, 3, 3)), ("w2", (channels, 3, 3)), ("w3", (channels, *near.kernel))))
+    a, b, c, d = (draw.value(name, *shape, format_=draw.format(0, 0)) for name in "abcd")
+    same = Window((3, 3), pad=(1, 1, 1, 1))
+    graph = Graph("few", (x,), (w1, w2, w3), (
+        ops.Conv2d(a, x, w1, None, window, groups=channels), ops.Conv2d(b, a, w2, None, same),
+        ops.Conv2d(c, x, w3, None, near), ops.Add(d, b, c)), (d,))
+    arrays = {value.name: np.where(draw.random.rand(*value.shape) < 0.2, words(draw.random, value.format, value.shape,
+                                                                               draw.extreme), 0)
+              for value in graph.parameters}
+    images = words(draw.random, x.format, (draw.batch, *x.shape), draw.extreme)
+    got = on_device(graph, arrays, [images], replace(options, lists=True, cached_writes=True))
+    assert np.array_equal(got, interpret(graph, {**arrays, "x": images})["d"])
 
 
 def test_images_wrong() -> None:
