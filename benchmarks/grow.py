@@ -60,6 +60,7 @@ SEED = 0.5                  #: of the units, that growth starts from
 GROW = (0.1, 0.2)           #: of the epochs: the first growth and the last; shedding is from there on
 SHED = (0.4, 0.6)
 FIXED_FROM = 2 / 3
+FIXED_RATE = 0.1            #: of the learning rate: without their batch norms networks diverge at the full one
 POINTS = 1.0                #: that CGaP may lose; what the published one lost is in no text that we have
 PARTS = 64                  #: uniform widths are so many parts of the whole
 FEWEST = 4                  #: epochs in which all of this has its place
@@ -120,7 +121,7 @@ class Plan:
         """Once all widths are what they stay."""
         start = max(self.at(FIXED_FROM), self.at(SHED[1]) + 1)
         rule = FORMATS[bits]
-        return None if rule is None else replace(rule, start=start, probe_steps=probe_steps)
+        return None if rule is None else replace(rule, start=start, probe_steps=probe_steps, rate=FIXED_RATE)
 
 
 def configuration(task: Task, arm: str, seed: int, options: Namespace) -> TrainConfig:

@@ -135,6 +135,8 @@ def train(
     activation_bits: Annotated[int | None, typer.Option(help="2..16")] = None,
     gradient_bits: Annotated[int | None, typer.Option(help="2..16")] = None,
     quantise_start: Annotated[int | None, typer.Option(help="Epochs in float32 before fixed point.")] = None,
+    quantise_rate: Annotated[float | None, typer.Option(help="What multiplies the learning rate in fixed point; where "
+                                                             "batch norms are folded, 0.1.")] = None,
     density: Annotated[float | None, typer.Option(help="Fraction of weights that stay; prunes gradually.")] = None,
     block: Annotated[int | None, typer.Option(help="Edge of the blocks in which weights die.")] = None,
     method: Annotated[str | None, typer.Option(help="What weights live by: magnitude, lamp (layer-adaptive) or "
@@ -170,8 +172,8 @@ def train(
         network=network, data=data, epochs=epochs, batch=batch, seed=seed, device=compute, loss=loss, augment=augment,
         rate=rate, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay, float32=float32,
         update=update, weight_bits=weight_bits, activation_bits=activation_bits, gradient_bits=gradient_bits,
-        quantise_start=quantise_start,
-        density=density, block=block, method=method, scope=scope, prune_start=prune_start, prune_end=prune_end,
+        quantise_start=quantise_start, quantise_rate=quantise_rate, density=density, block=block, method=method,
+        scope=scope, prune_start=prune_start, prune_end=prune_end,
         exchange=exchange, freeze=tuple(freeze) if freeze else None, parts=parts, cut=tuple(cut) if cut else None,
         scheme=scheme, switch=switch, micro_batches=micro_batches))
     found = flow.train_network(told, output_dir, data_root=data_root, resume=resume, dry_run=dry_run,
@@ -402,18 +404,21 @@ app.add_typer(opencl, name="opencl")
 KernelFolder = Annotated[Path, typer.Argument(metavar="KERNELS", help="A directory that opencl compile wrote.")]
 DeviceName = Annotated[str, typer.Option(help="A part of the device's name; default: the first.")]
 Threads = Annotated[int | None, typer.Option(help="Of the processor, for PoCL; default: all.")]
+NetworkSource = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A training directory, a checkpoint, ONNX, or "
+                                                                      "pretrained:NAME.")]
+KernelOutput = Annotated[Path, typer.Option("--output-dir", help="Where kernels, weights and manifest go; earlier ones "
+                                                                 "there are replaced.")]
+Without = Annotated[list[str] | None, typer.Option(help="An optimisation to leave out, or all; may be repeated.")]
+VectorSize = Annotated[int, typer.Option(help="Elements of a vector: 2, 4, 8 or 16.")]
 
 
 @opencl.command("compile")
 @one_sentence
 def opencl_compile(
-    source: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A training directory, a checkpoint, ONNX, or "
-                                                                  "pretrained:NAME.")],
-    output_dir: Annotated[Path, typer.Option(help="Where kernels, weights and manifest go; earlier ones there are "
-                                                  "replaced.")],
-    without: Annotated[list[str] | None, typer.Option(help="An optimisation to leave out, or all; may be "
-                                                           "repeated.")] = None,
-    vector: Annotated[int, typer.Option(help="Elements of a vector: 2, 4, 8 or 16.")] = 16,
+    source: NetworkSource,
+    output_dir: KernelOutput,
+    without: Without = None,
+    vector: VectorSize = 16,
     data: DataName = None,
     data_root: DataRoot = None,
     dry_run: DryRun = False,
@@ -427,6 +432,35 @@ def opencl_compile(
     record = {"network": bundle.network, "kernels": len(bundle.launches), "buffer_bytes": size}
     _done(steps, as_json, record, [f"{bundle.network}: {len(bundle.launches)} kernels, {size:,} bytes of buffers"
                                    + (" (dry run: nothing was written)" if dry_run else "")])
+
+
+@opencl.command("tune")
+@one_sentence
+def opencl_tune(
+    source: NetworkSource,
+    output_dir: KernelOutput,
+    trials: Annotated[int, typer.Option(help="Schedules that each kernel tries.")] = 16,
+    seconds: Annotated[float | None, typer.Option(help="At most; a search goes on where it ended.")] = None,
+    journal: Annotated[Path | None, typer.Option(help="Where measurements are kept, of all networks; default: in the "
+                                                      "cache folder.")] = None,
+    device: DeviceName = "",
+    threads: Threads = None,
+    without: Without = None,
+    vector: VectorSize = 16,
+    data: DataName = None,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search for the fastest schedules of a network's kernels on a device, and write the kernels."""
+    steps = _steps()
+    content = flow.tune_kernels(
+        source, output_dir, flow.KernelsRequest(without=tuple(without or ()), vector=vector, data=data,
+                                                data_root=data_root),
+        flow.TuneRequest(trials=trials, seconds=seconds, journal=journal, device=device, threads=threads), steps)
+    lines = [f"{one['kernel']}: {one['seconds'] * 1e6:.0f} µs with {tuple(one['choice'])}"
+             + (f", {one['estimated'] * 1e6:.0f} µs by the estimate" if one["estimated"] else "")
+             for one in content["kernels"]]
+    _done(steps, as_json, content, [f"{content['network']} on {content['device']}", *lines, *_figures(content)])
 
 
 @opencl.command("run")

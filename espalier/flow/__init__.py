@@ -16,7 +16,15 @@ Nothing is ever left half written: a stage that fails leaves earlier results as 
 from espalier.flow.comparison import CompareRequest, compare, parse_seeds
 from espalier.flow.compilation import CompileRequest, compile_network
 from espalier.flow.compression import CompressRequest, compress_network
-from espalier.flow.kernels import KernelsRequest, RunRequest, run_kernels, time_kernels, write_kernels
+from espalier.flow.kernels import (
+    KernelsRequest,
+    RunRequest,
+    TuneRequest,
+    run_kernels,
+    time_kernels,
+    tune_kernels,
+    write_kernels,
+)
 from espalier.flow.recipes import TrainFlags, recipe
 from espalier.flow.reporting import write_report
 from espalier.flow.simulation import SimulateRequest, simulate
@@ -28,6 +36,6 @@ from espalier.train.crew import leads
 from espalier.train.loop import TrainingInterrupted
 
 __all__ = ["CompareRequest", "CompileRequest", "CompressRequest", "KernelsRequest", "RunRequest", "SimulateRequest",
-           "Steps", "SynthRequest", "TrainFlags", "TrainingInterrupted", "VerifyRequest", "compare", "compile_network",
+           "Steps", "SynthRequest", "TrainFlags", "TrainingInterrupted", "TuneRequest", "VerifyRequest", "compare", "compile_network",
            "compress_network", "leads", "parse_seeds", "recipe", "run_kernels", "simulate", "synth", "time_kernels",
-           "train_network", "verify", "write_kernels", "write_report"]
+           "train_network", "tune_kernels", "verify", "write_kernels", "write_report"]

@@ -29,6 +29,7 @@ from espalier.flow.steps import Steps
 from espalier.ir.graph import Graph
 from espalier.ir.interpret import interpret
 from espalier.ir.types import Fixed
+from espalier.native import cache_folder
 from espalier.opencl.bundle import KERNELS, MANIFEST, WEIGHTS, Bundle
 from espalier.opencl.optimisations import NAMES, Optimisations
 from espalier.records import Figure, Provenance, write_json
@@ -36,7 +37,8 @@ from espalier.records import Figure, Provenance, write_json
 if TYPE_CHECKING:
     from espalier.opencl.runtime import Session
 
-TIMES = "times.json"
+TIMES, TUNING = "times.json", "tuning.json"
+JOURNAL = "opencl-tuning.jsonl"
 THREADS, DRIVER = "POCL_MAX_PTHREAD_COUNT", "POCL_DEVICES"  #: of PoCL's environment
 FLOAT_TOLERANCE = 1e-4  #: of float32 against float64, relative to an image's largest result; networks of 34 layers
 VECTORS = (2, 4, 8, 16)
@@ -134,6 +136,68 @@ def write_kernels(source: Path, output: Path, request: KernelsRequest | None = N
             (folder / name).write_bytes(content)
     steps.wrote(*(output / name for name in (KERNELS, WEIGHTS, MANIFEST)))
     return bundle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneRequest:
+    """How long schedules are searched for, and where.
+
+    Parameters
+    ----------
+    trials : int
+        Choices that each kernel tries at least, of those that it has; those in the journal count.
+    seconds : float or None
+        No compilation begins later than that.
+    journal : Path or None
+        What was measured, of any networks and devices; default: JOURNAL in the
+        cache folder.
+    device, threads
+        As of :class:`RunRequest`.
+    """
+
+    trials: int = 16
+    seconds: float | None = None
+    journal: Path | None = None
+    device: str = ""
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.trials < 0 or (self.seconds is not None and not self.seconds >= 0):
+            raise DataError(f"A search has no fewer than 0 trials and seconds, not {self.trials} and {self.seconds}")
+
+
+def tune_kernels(source: Path, output: Path, request: KernelsRequest, search: TuneRequest, steps: Steps | None = None
+                 ) -> dict[str, Any]:
+    """Search for the schedules of a network's kernels on a device, and write the kernels into ``output``.
+
+    An interrupted search goes on where it was when it is started again.
+    """
+    steps = steps or Steps()
+    options = request.optimisations()
+    require_replaceable(output, MANIFEST)
+    journal = search.journal or cache_folder() / JOURNAL
+    with steps.step("import network"):
+        graph, parameters, data = network_of(source, request.data, request.data_root)
+    with steps.step("search"):
+        from espalier.opencl.tuning import tune
+
+        found = tune(graph, parameters, options,
+                     lambda bundle: open_session(bundle, search.device, search.threads), journal, data=data,
+                     trials=search.trials, seconds=search.seconds,
+                     told=lambda rounds, best: steps.tell(f"  round {rounds}: {best * 1e3:.3f} ms in kernels"))
+    kernels = [{"kernel": name, "choice": list(choice), "seconds": best, "estimated": estimate}
+               for name, (choice, best, estimate) in found.kernels.items()]
+    content = {"network": found.bundle.network, "device": found.device, "threads": search.threads,
+               "rounds": found.rounds, "figures": [
+                   Figure("an image, by the estimate", found.estimated, "s", Provenance.MEASURED).to_json(),
+                   Figure("an image, by what was found", found.seconds, "s", Provenance.MEASURED).to_json()],
+               "kernels": kernels}
+    with whole_directory(output, MANIFEST) as folder:
+        for name, file in found.bundle.files().items():
+            (folder / name).write_bytes(file)
+        write_json(folder / TUNING, content)
+    steps.wrote(*(output / name for name in (KERNELS, WEIGHTS, MANIFEST, TUNING)))
+    return content
 
 
 def read_kernels(folder: Path) -> Bundle:

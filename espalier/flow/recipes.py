@@ -37,6 +37,7 @@ class TrainFlags:
     activation_bits: int | None = None
     gradient_bits: int | None = None
     quantise_start: int | None = None
+    quantise_rate: float | None = None
     density: float | None = None
     block: int | None = None
     method: str | None = None
@@ -77,7 +78,7 @@ def _put(fields: dict[str, Any], flags: TrainFlags, names: dict[str, str]) -> No
 
 def _quantise(fields: dict[str, Any] | None, flags: TrainFlags) -> dict[str, Any] | None:
     widths = {"weight_bits": "weight", "activation_bits": "activation", "gradient_bits": "gradient"}
-    wanted = any(getattr(flags, flag) is not None for flag in ("update", "quantise_start", *widths))
+    wanted = any(getattr(flags, flag) is not None for flag in ("update", "quantise_start", "quantise_rate", *widths))
     if flags.float32:
         if wanted:
             raise DataError("Training in float32 has neither word widths nor a fixed-point update nor its start: leave "
@@ -89,7 +90,7 @@ def _quantise(fields: dict[str, Any] | None, flags: TrainFlags) -> dict[str, Any
         return None
     else:
         found = fields
-    _put(found, flags, {"update": "update", "quantise_start": "start"})
+    _put(found, flags, {"update": "update", "quantise_start": "start", "quantise_rate": "rate"})
     _put(found["widths"], flags, widths)
     return found
 

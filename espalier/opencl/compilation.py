@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from espalier.errors import UnsupportedError
 from espalier.ir.graph import Graph
 from espalier.opencl.bundle import Buffer, Bundle, End, Launch
+from espalier.opencl.choice import Choose, first
 from espalier.opencl.codegen import opencl_source
 from espalier.opencl.lower import lower
 from espalier.opencl.optimisations import ALL, Optimisations
@@ -18,15 +19,17 @@ from espalier.opencl.schedule import scheduled
 
 
 def compile_kernels(graph: Graph, parameters: Mapping[str, NDArray], options: Optimisations = ALL,
-                    data: str = "") -> Bundle:
+                    data: str = "", choose: Choose = first) -> Bundle:
     """The kernels of an inference graph, float (batch norms folded) or fixed, that was trained on ``data``.
+
+    ``choose`` decides what schedules leave open, the estimate by default.
 
     Raises UnsupportedError for what no kernel does.
     """
     if len(graph.outputs) != 1:
         raise UnsupportedError(f"OpenCL kernels give one result, and network {graph.name!r} has {len(graph.outputs)}")
-    lowered = lower(graph, parameters, options)
-    source, signatures = opencl_source([scheduled(kernel, options) for kernel in lowered.kernels])
+    lowered = lower(graph, parameters, options, choose)
+    source, signatures = opencl_source([scheduled(kernel, options, choose) for kernel in lowered.kernels])
     arguments = {argument.name: argument for argument in (
         *(lowered.argument(value) for value in graph.inputs),  # one may be the result, or be read by nothing
         *(argument for kernel in lowered.kernels for argument in kernel.arguments))}

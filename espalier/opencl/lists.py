@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,7 @@ LATENCY = 4        #: sums that are under way at a time
 WORDS = {"int8": "char", "int16": "short", "int32": "int", "float32": "float"}  #: in OpenCL C
 
 
-@dataclass(frozen=True, slots=True)
-class Tiling:
+class Tiling(NamedTuple):
     """What a work-group does at a time.
 
     Parameters
@@ -92,20 +91,22 @@ def lists_of(weights: NDArray, places: NDArray, groups: int, tiling: Tiling) -> 
     return Lists(starts.astype(np.int32), where.reshape(-1, chains), what.reshape(-1, chains, outputs))
 
 
-def best_tiling(weights: NDArray, groups: int, count: int, tiled: bool) -> Tiling:
-    """With the least estimated time on a processor; ``count`` vectors of pixels make a channel of the result."""
+def tilings(weights: NDArray, groups: int, count: int, tiled: bool) -> list[Tiling]:
+    """Those that there are, by their estimated time on a processor, the shortest first.
+
+    ``count`` vectors of pixels make a channel of the result.
+    """
     if not tiled:
-        return Tiling()
-
-    def cost(outputs: int) -> tuple[float, Tiling]:
-        tiles = -(-count // (REGISTERS // outputs))
-        size = -(-count // tiles)
+        return [Tiling()]
+    found = []
+    for outputs in (outputs for outputs in range(1, MOST + 1) if len(weights) // groups % outputs == 0):
         entries = np.count_nonzero((weights.reshape(-1, outputs, weights[0].size) != 0).any(axis=1))
-        found = Tiling(outputs, size, -(-LATENCY // (outputs * size)))
-        return entries * tiles * (size * max(LOAD, SUM * outputs) + ENTRY + outputs / 2), found
-
-    own = len(weights) // groups
-    return min((cost(outputs) for outputs in range(1, MOST + 1) if own % outputs == 0), key=lambda pair: pair[0])[1]
+        sizes = {-(-count // tiles) for tiles in range(1, count + 1)}  # as even as tiles can be
+        for size in (size for size in sizes if size * outputs <= REGISTERS):
+            chains = -(-LATENCY // (outputs * size))
+            cost = -(-count // size) * (size * max(LOAD, SUM * outputs) + ENTRY + outputs / 2)
+            found.append((entries * cost, Tiling(outputs, size, chains)))
+    return [tiling for _, tiling in sorted(found, key=lambda pair: pair[0])]
 
 
 @dataclass(frozen=True, slots=True)

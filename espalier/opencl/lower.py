@@ -31,6 +31,7 @@ from espalier.opencl.arithmetic import (
     sum_type,
     word_limit,
 )
+from espalier.opencl.choice import Choose, first
 from espalier.opencl.flat import WHOLE, Key, Stride, Walk, flat_layouts, vectors, walk
 from espalier.opencl.kernels import Argument, Kernel, Read, Terms
 from espalier.opencl.layout import Layout
@@ -64,7 +65,7 @@ def _word(name: str) -> str:
     return "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name)
 
 
-def lower(graph: Graph, parameters: Mapping[str, NDArray], options: Optimisations) -> Lowered:
+def lower(graph: Graph, parameters: Mapping[str, NDArray], options: Optimisations, choose: Choose = first) -> Lowered:
     """Raises UnsupportedError for what no kernel does."""
     works = plan(graph, fusion=options.fusion)
     names = {value: f"v{number}_{_word(value.name)}" for number, value in enumerate(graph.values())}
@@ -73,11 +74,11 @@ def lower(graph: Graph, parameters: Mapping[str, NDArray], options: Optimisation
         found = Lowered(names, layouts={value: layout for (value, stride), layout in every.items() if stride == WHOLE},
                         splits={key: layout for key, layout in every.items() if key[1] != WHOLE})
         for work in works:
-            _Listing(graph, parameters, options, found, work).run()
+            _Listing(graph, parameters, options, found, work, choose).run()
     else:
         found = Lowered(names, layouts=_layouts(graph, works, options))
         for work in works:
-            _Lowering(graph, parameters, options, found, work).run()
+            _Lowering(graph, parameters, options, found, work, choose).run()
     return found
 
 
@@ -122,6 +123,7 @@ class _Lowering:
     options: Optimisations
     found: Lowered
     work: Work
+    choose: Choose
 
     def run(self) -> None:
         op, out = self.work.op, self.work.out
@@ -298,7 +300,7 @@ class _Listing(_Lowering):
         (_, out), way = result, walk(op, self.options.block)
         if way is Walk.VECTORS:
             lanes, (source, layout) = self.options.block, self._phases(x, window.stride)
-            tiling = ls.best_tiling(array, groups, vectors(out.shape, out.array_shape[2], lanes), self.options.tiling)
+            tiling = self._tiling(op, array, groups, (layout, out))
             path = ls.through_vectors(out, lanes, tiling.vectors)
         elif way is Walk.ROWS:
             lanes, (source, layout) = self.options.block, self._read(x)
@@ -306,7 +308,7 @@ class _Listing(_Lowering):
             tiling = ls.Tiling(vectors=path.vectors)
         else:
             lanes, (source, layout) = 1, self._read(x)
-            tiling = ls.best_tiling(array, groups, 1, self.options.tiling)
+            tiling = ls.tilings(array, groups, 1, self.options.tiling)[0]
             path = ls.through_vectors(out, lanes, 1)
         read = window if way is Walk.VECTORS else replace(window, stride=WHOLE)
         lists = ls.lists_of(array, ls.places_of(layout, self._layout(x), read), groups, tiling)
@@ -317,6 +319,15 @@ class _Listing(_Lowering):
         self.found.kernels.append(ls.list_kernel(
             self._name(self.work.first), source, found, self._bias(op, sums), result, others, sums, tiling, path,
             finish, self.options, lanes))
+
+    def _tiling(self, op: Conv2d | Linear, array: NDArray, groups: int, layouts: tuple[Layout, Layout]) -> ls.Tiling:
+        _, out = layouts
+        count = vectors(out.shape, out.array_shape[2], self.options.block)
+        window = getattr(op, "window", None)
+        signature = (f"list {layouts} {window} {groups} {op.x.format} {op.w.format} {op.out.format} "
+                     f"{np.count_nonzero(array)} {self.options}")
+        found = ls.tilings(array, groups, count, self.options.tiling)
+        return ls.Tiling(*self.choose(self._name(self.work.first), signature, found))
 
     def _bias(self, op: Conv2d | Linear, sums: str) -> Argument | None:
         return None if op.b is None else self._weights(op.b, aligned_bias(op, self._array(op.b)), sums)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -10,10 +11,11 @@ from typing import Any
 import tvm
 from tvm.s_tir import Schedule
 
+from espalier.opencl.choice import Choice, Choose, first
 from espalier.opencl.kernels import OUT, SUM, Kernel
 from espalier.opencl.optimisations import Optimisations
 
-Tile = tuple[int, int, int]  #: blocks, rows and columns of results at a time
+Tile = Choice  #: blocks, rows and columns of results at a time
 ONE: Tile = (1, 1, 1)
 REGISTERS = 28     #: sums of a tile, as vectors; a few registers stay for what is loaded
 LATENCY = 4        #: cycles from one sum of a register to its next
@@ -29,11 +31,8 @@ class Scheduled:
     groups: int
 
 
-def scheduled(kernel: Kernel, options: Optimisations, tile: Tile | None = None) -> Scheduled:
-    """A kernel as the optimisations say.
-
-    ``tile``: otherwise :func:`best_tile`; its numbers divide the result's blocks, rows and columns.
-    """
+def scheduled(kernel: Kernel, options: Optimisations, choose: Choose = first) -> Scheduled:
+    """A kernel as the optimisations say, with a tile of those that it can have."""
     module = tvm.IRModule({kernel.name: kernel.function})
     if kernel.kind == "list":
         return Scheduled(kernel, module, kernel.groups)
@@ -41,8 +40,7 @@ def scheduled(kernel: Kernel, options: Optimisations, tile: Tile | None = None) 
     schedule.work_on(kernel.name)
     writes = OUT in kernel.blocks
     side_by_side = writes and kernel.kind != "gather" and kernel.result.block > 1
-    scattered = kernel.kind == "gather" and kernel.result.block > 1
-    chosen = (tile or best_tile(kernel)) if options.tiling and writes and not scattered else ONE
+    chosen = choose(kernel.name, f"{_signature(kernel)} {options}", tiles(kernel, options))
     unrolled = options.unrolling and prod(chosen) <= REGISTERS
     *outer, vector = _tiled(schedule, schedule.get_sblock(kernel.blocks[-1]), chosen)
     groups, inner = outer[:3], outer[3:]
@@ -57,6 +55,14 @@ def scheduled(kernel: Kernel, options: Optimisations, tile: Tile | None = None) 
         schedule.decompose_reduction(schedule.get_sblock(SUM), terms[0])
     size = kernel.result.blocks, *kernel.result.shape[1:]
     return Scheduled(kernel, schedule.mod, prod(size) // prod(chosen) if options.work_groups else 1)
+
+
+def _signature(kernel: Kernel) -> str:
+    """What of a function its name and its arguments' names do not change."""
+    text = str(kernel.function.script())
+    for number, name in enumerate((kernel.name, *(argument.name for argument in kernel.arguments))):
+        text = re.sub(rf"\b{name}\b", f"name{number}", text)
+    return text
 
 
 def _tiled(schedule: Any, block: Any, tile: Tile) -> list[Any]:
@@ -95,18 +101,23 @@ def _bind(schedule: Any, groups: list[Any], options: Optimisations) -> None:
         schedule.bind(schedule.add_unit_loop(groups[0]), "blockIdx.x")
 
 
-def best_tile(kernel: Kernel) -> Tile:
-    """The tile with the least estimated time for each sum, on a processor that does two sums and two loads at a time.
+def tiles(kernel: Kernel, options: Optimisations) -> list[Tile]:
+    """Those that there are, by their estimated time for each sum, the shortest first.
+
+    The estimate is of a processor that does two sums and two loads at a time.
 
     A term of a tile loads a vector of weights for each of its blocks, and an element for each of its pixels, which
     for a single block is part of the sum's instruction. Without channels side by side, the tile is a row where there
     are sums, else a channel, and left to the device's compiler.
     """
     blocks, (_, height, width) = kernel.result.blocks, kernel.result.shape
+    scattered = kernel.kind == "gather" and kernel.result.block > 1
+    if not options.tiling or scattered or OUT not in kernel.blocks:
+        return [ONE]
     if kernel.result.block == 1 and kernel.kind != "dense":
-        return 1, 1 if kernel.terms else height, width
+        return [(1, 1 if kernel.terms else height, width)]
     across = _divisors(blocks) if kernel.kind == "dense" else [1]
-    tiles = [tile for tile in product(across, _divisors(height), _divisors(width)) if prod(tile) <= REGISTERS]
+    found = [tile for tile in product(across, _divisors(height), _divisors(width)) if prod(tile) <= REGISTERS]
 
     def cost(tile: Tile) -> tuple[float, int]:
         sums, pixels = prod(tile), tile[1] * tile[2]
@@ -115,7 +126,7 @@ def best_tile(kernel: Kernel) -> Tile:
         loads = tile[0] + pixels if kernel.kind == "dense" else 2 * pixels
         return max(sums / 2, loads / 2, LATENCY) / sums, tile[1]
 
-    return min(tiles, key=cost)
+    return sorted(found, key=cost)
 
 
 def _divisors(number: int) -> list[int]:

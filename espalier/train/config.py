@@ -91,6 +91,9 @@ class Quantise:
         Steps of float training, thrown away afterwards, over which ranges are observed.
     start : int
         Epochs of training in float32 before; masks, weights and momenta are taken over.
+    rate : float
+        What multiplies the learning rate from there on. Batch norms, which are folded there, bear a rate at which
+        the network without them diverges: ResNets want 0.1.
     """
 
     widths: Widths = field(default_factory=Widths)
@@ -98,8 +101,12 @@ class Quantise:
     update: Update = Update.BUFFERED
     probe_steps: int = 100
     start: int = 0
+    rate: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise DataError(f"What multiplies the learning rate in fixed point is above 0 and at most 1, not "
+                            f"{self.rate}")
         if self.update is Update.FLOAT:
             raise DataError("Training in fixed point needs a fixed-point update (buffered, unbuffered or narrow): "
                             "leave 'quantise' out to train in float32")
@@ -218,6 +225,13 @@ class TrainConfig:
                             "'tracking'")
         if self.pipeline is not None:
             self._check_pipeline(self.pipeline)
+
+    def sgd_of(self, epoch: int) -> Sgd:
+        """With the learning rate of an epoch (from 0)."""
+        factor = self.rate.factor(epoch, self.epochs)
+        if self.quantise is not None and epoch >= self.quantise.start:
+            factor *= self.quantise.rate
+        return self.sgd.scaled(factor)
 
     def _check_pipeline(self, pipeline: Pipeline) -> None:
         if pipeline.scheme is Scheme.COMPENSATED and self.update not in (Update.BUFFERED, Update.FLOAT):

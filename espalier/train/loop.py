@@ -236,7 +236,7 @@ class _Run:
         return self._checkpoint(Position(epochs))
 
     def _epoch(self, epoch: int, first: int, stop: _Stop) -> None:
-        sgd = self.config.sgd.scaled(self.config.rate.factor(epoch, self.config.epochs))
+        sgd = self.config.sgd_of(epoch)
         self.optimiser.set(sgd)
         order, moves = self._order(epoch)
         task = self.bar.add_task(self._told(), total=self.steps, completed=first, epoch=epoch + 1)

@@ -23,7 +23,7 @@ def probe(start: Checkpoint, dataset: Dataset) -> Ranges:
     steps = config.quantise.probe_steps
     optimiser = Optimiser(graph.parameters, {}, Update.FLOAT, config.batch, config.device)
     optimiser.load(start.state)
-    optimiser.set(config.sgd.scaled(config.rate.factor(epoch, config.epochs)))
+    optimiser.set(config.sgd_of(epoch))
     data = DeviceData(dataset, graph.inputs[0].format, config.device)
     step = TrainingStep(differentiate(graph, config.loss), optimiser, data)
     order = np.concatenate([*batches(dataset, config.batch, config.seed, epoch, drop_last=True)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyopencl as cl
@@ -44,6 +45,32 @@ def test_times(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0 and content["record"]["runs"] == 2
     assert [figure["name"] for figure in content["record"]["figures"]] == ["an image", "its kernels"]
     assert json.loads((kernels / "times.json").read_text()) == content["record"]
+
+
+def test_tuning_goes_on_where_it_ended(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def tune(*more: object) -> dict[str, Any]:
+        status, out, _ = run(capsys, "opencl", "tune", made / "train", "--output-dir", tmp_path / "k", "--json",
+                             "--journal", tmp_path / "journal.jsonl", *more)
+        assert status == 0
+        found: dict[str, Any] = json.loads(out)["record"]
+        return found
+
+    first = tune("--trials", 2)
+    assert first["rounds"] >= 2 and first["kernels"]
+    assert tune("--trials", 2)["rounds"] == 0  # all is known
+    assert tune("--trials", 9, "--seconds", 0)["rounds"] == 0
+    assert json.loads((tmp_path / "k" / "tuning.json").read_text())["kernels"] == first["kernels"]
+    assert run(capsys, "opencl", "run", tmp_path / "k", "--images", 3, "--against", made / "train")[0] == 0
+
+
+def test_journals_that_are_none(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = tmp_path / "journal.jsonl"
+    journal.write_text("a diary\nof two lines\n")
+    fails(capsys, r"^.*journal.jsonl is no journal of a search \(.*\): name another file, or remove it$", "opencl",
+          "tune", made / "train", "--output-dir", tmp_path / "k", "--journal", journal)
+    fails(capsys, r"^A search has no fewer than 0 trials and seconds, not -1 and None$", "opencl", "tune",
+          made / "train", "--output-dir", tmp_path / "k", "--trials", -1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["journal.jsonl"]
 
 
 def test_dry_run_writes_nothing(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

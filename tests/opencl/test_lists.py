@@ -14,7 +14,7 @@ from espalier.numerics.window import Window
 from espalier.opencl.compilation import compile_kernels
 from espalier.opencl.flat import WHOLE, Plane, flat_layouts, inside
 from espalier.opencl.layout import Layout
-from espalier.opencl.lists import Tiling, best_tiling, lists_of
+from espalier.opencl.lists import Tiling, lists_of, tilings
 from espalier.opencl.plan import plan
 
 
@@ -45,9 +45,9 @@ def test_an_entry_has_as_many_outputs_as_pay() -> None:
     random = np.random.RandomState(0)
     blocks = np.kron(random.rand(16, 16) < 0.1, np.ones((4, 4))).reshape(64, 64, 1, 1)
     scattered = (random.rand(64, 64, 1, 1) < 0.1).astype(float)
-    assert best_tiling(blocks, 1, 14, tiled=True).outputs == 4
-    assert best_tiling(scattered, 1, 14, tiled=True).outputs == 1
-    assert best_tiling(blocks, 1, 14, tiled=False) == Tiling(1, 1, 1)
+    assert tilings(blocks, 1, 14, tiled=True)[0].outputs == 4
+    assert tilings(scattered, 1, 14, tiled=True)[0].outputs == 1
+    assert tilings(blocks, 1, 14, tiled=False) == [Tiling(1, 1, 1)]
 
 
 def residual(stride: int) -> Graph:
