@@ -8,9 +8,14 @@ run each (of as many as take SECONDS, where they are quick), and the median of t
 than SLOW seconds take part in the first round alone. Times are of the whole way from an image in the computer's memory
 to its logits there.
 
-- ``base`` ... ``unrolling``: our kernels on PoCL, from ``Optimisations``' ladder; ``unrolling`` is all of them.
+- ``base`` ... ``unrolling``: our kernels on PoCL, from ``Optimisations``' ladder; ``unrolling`` is all of them but the
+  last, ``lists``, which leaves networks alone that are not pruned.
 - ``torch``: PyTorch, channels_last. ``onnxruntime``: with the batch norms folded into the layers.
 - ``tvm``: TVM's own code for this processor, untuned, batch norms folded; its untuned loops use one thread.
+
+Then the same networks with a tenth of their weights, single ones and blocks of 4 × 4: the smallest of each layer are
+zero, in the same part of each but for the first layer and depthwise ones, which stay whole. There the contenders are
+``lists``, the same kernels without (``unrolling``), and the other runtimes, to which a zero is a number like others.
 """
 
 from __future__ import annotations
@@ -27,6 +32,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from espalier.records import Bar, Figure, Provenance
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
@@ -35,12 +42,17 @@ NETWORKS = {"lenet5": 10, "mobilenetv1_224": 1000, "resnet34": 1000}  #: and the
 THREADS = (1, 2)
 SECONDS, SLOW = 0.02, 0.5
 VARIABLES = ("POCL_MAX_PTHREAD_COUNT", "OMP_NUM_THREADS", "TVM_NUM_THREADS")
-WHOLE = "unrolling"
+WHOLE, LISTS = "unrolling", "lists"
+DENSITY = 0.1
+PRUNED = {1: "single weights", 4: "blocks of 4 × 4"}
 PEAK_SIZE = 1024
 
 
-def contenders(name: str, threads: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Ways to run network ``name`` on one image, by name; each has run once and gives torch's logits."""
+def contenders(name: str, threads: int, rows: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Ways to run network ``name`` on one image, by name; each has run once and gives torch's logits.
+
+    ``rows``: the edge of the blocks in which it is pruned, 0 where it is not.
+    """
     import numpy as np
     import onnxruntime
     import torch
@@ -56,6 +68,8 @@ def contenders(name: str, threads: int) -> Iterator[tuple[str, Callable[[], obje
     module, shape = build(name, NETWORKS[name]).eval(), input_shape(name)
     for parameter in module.parameters():
         parameter.requires_grad_(False)
+    if rows:
+        prune(module, rows)
     image = np.random.RandomState(0).standard_normal((1, *shape)).astype(np.float32)
     graph, parameters = from_torch(module, shape, name)
     channels_last = module.to(memory_format=torch.channels_last)
@@ -67,7 +81,7 @@ def contenders(name: str, threads: int) -> Iterator[tuple[str, Callable[[], obje
         assert error < 1e-4, f"{title} gives other logits: {error}"
         return title, run
 
-    for title, options in ladder():
+    for title, options in [item for item in ladder() if item[0] in (WHOLE, LISTS)] if rows else [*ladder()][:-1]:
         yield checked(title, partial(Session(compile_kernels(graph, parameters, options)).run, image))
     yield checked("torch", lambda: channels_last(seen).numpy())
     settings = onnxruntime.SessionOptions()
@@ -76,8 +90,24 @@ def contenders(name: str, threads: int) -> Iterator[tuple[str, Callable[[], obje
                                          providers=["CPUExecutionProvider"])
     feed = {other.get_inputs()[0].name: image}
     yield checked("onnxruntime", lambda: other.run(None, feed)[0])
-    if threads == 1:
+    if threads == 1 and not rows:
         yield checked("tvm", tvm_run(module, image))
+
+
+def prune(module: nn.Module, rows: int) -> None:
+    """Keep DENSITY of all weights, in blocks of ``rows``."""
+    from torch import nn
+
+    from espalier.compress.ranking import keep_layer, mean_saliency, rank
+
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    whole = [layer for layer in layers if layer is layers[0] or getattr(layer, "groups", 1) > 1]
+    kept, every = (sum(layer.weight.numel() for layer in some) for some in (whole, layers))
+    density = (DENSITY * every - kept) / (every - kept)
+    for layer in set(layers) - set(whole):
+        weights = layer.weight.numpy().reshape(*layer.weight.shape, *(1,) * (4 - layer.weight.ndim))
+        live = rank(mean_saliency(abs(weights), rows), weights == weights, rows)
+        weights *= keep_layer(live, density * weights.size)
 
 
 def tvm_run(module: nn.Module, image: NDArray) -> Callable[[], object]:
@@ -100,11 +130,11 @@ def tvm_run(module: nn.Module, image: NDArray) -> Callable[[], object]:
     return run
 
 
-def measured(name: str, threads: int, rounds: int) -> dict[str, float]:
+def measured(name: str, threads: int, rows: int, rounds: int) -> dict[str, float]:
     """Median seconds of each contender; and ``peak``, multiplications a second of a matrix product by torch."""
     import torch
 
-    every = dict(contenders(name, threads))
+    every = dict(contenders(name, threads, rows))
     repeats = {title: max(1, min(100, int(SECONDS / _seconds(run, 1)))) for title, run in every.items()}
     times: dict[str, list[float]] = {title: [] for title in every}
     square = torch.ones(PEAK_SIZE, PEAK_SIZE)
@@ -149,42 +179,64 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--one", nargs=2, metavar=("NETWORK", "THREADS"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, metavar=("NETWORK", "THREADS", "ROWS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        name, threads = options.one
-        print(json.dumps(measured(name, int(threads), options.rounds)))
+        name, threads, rows = options.one
+        print(json.dumps(measured(name, int(threads), int(rows), options.rounds)))
         return
     from harness import write_results
 
-    from espalier.records import Bar, Figure, Provenance
-
     figures, bars = [], []
     for name in options.networks:
-        work = multiplications(name)
         for threads in THREADS:
-            done = subprocess.run(
-                [sys.executable, __file__, "--one", name, str(threads), "--rounds", str(options.rounds)], check=True,
-                stdout=subprocess.PIPE, text=True, env=environment(threads))
-            times = json.loads(done.stdout.splitlines()[-1])
-            peak = times.pop("peak")
             place = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
-            for title, seconds in times.items():
-                figures.append(Figure(f"{place}: {title}", round(seconds * 1e3, 4), "ms", Provenance.MEASURED))
-                print(f"{place}: {title} {seconds * 1e3:.3f} ms", flush=True)
-            ours = times[WHOLE]
-            figures += [
-                Figure(f"{place}: base over all", round(times["base"] / ours, 2), "times", Provenance.MEASURED),
-                Figure(f"{place}: all", round(2 * work / ours / 1e9, 1), "GFLOP/s", Provenance.MEASURED),
-                Figure(f"{place}: a matrix product by torch", round(2 * peak / 1e9, 1), "GFLOP/s",
-                       Provenance.MEASURED)]
-            if name == "lenet5":
-                bars.append(Bar(f"{place}: torch over ours", round(times["torch"] / ours, 3), ">", 1))
-                if threads == 1:
-                    bars.append(Bar(f"{place}: untuned TVM over ours", round(times["tvm"] / ours, 3), ">=", 3.83))
-            else:
-                bars.append(Bar(f"{place}: ours over ONNX Runtime", round(ours / times["onnxruntime"], 3), "<=", 1.5))
+            found = dense_records(place, name, timed(place, name, threads, 0, options.rounds))
+            for rows, what in PRUNED.items():
+                pruned = f"{place}, {1 - DENSITY:.0%} pruned, {what}"
+                found += pruned_records(pruned, name, timed(pruned, name, threads, rows, options.rounds))
+            figures += [item for item in found if isinstance(item, Figure)]
+            bars += [item for item in found if isinstance(item, Bar)]
     write_results("opencl_speed", seeds=[0], figures=figures, bars=bars, output=options.output)
+
+
+def timed(place: str, name: str, threads: int, rows: int, rounds: int) -> dict[str, float]:
+    """What :func:`measured` finds, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--one", name, str(threads), str(rows), "--rounds", str(rounds)], check=True,
+        stdout=subprocess.PIPE, text=True, env=environment(threads))
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    for title, seconds in found.items():
+        if title != "peak":
+            print(f"{place}: {title} {seconds * 1e3:.3f} ms", flush=True)
+    return found
+
+
+def dense_records(place: str, name: str, times: dict[str, float]) -> list[Figure | Bar]:
+    peak, ours, work = times.pop("peak"), times[WHOLE], multiplications(name)
+    found: list[Figure | Bar] = [
+        *(Figure(f"{place}: {title}", round(seconds * 1e3, 4), "ms", Provenance.MEASURED)
+          for title, seconds in times.items()),
+        Figure(f"{place}: base over all", round(times["base"] / ours, 2), "times", Provenance.MEASURED),
+        Figure(f"{place}: all", round(2 * work / ours / 1e9, 1), "GFLOP/s", Provenance.MEASURED),
+        Figure(f"{place}: a matrix product by torch", round(2 * peak / 1e9, 1), "GFLOP/s", Provenance.MEASURED)]
+    if name == "lenet5":
+        found.append(Bar(f"{place}: torch over ours", round(times["torch"] / ours, 3), ">", 1))
+        if "tvm" in times:
+            found.append(Bar(f"{place}: untuned TVM over ours", round(times["tvm"] / ours, 3), ">=", 3.83))
+    else:
+        found.append(Bar(f"{place}: ours over ONNX Runtime", round(ours / times["onnxruntime"], 3), "<=", 1.5))
+    return found
+
+
+def pruned_records(place: str, name: str, times: dict[str, float]) -> list[Figure | Bar]:
+    """LeNet-5 has no bar here: its launches take longer than its sums."""
+    del times["peak"]
+    found: list[Figure | Bar] = [Figure(f"{place}: {title}", round(seconds * 1e3, 4), "ms", Provenance.MEASURED)
+                                 for title, seconds in times.items()]
+    ratio = round(times["onnxruntime"] / times[LISTS], 3)
+    return [*found, Figure(f"{place}: ONNX Runtime over ours", ratio, "times", Provenance.MEASURED) if name == "lenet5"
+            else Bar(f"{place}: ONNX Runtime over ours", ratio, ">", 1)]
 
 
 if __name__ == "__main__":

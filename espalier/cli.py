@@ -404,10 +404,10 @@ app.add_typer(opencl, name="opencl")
 KernelFolder = Annotated[Path, typer.Argument(metavar="KERNELS", help="A directory that opencl compile wrote.")]
 DeviceName = Annotated[str, typer.Option(help="A part of the device's name; default: the first.")]
 Threads = Annotated[int | None, typer.Option(help="Of the processor, for PoCL; default: all.")]
-NetworkSource = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A training directory, a checkpoint, ONNX, or "
-                                                                      "pretrained:NAME.")]
-KernelOutput = Annotated[Path, typer.Option("--output-dir", help="Where kernels, weights and manifest go; earlier ones "
-                                                                 "there are replaced.")]
+NetworkSource = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A training directory, a checkpoint, ONNX, "
+                                                                      "or pretrained:NAME.")]
+KernelOutput = Annotated[Path, typer.Option("--output-dir", help="Where kernels, weights and manifest go; earlier "
+                                                                 "ones there are replaced.")]
 Without = Annotated[list[str] | None, typer.Option(help="An optimisation to leave out, or all; may be repeated.")]
 VectorSize = Annotated[int, typer.Option(help="Elements of a vector: 2, 4, 8 or 16.")]
 

@@ -36,6 +36,6 @@ from espalier.train.crew import leads
 from espalier.train.loop import TrainingInterrupted
 
 __all__ = ["CompareRequest", "CompileRequest", "CompressRequest", "KernelsRequest", "RunRequest", "SimulateRequest",
-           "Steps", "SynthRequest", "TrainFlags", "TrainingInterrupted", "TuneRequest", "VerifyRequest", "compare", "compile_network",
-           "compress_network", "leads", "parse_seeds", "recipe", "run_kernels", "simulate", "synth", "time_kernels",
-           "train_network", "tune_kernels", "verify", "write_kernels", "write_report"]
+           "Steps", "SynthRequest", "TrainFlags", "TrainingInterrupted", "TuneRequest", "VerifyRequest", "compare",
+           "compile_network", "compress_network", "leads", "parse_seeds", "recipe", "run_kernels", "simulate", "synth",
+           "time_kernels", "train_network", "tune_kernels", "verify", "write_kernels", "write_report"]
