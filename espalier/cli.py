@@ -500,6 +500,26 @@ def opencl_time(
     _done(steps, as_json, content, [f"{content['network']} on {content['device']}", *lines, *_figures(content)])
 
 
+@opencl.command("estimate")
+@one_sentence
+def opencl_estimate(
+    kernels: KernelFolder,
+    part: Annotated[str, typer.Option(help="stratix10-2800 or arria10-1150.")] = "stratix10-2800",
+    clock_mhz: Annotated[float | None, typer.Option(help="That kernels run at; 250 is assumed.")] = None,
+    bandwidth: Annotated[float | None, typer.Option(help="Of external memory, GB/s; default: of a card with the "
+                                                         "part.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate what kernels would take on an FPGA, to compare schedules."""
+    steps = _steps()
+    content = flow.estimate_kernels(kernels, part=part, clock_mhz=clock_mhz, bandwidth=bandwidth)
+    lines = [f"{one['kernel']}: {one['multipliers']} multiplications every {one['interval']} cycles, "
+             f"{one['held_words']} sums, {one['bytes_per_second'] / 1e9:.3g} GB/s; {one['seconds'] * 1e6:.4g} µs, "
+             f"limited by {one['limit']}" for one in content["kernels"]]
+    fits = [] if content["fits"] else ["the part does not hold all kernels side by side"]
+    _done(steps, as_json, content, [f"{content['network']} on {part}: estimated", *lines, *_figures(content), *fits])
+
+
 def _figures(content: dict[str, Any]) -> list[str]:
     return [f"{figure['name']}: {figure['value']:.6g} {figure['unit']} ({figure['provenance']})"
             for figure in content["figures"]]

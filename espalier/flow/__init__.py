@@ -20,6 +20,7 @@ from espalier.flow.kernels import (
     KernelsRequest,
     RunRequest,
     TuneRequest,
+    estimate_kernels,
     run_kernels,
     time_kernels,
     tune_kernels,
@@ -37,5 +38,6 @@ from espalier.train.loop import TrainingInterrupted
 
 __all__ = ["CompareRequest", "CompileRequest", "CompressRequest", "KernelsRequest", "RunRequest", "SimulateRequest",
            "Steps", "SynthRequest", "TrainFlags", "TrainingInterrupted", "TuneRequest", "VerifyRequest", "compare",
-           "compile_network", "compress_network", "leads", "parse_seeds", "recipe", "run_kernels", "simulate", "synth",
-           "time_kernels", "train_network", "tune_kernels", "verify", "write_kernels", "write_report"]
+           "compile_network", "compress_network", "estimate_kernels", "leads", "parse_seeds", "recipe", "run_kernels",
+           "simulate", "synth", "time_kernels", "train_network", "tune_kernels", "verify", "write_kernels",
+           "write_report"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from espalier.ir.interpret import interpret
 from espalier.ir.types import Fixed
 from espalier.native import cache_folder
 from espalier.opencl.bundle import KERNELS, MANIFEST, WEIGHTS, Bundle
+from espalier.opencl.estimate import estimate, find_part, total
 from espalier.opencl.optimisations import NAMES, Optimisations
 from espalier.records import Figure, Provenance, write_json
 
@@ -42,6 +43,7 @@ JOURNAL = "opencl-tuning.jsonl"
 THREADS, DRIVER = "POCL_MAX_PTHREAD_COUNT", "POCL_DEVICES"  #: of PoCL's environment
 FLOAT_TOLERANCE = 1e-4  #: of float32 against float64, relative to an image's largest result; networks of 34 layers
 VECTORS = (2, 4, 8, 16)
+DEFAULT_PART = "stratix10-2800"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,6 +311,33 @@ def time_kernels(folder: Path, *, runs: int = 20, device: str = "", threads: int
     write_json(folder / TIMES, content)
     steps.wrote(folder / TIMES)
     return content
+
+
+def estimate_kernels(folder: Path, *, part: str = DEFAULT_PART, clock_mhz: float | None = None,
+                     bandwidth: float | None = None) -> dict[str, Any]:
+    """What each kernel would take on an FPGA, by count.
+
+    ``clock_mhz`` and ``bandwidth`` (GB/s of external memory) stand in for the part's.
+    """
+    found = find_part(part)
+    for name, value in (("clock", clock_mhz), ("bandwidth", bandwidth)):
+        if value is not None and not value > 0:
+            raise DataError(f"The {name} of an FPGA is above 0, not {value:g}")
+    if clock_mhz is not None:
+        found = replace(found, clock=clock_mhz * 1e6)
+    if bandwidth is not None:
+        found = replace(found, bandwidth=bandwidth * 1e9)
+    bundle = read_kernels(folder)
+    estimates = [estimate(launch.loop, found) for launch in bundle.launches]
+    whole = total(estimates, found)
+    figures = [Figure("an image, kernel after kernel", whole.seconds, "s", Provenance.ESTIMATED),
+               Figure("an image, every kernel on another", whole.pipelined, "s", Provenance.ESTIMATED),
+               Figure("DSP blocks", whole.dsp_blocks, f"of {found.dsp_blocks}", Provenance.ESTIMATED),
+               Figure("sums on chip", whole.held_bits, f"bits of {found.memory_bits}", Provenance.ESTIMATED)]
+    return {"network": bundle.network, "part": asdict(found), "fits": whole.fits,
+            "figures": [figure.to_json() for figure in figures],
+            "kernels": [{"kernel": launch.kernel, **asdict(one)}
+                        for launch, one in zip(bundle.launches, estimates, strict=True)]}
 
 
 def _seconds(work: Any) -> float:

@@ -14,6 +14,7 @@ from safetensors.numpy import load, save
 from espalier.errors import DataError, EspalierError
 from espalier.ir.types import FLOAT, Fixed, Format
 from espalier.opencl.layout import Layout
+from espalier.opencl.loops import Loop
 
 KERNELS, MANIFEST, WEIGHTS = "kernels.cl", "manifest.json", "weights.safetensors"
 FORMAT = "espalier-opencl-1"
@@ -38,13 +39,17 @@ class Buffer:
 class Launch:
     """One run of a kernel: its arguments in order, all buffers, and its work-groups, of one work-item each.
 
-    ``multiplications`` are those that it makes, padding included.
+    ``multiplications`` are those that it makes, padding included. It runs in order in its ``queue``, and ``after`` the
+    launches of those numbers, which are in other queues.
     """
 
     kernel: str
     arguments: tuple[str, ...]
     groups: int
     multiplications: int
+    loop: Loop
+    queue: int = 0
+    after: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,8 @@ class Bundle:
             found = cls(
                 manifest["network"], manifest["data"], manifest["optimisations"], files[KERNELS].decode(),
                 tuple(Buffer(**fields) for fields in manifest["buffers"]),
-                tuple(Launch(**{**fields, "arguments": tuple(fields["arguments"])})
+                tuple(Launch(**{**fields, "arguments": tuple(fields["arguments"]), "after": tuple(fields["after"]),
+                                "loop": Loop(**fields["loop"])})
                       for fields in manifest["launches"]),
                 tuple(map(_end_from_json, manifest["images"])), _end_from_json(manifest["result"]),
                 load(files[WEIGHTS]))
@@ -123,9 +129,11 @@ class Bundle:
     def _check(self) -> None:
         """Raise ValueError unless buffers, launches and weights agree."""
         sizes = {buffer.name: buffer for buffer in self.buffers}
-        for launch in self.launches:
+        for number, launch in enumerate(self.launches):
             if unknown := set(launch.arguments) - set(sizes):
                 raise ValueError(f"kernel {launch.kernel} reads unknown buffer {min(unknown)}")
+            if launch.queue < 0 or not set(launch.after) <= set(range(number)):
+                raise ValueError(f"kernel {launch.kernel} waits for one that does not run before")
         for buffer in self.buffers:
             if buffer.type not in TYPES or buffer.elements < 1:
                 raise ValueError(f"buffer {buffer.name} has {buffer.elements} elements of type {buffer.type}")

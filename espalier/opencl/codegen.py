@@ -10,6 +10,7 @@ import tvm
 from tvm.tirx.build import split_host_device_mods
 
 from espalier.opencl.kernels import Kernel
+from espalier.opencl.loops import Loop
 from espalier.opencl.schedule import Scheduled
 
 _TARGET = {"kind": "opencl", "max_threads_per_block": 256, "max_shared_memory_per_block": 32768}
@@ -17,11 +18,12 @@ _TARGET = {"kind": "opencl", "max_threads_per_block": 256, "max_shared_memory_pe
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A kernel as OpenCL has it: its name, its arguments in the order in which it takes them, and its work-groups."""
+    """A kernel as OpenCL has it: its name, its arguments in the order in which it takes them, work-groups and loop."""
 
     kernel: str
     arguments: tuple[str, ...]
     groups: int
+    loop: Loop
 
 
 def opencl_source(kernels: Iterable[Scheduled]) -> tuple[str, list[Signature]]:
@@ -37,7 +39,7 @@ def opencl_source(kernels: Iterable[Scheduled]) -> tuple[str, list[Signature]]:
         (name, function), = ((variable.name_hint, function) for variable, function in functions.functions.items())
         parts.append(tvm.get_global_func("target.build.opencl")(functions, device).inspect_source())
         arguments = tuple(_argument(found.kernel, parameter.name) for parameter in function.params)
-        signatures.append(Signature(name, arguments, found.groups))
+        signatures.append(Signature(name, arguments, found.groups, found.loop))
     return "\n".join(parts), signatures
 
 

@@ -15,6 +15,7 @@ from espalier.opencl.choice import Choose, first
 from espalier.opencl.codegen import opencl_source
 from espalier.opencl.lower import lower
 from espalier.opencl.optimisations import ALL, Optimisations
+from espalier.opencl.queues import Turn, turns
 from espalier.opencl.schedule import scheduled
 
 
@@ -37,7 +38,11 @@ def compile_kernels(graph: Graph, parameters: Mapping[str, NDArray], options: Op
                     for name, argument in sorted(arguments.items()))
     *images, result = (End(lowered.names[value], value.shape, lowered.layouts[value], value.format)
                        for value in (*graph.inputs, graph.outputs[0]))
+    written = [([argument.name for argument in kernel.arguments[:-1]], kernel.arguments[-1].name)
+               for kernel in lowered.kernels]
+    order = turns(written) if options.queues else [Turn()] * len(written)
     return Bundle(graph.name, data, asdict(options), source, buffers,
-                  tuple(Launch(found.kernel, found.arguments, found.groups, kernel.multiplications)
-                        for kernel, found in zip(lowered.kernels, signatures, strict=True)),
+                  tuple(Launch(found.kernel, found.arguments, found.groups, kernel.multiplications, found.loop,
+                               turn.queue, turn.after)
+                        for kernel, found, turn in zip(lowered.kernels, signatures, order, strict=True)),
                   tuple(images), result, lowered.weights)

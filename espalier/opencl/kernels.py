@@ -18,6 +18,7 @@ from tvm.tirx.script import builder as T
 from espalier.numerics.window import Window
 from espalier.opencl.arithmetic import Expr
 from espalier.opencl.layout import Layout
+from espalier.opencl.loops import Loop
 
 SUM, OUT = "sum", "out"  #: names of the blocks
 Index = tuple[Expr, ...]
@@ -59,12 +60,12 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A TensorIR function that becomes one OpenCL kernel, and what it is given, in that order.
+    """A TensorIR function that becomes one OpenCL kernel, and what it is given, in that order; it writes the last.
 
     ``kind`` says how it can be scheduled: ``"dense"``; ``"window"`` (terms of an element are of its own channel alone);
     ``"copy"``; ``"gather"`` (what makes a vector does not lie side by side); ``"list"`` (it is already: ``groups``
     work-groups). ``blocks`` are those of SUM and OUT that it has; ``terms`` are those of an element,
-    ``multiplications`` those of one run.
+    ``multiplications`` those of one run; ``sums`` is their type.
     """
 
     name: str
@@ -74,8 +75,10 @@ class Kernel:
     result: Layout
     blocks: tuple[str, ...]
     terms: int
+    sums: str
     multiplications: int = 0
     groups: int = 0
+    loop: Loop | None = None  #: of a kernel in a list
 
 
 Read = tuple[Argument, Layout]  #: an activation, and how it lies
@@ -117,7 +120,7 @@ def kernels(name: str, kind: str, result: Read, sums: str, terms: Terms, others:
             T.func_attr({"tirx.noalias": True})
             body({argument.name: T.arg(argument.name, T.Buffer(argument.shape, argument.type))
                   for argument in arguments})
-        return Kernel(title, builder.get(), arguments, kind, layout, blocks, prod(terms.extents), multiplied)
+        return Kernel(title, builder.get(), arguments, kind, layout, blocks, prod(terms.extents), sums, multiplied)
 
     def whole(buffers: Mapping[str, Any]) -> None:
         if not terms.extents:

@@ -24,6 +24,7 @@ from espalier.opencl.arithmetic import Expr
 from espalier.opencl.flat import Plane, Stride, inside, tap, vectors
 from espalier.opencl.kernels import Argument, Finish, Kernel, Read
 from espalier.opencl.layout import Layout
+from espalier.opencl.loops import Loop
 from espalier.opencl.optimisations import Optimisations
 
 MOST = 8           #: outputs of an entry
@@ -228,7 +229,13 @@ def list_kernel(name: str, source: Argument, found: Listed, bias: Argument | Non
                  *([] if found.mask is None else [found.mask]), *(_whole(argument) for argument, _ in others),
                  _whole(result)]
     live = int(np.count_nonzero(found.arrays[found.weights.name]))
-    return _kernel(name, layout, arguments, blocks * path.tiles, options, body, live * prod(layout.shape[1:]))
+    turns, size = len(found.arrays[found.places.name]), np.dtype(source.type).itemsize
+    read = chains * (found.arrays[found.weights.name][0, 0].nbytes + 4 + tile * lanes * size)
+    loop = Loop(iterations=turns * path.tiles * (1 if options.unrolling else tile), distance=1 if options.unrolling else
+                tile, products=chains * outputs * lanes * (tile if options.unrolling else 1), loaded=read if
+                options.unrolling else read // tile, stored=layout.elements * np.dtype(result.type).itemsize,
+                sums=outputs * tile * chains * lanes, sum_type=sums)
+    return _kernel(name, layout, arguments, blocks * path.tiles, options, body, loop, live * prod(layout.shape[1:]))
 
 
 def split_kernel(name: str, x: Read, out: Read, stride: Stride, options: Optimisations) -> Kernel:
@@ -260,7 +267,11 @@ def split_kernel(name: str, x: Read, out: Read, stride: Stride, options: Optimis
             into = group * sx * plane.size + row * plane.pitch
             (row_by_vectors if sx == 2 and lanes > 1 else row_by_numbers)(buffers, seen, into)
 
-    return _kernel(name, parts, [_whole(source), _whole(result)], layout.shape[0] * sy, options, body, 0)
+    size = np.dtype(result.type).itemsize
+    at_a_time = lanes * sx if sx == 2 else 1
+    loop = Loop(iterations=-(-layout.elements // at_a_time), products=0, loaded=at_a_time * size,
+                stored=parts.elements * size)
+    return _kernel(name, parts, [_whole(source), _whole(result)], layout.shape[0] * sy, options, body, loop)
 
 
 def places_of(source: Layout, before: Layout, window: Window) -> NDArray[np.int64]:
@@ -284,7 +295,7 @@ def mask_of(layout: Layout, lanes: int) -> NDArray[np.bool_] | None:
 
 
 def _kernel(name: str, layout: Layout, arguments: Sequence[Argument], groups: int, options: Optimisations,
-            body: Callable[[Mapping[str, Any], Expr], None], multiplications: int) -> Kernel:
+            body: Callable[[Mapping[str, Any], Expr], None], loop: Loop, multiplications: int = 0) -> Kernel:
     arguments = tuple(dict.fromkeys(arguments))
     launched = groups if options.work_groups else 1
     with IRBuilder() as builder, T.prim_func(s_tir=True):
@@ -298,7 +309,7 @@ def _kernel(name: str, layout: Layout, arguments: Sequence[Argument], groups: in
             else:
                 with T.serial(groups) as number:
                     body(buffers, number)
-    return Kernel(name, builder.get(), arguments, "list", layout, (), 0, multiplications, launched)
+    return Kernel(name, builder.get(), arguments, "list", layout, (), 0, loop.sum_type, multiplications, launched, loop)
 
 
 def _whole(argument: Argument) -> Argument:

@@ -26,6 +26,8 @@ class Optimisations:
         Several results at a time, so that what is loaded serves several sums.
     unrolling : bool
         No loops in tiles, so that their sums have names, and registers.
+    queues : bool
+        Kernels that do not wait for each other in queues of their own, side by side; otherwise all in one.
     lists : bool
         Where few weights live, lists of those that do, and no time for the others; needs ``cached_writes``.
     vector : int
@@ -39,6 +41,7 @@ class Optimisations:
     weight_layout: bool = True
     tiling: bool = True
     unrolling: bool = True
+    queues: bool = True
     lists: bool = True
     vector: int = 16
 

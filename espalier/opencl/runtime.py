@@ -60,19 +60,22 @@ class Session:
         self._require_fit()
         with self._told("hold"):
             self.context = cl.Context([self.device])
-            self.queue = cl.CommandQueue(self.context)
+            self.queues = [cl.CommandQueue(self.context) for _ in range(1 + max(
+                (launch.queue for launch in bundle.launches), default=0))]
             self._buffers = {buffer.name: cl.Buffer(self.context, cl.mem_flags.READ_WRITE, buffer.size_bytes)
                              for buffer in bundle.buffers}
             for buffer in bundle.buffers:
                 array = bundle.weights[buffer.name] if buffer.loaded else np.zeros(buffer.elements, buffer.type)
-                cl.enqueue_copy(self.queue, self._buffers[buffer.name], np.ascontiguousarray(array))
+                cl.enqueue_copy(self.queues[0], self._buffers[buffer.name], np.ascontiguousarray(array))
         with self._told("build"):
             program = cl.Program(self.context, bundle.source).build(OPTIONS)
         self._kernels = []
         for launch in bundle.launches:
             kernel = cl.Kernel(program, launch.kernel)
             kernel.set_args(*(self._buffers[name] for name in launch.arguments))
-            self._kernels.append((kernel, (launch.groups,)))
+            self._kernels.append(kernel)
+        self._last = next((launch.queue for launch in reversed(bundle.launches)
+                           if bundle.result.buffer in launch.arguments), 0)
         self._types = {buffer.name: np.dtype(buffer.type) for buffer in bundle.buffers}
         self._result = np.zeros(bundle.result.layout.array_shape, self._types[bundle.result.buffer])
 
@@ -115,20 +118,26 @@ class Session:
 
     def _one(self, packed: Sequence[NDArray]) -> NDArray:
         with self._told("run"):
-            for image, array in zip(self.bundle.images, packed, strict=True):
-                cl.enqueue_copy(self.queue, self._buffers[image.buffer], array, is_blocking=False)
-            self._launch(self.queue)
-            cl.enqueue_copy(self.queue, self._result, self._buffers[self.bundle.result.buffer])
+            there = [cl.enqueue_copy(self.queues[0], self._buffers[image.buffer], array, is_blocking=False)
+                     for image, array in zip(self.bundle.images, packed, strict=True)]
+            self._launch(self.queues, there)
+            cl.enqueue_copy(self.queues[self._last], self._result, self._buffers[self.bundle.result.buffer])
         return self.bundle.result.layout.unpack(self._result)
 
-    def _launch(self, queue: cl.CommandQueue) -> Sequence[cl.Event]:
-        return [cl.enqueue_nd_range_kernel(queue, kernel, groups, (1,)) for kernel, groups in self._kernels]
+    def _launch(self, queues: Sequence[cl.CommandQueue], there: Sequence[cl.Event] = ()) -> Sequence[cl.Event]:
+        """Every kernel in its queue; ``there``: the images."""
+        events: list[cl.Event] = []
+        for kernel, launch in zip(self._kernels, self.bundle.launches, strict=True):
+            waits = [events[number] for number in launch.after] or (there if launch.queue else None)
+            events.append(cl.enqueue_nd_range_kernel(queues[launch.queue], kernel, (launch.groups,), (1,),
+                                                     wait_for=waits))
+        return events
 
     def kernel_times(self) -> list[KernelTime]:
         """What each kernel takes, in one run on what lies in the buffers."""
         with self._told("run"):
             timed = cl.CommandQueue(self.context, properties=cl.command_queue_properties.PROFILING_ENABLE)
-            events = self._launch(timed)
+            events = self._launch([timed] * len(self.queues))
             timed.finish()
         return [KernelTime(launch.kernel, (event.profile.end - event.profile.start) * 1e-9, launch.multiplications)
                 for launch, event in zip(self.bundle.launches, events, strict=True)]

@@ -8,11 +8,13 @@ from itertools import product
 from math import prod
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm.s_tir import Schedule
 
 from espalier.opencl.choice import Choice, Choose, first
 from espalier.opencl.kernels import OUT, SUM, Kernel
+from espalier.opencl.loops import Loop
 from espalier.opencl.optimisations import Optimisations
 
 Tile = Choice  #: blocks, rows and columns of results at a time
@@ -24,18 +26,20 @@ UNROLLED_TERMS = 9  #: terms of a window whose loops are unrolled
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """A kernel as it is to run: the module of its one function, and how many work-groups run it."""
+    """A kernel as it is to run: the module of its one function, how many work-groups run it, and its loop."""
 
     kernel: Kernel
     module: Any
     groups: int
+    loop: Loop
 
 
 def scheduled(kernel: Kernel, options: Optimisations, choose: Choose = first) -> Scheduled:
     """A kernel as the optimisations say, with a tile of those that it can have."""
     module = tvm.IRModule({kernel.name: kernel.function})
     if kernel.kind == "list":
-        return Scheduled(kernel, module, kernel.groups)
+        assert kernel.loop is not None, "who made it knows"
+        return Scheduled(kernel, module, kernel.groups, kernel.loop)
     schedule = Schedule(module)
     schedule.work_on(kernel.name)
     writes = OUT in kernel.blocks
@@ -54,7 +58,31 @@ def scheduled(kernel: Kernel, options: Optimisations, choose: Choose = first) ->
     if terms:
         schedule.decompose_reduction(schedule.get_sblock(SUM), terms[0])
     size = kernel.result.blocks, *kernel.result.shape[1:]
-    return Scheduled(kernel, schedule.mod, prod(size) // prod(chosen) if options.work_groups else 1)
+    count = prod(size) // prod(chosen)
+    return Scheduled(kernel, schedule.mod, count if options.work_groups else 1,
+                     _loop(kernel, options, chosen, count, unrolled))
+
+
+def _loop(kernel: Kernel, options: Optimisations, tile: Tile, count: int, unrolled: bool) -> Loop:
+    """The innermost loop that is left, of ``count`` tiles: over terms where they are unrolled, else over vectors."""
+    lanes = kernel.result.block if options.vectorisation else 1
+    each, at_a_time = prod(tile) * kernel.result.block // lanes, lanes
+    if unrolled:
+        each, at_a_time = 1, prod(tile) * lanes
+    sizes = [np.dtype(argument.type).itemsize for argument in kernel.arguments]
+    added, in_memory = kernel.blocks != (OUT,), kernel.blocks == (SUM,)
+    loaded = at_a_time * sizes[0]
+    if kernel.multiplications and kernel.kind == "dense":  # a vector of weights meets an element of each pixel
+        pixels, blocks = (tile[1] * tile[2], tile[0]) if unrolled else (1, 1)
+        loaded = pixels * sizes[0] + blocks * lanes * sizes[1]
+    elif kernel.multiplications:
+        loaded = at_a_time * (sizes[0] + sizes[1])
+    if in_memory:  # each term reads the sum and writes it
+        loaded += 2 * at_a_time * sizes[-1]
+    return Loop(iterations=count * each * (kernel.terms if added else 1), loaded=loaded,
+                products=at_a_time if kernel.multiplications else 0, stored=kernel.result.elements * sizes[-1],
+                sums=prod(tile) * kernel.result.block if added else 0, sum_type=kernel.sums,
+                distance=each if added else 0, in_memory=in_memory)
 
 
 def _signature(kernel: Kernel) -> str:

@@ -47,6 +47,17 @@ def test_times(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads((kernels / "times.json").read_text()) == content["record"]
 
 
+def test_estimates(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "opencl", "estimate", kernels, "--clock-mhz", 100, "--bandwidth", 10, "--json")
+    content = json.loads(out)["record"]
+    assert status == 0 and content["part"]["clock"] == 1e8 and content["part"]["bandwidth"] == 1e10
+    assert {figure["provenance"] for figure in content["figures"]} == {"estimated"}
+    assert len(content["kernels"]) == len(json.loads((kernels / MANIFEST).read_text())["launches"])
+    fails(capsys, r"^The clock of an FPGA is above 0, not -1$", "opencl", "estimate", kernels, "--clock-mhz", -1)
+    fails(capsys, r"^There is no estimate for part 'z80': choose of .*$", "opencl", "estimate", kernels, "--part",
+          "z80")
+
+
 def test_tuning_goes_on_where_it_ended(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def tune(*more: object) -> dict[str, Any]:
         status, out, _ = run(capsys, "opencl", "tune", made / "train", "--output-dir", tmp_path / "k", "--json",
