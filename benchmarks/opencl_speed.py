@@ -8,14 +8,14 @@ run each (of as many as take SECONDS, where they are quick), and the median of t
 than SLOW seconds take part in the first round alone. Times are of the whole way from an image in the computer's memory
 to its logits there.
 
-- ``base`` ... ``queues``: our kernels on PoCL, from ``Optimisations``' ladder; ``queues`` is all of them but the last,
+- ``base`` ... ``folding``: our kernels on PoCL, from ``Optimisations``' ladder; ``folding`` is all of them but the last,
   ``lists``, which leaves networks alone that are not pruned.
 - ``torch``: PyTorch, channels_last. ``onnxruntime``: with the batch norms folded into the layers.
 - ``tvm``: TVM's own code for this processor, untuned, batch norms folded; its untuned loops use one thread.
 
 Then the same networks with a tenth of their weights, single ones and blocks of 4 × 4: the smallest of each layer are
 zero, in the same part of each but for the first layer and depthwise ones, which stay whole. There the contenders are
-``lists``, all others without it (``queues``), and the other runtimes, to which a zero is a number like others.
+``lists``, all others without it (``folding``), and the other runtimes, to which a zero is a number like others.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NETWORKS = {"lenet5": 10, "mobilenetv1_224": 1000, "resnet34": 1000}  #: and the
 THREADS = (1, 2)
 SECONDS, SLOW = 0.02, 0.5
 VARIABLES = ("POCL_MAX_PTHREAD_COUNT", "OMP_NUM_THREADS", "TVM_NUM_THREADS")
-WHOLE, LISTS = "queues", "lists"
+WHOLE, LISTS = "folding", "lists"
 DENSITY = 0.1
 PRUNED = {1: "single weights", 4: "blocks of 4 × 4"}
 PEAK_SIZE = 1024

@@ -457,7 +457,7 @@ def opencl_tune(
         source, output_dir, flow.KernelsRequest(without=tuple(without or ()), vector=vector, data=data,
                                                 data_root=data_root),
         flow.TuneRequest(trials=trials, seconds=seconds, journal=journal, device=device, threads=threads), steps)
-    lines = [f"{one['kernel']}: {one['seconds'] * 1e6:.0f} µs with {tuple(one['choice'])}"
+    lines = [f"{one['layer']}: {one['seconds'] * 1e6:.0f} µs with {tuple(one['choice'])}"
              + (f", {one['estimated'] * 1e6:.0f} µs by the estimate" if one["estimated"] else "")
              for one in content["kernels"]]
     _done(steps, as_json, content, [f"{content['network']} on {content['device']}", *lines, *_figures(content)])
@@ -494,7 +494,7 @@ def opencl_time(
     """Time kernels on single images."""
     steps = _steps()
     content = flow.time_kernels(kernels, runs=runs, device=device, threads=threads, steps=steps)
-    lines = [f"{one['kernel']}: {one['seconds'] * 1e6:.0f} µs"
+    lines = [f"{one['layer']}: {one['seconds'] * 1e6:.0f} µs"
              + (f", {one['multiplications'] / one['seconds'] / 1e9:.1f} GMAC/s" if one["multiplications"] else "")
              for one in content["kernels"] if one["seconds"]]
     _done(steps, as_json, content, [f"{content['network']} on {content['device']}", *lines, *_figures(content)])
@@ -513,7 +513,7 @@ def opencl_estimate(
     """Estimate what kernels would take on an FPGA, to compare schedules."""
     steps = _steps()
     content = flow.estimate_kernels(kernels, part=part, clock_mhz=clock_mhz, bandwidth=bandwidth)
-    lines = [f"{one['kernel']}: {one['multipliers']} multiplications every {one['interval']} cycles, "
+    lines = [f"{one['layer']}: {one['multipliers']} multiplications every {one['interval']} cycles, "
              f"{one['held_words']} sums, {one['bytes_per_second'] / 1e9:.3g} GB/s; {one['seconds'] * 1e6:.4g} µs, "
              f"limited by {one['limit']}" for one in content["kernels"]]
     fits = [] if content["fits"] else ["the part does not hold all kernels side by side"]

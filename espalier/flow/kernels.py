@@ -187,7 +187,7 @@ def tune_kernels(source: Path, output: Path, request: KernelsRequest, search: Tu
                      lambda bundle: open_session(bundle, search.device, search.threads), journal, data=data,
                      trials=search.trials, seconds=search.seconds,
                      told=lambda rounds, best: steps.tell(f"  round {rounds}: {best * 1e3:.3f} ms in kernels"))
-    kernels = [{"kernel": name, "choice": list(choice), "seconds": best, "estimated": estimate}
+    kernels = [{"layer": name, "choice": list(choice), "seconds": best, "estimated": estimate}
                for name, (choice, best, estimate) in found.kernels.items()]
     content = {"network": found.bundle.network, "device": found.device, "threads": search.threads,
                "rounds": found.rounds, "figures": [
@@ -301,7 +301,7 @@ def time_kernels(folder: Path, *, runs: int = 20, device: str = "", threads: int
     with steps.step("run"):
         whole = [_seconds(lambda: session.run(*blank)) for _ in range(runs)]
         each = [session.kernel_times() for _ in range(runs)]
-    kernels = [{"kernel": found[0].kernel, "seconds": median(one.seconds for one in found),
+    kernels = [{"layer": found[0].layer, "seconds": median(one.seconds for one in found),
                 "multiplications": found[0].multiplications} for found in zip(*each, strict=True)]
     content = {"network": bundle.network, "device": session.device.name.strip(), "threads": threads, "runs": runs,
                "figures": [Figure("an image", median(whole), "s", Provenance.MEASURED).to_json(),
@@ -336,7 +336,7 @@ def estimate_kernels(folder: Path, *, part: str = DEFAULT_PART, clock_mhz: float
                Figure("sums on chip", whole.held_bits, f"bits of {found.memory_bits}", Provenance.ESTIMATED)]
     return {"network": bundle.network, "part": asdict(found), "fits": whole.fits,
             "figures": [figure.to_json() for figure in figures],
-            "kernels": [{"kernel": launch.kernel, **asdict(one)}
+            "kernels": [{"layer": launch.layer, **asdict(one)}
                         for launch, one in zip(bundle.launches, estimates, strict=True)]}
 
 

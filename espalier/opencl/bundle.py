@@ -37,14 +37,17 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One run of a kernel: its arguments in order, all buffers, and its work-groups, of one work-item each.
+    """One run of a kernel, for the work called ``layer``: its arguments in order, buffers and then numbers (int), and
+    its work-groups, of one work-item each.
 
     ``multiplications`` are those that it makes, padding included. It runs in order in its ``queue``, and ``after`` the
     launches of those numbers, which are in other queues.
     """
 
+    layer: str
     kernel: str
     arguments: tuple[str, ...]
+    numbers: tuple[int, ...]
     groups: int
     multiplications: int
     loop: Loop
@@ -116,9 +119,7 @@ class Bundle:
             found = cls(
                 manifest["network"], manifest["data"], manifest["optimisations"], files[KERNELS].decode(),
                 tuple(Buffer(**fields) for fields in manifest["buffers"]),
-                tuple(Launch(**{**fields, "arguments": tuple(fields["arguments"]), "after": tuple(fields["after"]),
-                                "loop": Loop(**fields["loop"])})
-                      for fields in manifest["launches"]),
+                tuple(map(_launch_from_json, manifest["launches"])),
                 tuple(map(_end_from_json, manifest["images"])), _end_from_json(manifest["result"]),
                 load(files[WEIGHTS]))
             found._check()
@@ -143,6 +144,11 @@ class Bundle:
         for end in (*self.images, self.result):
             if end.buffer not in sizes or sizes[end.buffer].elements != end.layout.elements:
                 raise ValueError(f"buffer {end.buffer} is missing or has another size")
+
+
+def _launch_from_json(fields: dict[str, Any]) -> Launch:
+    lists = {name: tuple(fields[name]) for name in ("arguments", "numbers", "after")}
+    return Launch(**{**fields, **lists, "loop": Loop(**fields["loop"])})
 
 
 def _end_to_json(end: End) -> dict[str, Any]:

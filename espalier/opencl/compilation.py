@@ -12,7 +12,8 @@ from espalier.errors import UnsupportedError
 from espalier.ir.graph import Graph
 from espalier.opencl.bundle import Buffer, Bundle, End, Launch
 from espalier.opencl.choice import Choose, first
-from espalier.opencl.codegen import opencl_source
+from espalier.opencl.codegen import opencl_text, prelude
+from espalier.opencl.folding import folded
 from espalier.opencl.lower import lower
 from espalier.opencl.optimisations import ALL, Optimisations
 from espalier.opencl.queues import Turn, turns
@@ -30,7 +31,11 @@ def compile_kernels(graph: Graph, parameters: Mapping[str, NDArray], options: Op
     if len(graph.outputs) != 1:
         raise UnsupportedError(f"OpenCL kernels give one result, and network {graph.name!r} has {len(graph.outputs)}")
     lowered = lower(graph, parameters, options, choose)
-    source, signatures = opencl_source([scheduled(kernel, options, choose) for kernel in lowered.kernels])
+    found = [scheduled(kernel, options, choose) for kernel in lowered.kernels]
+    texts = [opencl_text(one) for one in found]
+    if options.folding:
+        texts = folded(texts)
+    source = "\n".join([prelude(), *dict.fromkeys(text.source for text in texts)])
     arguments = {argument.name: argument for argument in (
         *(lowered.argument(value) for value in graph.inputs),  # one may be the result, or be read by nothing
         *(argument for kernel in lowered.kernels for argument in kernel.arguments))}
@@ -42,7 +47,7 @@ def compile_kernels(graph: Graph, parameters: Mapping[str, NDArray], options: Op
                for kernel in lowered.kernels]
     order = turns(written) if options.queues else [Turn()] * len(written)
     return Bundle(graph.name, data, asdict(options), source, buffers,
-                  tuple(Launch(found.kernel, found.arguments, found.groups, kernel.multiplications, found.loop,
-                               turn.queue, turn.after)
-                        for kernel, found, turn in zip(lowered.kernels, signatures, order, strict=True)),
+                  tuple(Launch(one.kernel.name, text.name, text.arguments, text.numbers, one.groups,
+                               one.kernel.multiplications, one.loop, turn.queue, turn.after)
+                        for one, text, turn in zip(found, texts, order, strict=True)),
                   tuple(images), result, lowered.weights)

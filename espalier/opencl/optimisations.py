@@ -28,6 +28,8 @@ class Optimisations:
         No loops in tiles, so that their sums have names, and registers.
     queues : bool
         Kernels that do not wait for each other in queues of their own, side by side; otherwise all in one.
+    folding : bool
+        One kernel for all layers whose kernels differ in sizes alone, which become arguments.
     lists : bool
         Where few weights live, lists of those that do, and no time for the others; needs ``cached_writes``.
     vector : int
@@ -42,6 +44,7 @@ class Optimisations:
     tiling: bool = True
     unrolling: bool = True
     queues: bool = True
+    folding: bool = True
     lists: bool = True
     vector: int = 16
 

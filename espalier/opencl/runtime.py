@@ -44,7 +44,7 @@ def find_device(name: str = "") -> cl.Device:
 class KernelTime:
     """What one launch took, in seconds, by the device's own clock."""
 
-    kernel: str
+    layer: str
     seconds: float
     multiplications: int
 
@@ -72,7 +72,7 @@ class Session:
         self._kernels = []
         for launch in bundle.launches:
             kernel = cl.Kernel(program, launch.kernel)
-            kernel.set_args(*(self._buffers[name] for name in launch.arguments))
+            kernel.set_args(*(self._buffers[name] for name in launch.arguments), *map(np.int32, launch.numbers))
             self._kernels.append(kernel)
         self._last = next((launch.queue for launch in reversed(bundle.launches)
                            if bundle.result.buffer in launch.arguments), 0)
@@ -139,7 +139,7 @@ class Session:
             timed = cl.CommandQueue(self.context, properties=cl.command_queue_properties.PROFILING_ENABLE)
             events = self._launch([timed] * len(self.queues))
             timed.finish()
-        return [KernelTime(launch.kernel, (event.profile.end - event.profile.start) * 1e-9, launch.multiplications)
+        return [KernelTime(launch.layer, (event.profile.end - event.profile.start) * 1e-9, launch.multiplications)
                 for launch, event in zip(self.bundle.launches, events, strict=True)]
 
 

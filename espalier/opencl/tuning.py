@@ -160,7 +160,7 @@ def tune(graph: Graph, parameters: Mapping[str, NDArray], options: Optimisations
 def kernel_seconds(session: Session) -> dict[str, float]:
     """The shortest time of each kernel, by its name."""
     runs = [session.kernel_times() for _ in range(RUNS + 1)][1:]
-    return {found[0].kernel.removesuffix("_kernel"): min(one.seconds for one in found)
+    return {found[0].layer: min(one.seconds for one in found)
             for found in zip(*runs, strict=True)}
 
 
