@@ -8,8 +8,8 @@ run each (of as many as take SECONDS, where they are quick), and the median of t
 than SLOW seconds take part in the first round alone. Times are of the whole way from an image in the computer's memory
 to its logits there.
 
-- ``base`` ... ``folding``: our kernels on PoCL, from ``Optimisations``' ladder; ``folding`` is all of them but the last,
-  ``lists``, which leaves networks alone that are not pruned.
+- ``base`` ... ``folding``: our kernels on PoCL, from ``Optimisations``' ladder; ``folding`` is all of them but the
+  last, ``lists``, which leaves networks alone that are not pruned.
 - ``torch``: PyTorch, channels_last. ``onnxruntime``: with the batch norms folded into the layers.
 - ``tvm``: TVM's own code for this processor, untuned, batch norms folded; its untuned loops use one thread.
 

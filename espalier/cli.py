@@ -409,6 +409,8 @@ NetworkSource = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A tra
 KernelOutput = Annotated[Path, typer.Option("--output-dir", help="Where kernels, weights and manifest go; earlier "
                                                                  "ones there are replaced.")]
 Without = Annotated[list[str] | None, typer.Option(help="An optimisation to leave out, or all; may be repeated.")]
+KernelStyle = Annotated[str, typer.Option(help="folded, or pipelined: layers as tasks, joined by channels where there "
+                                               "are any.")]
 VectorSize = Annotated[int, typer.Option(help="Elements of a vector: 2, 4, 8 or 16.")]
 
 
@@ -419,6 +421,7 @@ def opencl_compile(
     output_dir: KernelOutput,
     without: Without = None,
     vector: VectorSize = 16,
+    style: KernelStyle = "folded",
     data: DataName = None,
     data_root: DataRoot = None,
     dry_run: DryRun = False,
@@ -427,10 +430,13 @@ def opencl_compile(
     """Write the OpenCL kernels of a network."""
     steps = _steps()
     bundle = flow.write_kernels(source, output_dir, flow.KernelsRequest(
-        without=tuple(without or ()), vector=vector, data=data, data_root=data_root), dry_run=dry_run, steps=steps)
+        without=tuple(without or ()), vector=vector, style=style, data=data, data_root=data_root), dry_run=dry_run,
+        steps=steps)
     size = sum(buffer.size_bytes for buffer in bundle.buffers)
-    record = {"network": bundle.network, "kernels": len(bundle.launches), "buffer_bytes": size}
-    _done(steps, as_json, record, [f"{bundle.network}: {len(bundle.launches)} kernels, {size:,} bytes of buffers"
+    kernels = len({launch.kernel for launch in bundle.launches})
+    record = {"network": bundle.network, "kernels": kernels, "launches": len(bundle.launches), "buffer_bytes": size}
+    _done(steps, as_json, record, [f"{bundle.network}: {kernels} kernels in {len(bundle.launches)} launches, {size:,} "
+                                   "bytes of buffers"
                                    + (" (dry run: nothing was written)" if dry_run else "")])
 
 
@@ -447,6 +453,7 @@ def opencl_tune(
     threads: Threads = None,
     without: Without = None,
     vector: VectorSize = 16,
+    style: KernelStyle = "folded",
     data: DataName = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
@@ -454,8 +461,8 @@ def opencl_tune(
     """Search for the fastest schedules of a network's kernels on a device, and write the kernels."""
     steps = _steps()
     content = flow.tune_kernels(
-        source, output_dir, flow.KernelsRequest(without=tuple(without or ()), vector=vector, data=data,
-                                                data_root=data_root),
+        source, output_dir, flow.KernelsRequest(without=tuple(without or ()), vector=vector, style=style,
+                                                data=data, data_root=data_root),
         flow.TuneRequest(trials=trials, seconds=seconds, journal=journal, device=device, threads=threads), steps)
     lines = [f"{one['layer']}: {one['seconds'] * 1e6:.0f} µs with {tuple(one['choice'])}"
              + (f", {one['estimated'] * 1e6:.0f} µs by the estimate" if one["estimated"] else "")

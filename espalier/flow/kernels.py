@@ -32,7 +32,7 @@ from espalier.ir.types import Fixed
 from espalier.native import cache_folder
 from espalier.opencl.bundle import KERNELS, MANIFEST, WEIGHTS, Bundle
 from espalier.opencl.estimate import estimate, find_part, total
-from espalier.opencl.optimisations import NAMES, Optimisations
+from espalier.opencl.optimisations import NAMES, Optimisations, Style
 from espalier.records import Figure, Provenance, write_json
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class KernelsRequest:
         leaves the base.
     vector : int
         Elements of a vector.
+    style : str
+        ``"folded"`` or ``"pipelined"``, of :class:`espalier.opencl.optimisations.Style`.
     data : str or None
         The data set that the network was trained on, where the source does not say.
     data_root : Path or None
@@ -64,6 +66,7 @@ class KernelsRequest:
 
     without: tuple[str, ...] = ()
     vector: int = 16
+    style: str = Style.FOLDED.value
     data: str | None = None
     data_root: Path | None = None
 
@@ -74,8 +77,11 @@ class KernelsRequest:
         if self.vector not in VECTORS:
             raise DataError(f"A vector has {', '.join(map(str, VECTORS[:-1]))} or {VECTORS[-1]} elements, not "
                             f"{self.vector}")
+        styles = [style.value for style in Style]
+        if self.style not in styles:
+            raise DataError(f"There is no style {self.style!r}: choose of {', '.join(styles)}")
         left = frozenset() if "all" in self.without else frozenset(NAMES) - set(self.without)
-        return Optimisations.named(left, self.vector)
+        return Optimisations.named(left, self.vector, Style(self.style))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

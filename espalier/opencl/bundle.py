@@ -18,7 +18,8 @@ from espalier.opencl.loops import Loop
 
 KERNELS, MANIFEST, WEIGHTS = "kernels.cl", "manifest.json", "weights.safetensors"
 FORMAT = "espalier-opencl-1"
-TYPES = ("int8", "int16", "int32", "int64", "float32")  #: of elements
+TYPES = {"int8": "char", "int16": "short", "int32": "int", "int64": "long", "float32": "float"}
+"""Of elements, as NumPy has them, and as OpenCL C has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,23 @@ class Buffer:
 
 
 @dataclass(frozen=True, slots=True)
+class Task:
+    """A kernel where layers are joined by channels (``pipelined.py``): the buffers that it still takes.
+
+    ``autorun``: none, and nobody launches it.
+    """
+
+    arguments: tuple[str, ...]
+    autorun: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """One run of a kernel, for the work called ``layer``: its arguments in order, buffers and then numbers (int), and
     its work-groups, of one work-item each.
 
     ``multiplications`` are those that it makes, padding included. It runs in order in its ``queue``, and ``after`` the
-    launches of those numbers, which are in other queues.
+    launches of those numbers, which are in other queues. ``task``: what it is on a device with channels.
     """
 
     layer: str
@@ -53,6 +65,7 @@ class Launch:
     loop: Loop
     queue: int = 0
     after: tuple[int, ...] = ()
+    task: Task | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +103,7 @@ class Bundle:
 
     network: str
     data: str
-    optimisations: dict[str, bool | int]
+    optimisations: dict[str, bool | int | str]
     source: str
     buffers: tuple[Buffer, ...]
     launches: tuple[Launch, ...]
@@ -148,7 +161,8 @@ class Bundle:
 
 def _launch_from_json(fields: dict[str, Any]) -> Launch:
     lists = {name: tuple(fields[name]) for name in ("arguments", "numbers", "after")}
-    return Launch(**{**fields, **lists, "loop": Loop(**fields["loop"])})
+    task = fields["task"] and Task(tuple(fields["task"]["arguments"]), fields["task"]["autorun"])
+    return Launch(**{**fields, **lists, "loop": Loop(**fields["loop"]), "task": task})
 
 
 def _end_to_json(end: End) -> dict[str, Any]:

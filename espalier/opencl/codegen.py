@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 
 import tvm
@@ -24,6 +25,7 @@ def opencl_text(scheduled: Scheduled) -> Text:
     functions = finalize()(functions)
     (name, function), = ((variable.name_hint, function) for variable, function in functions.functions.items())
     source = tvm.get_global_func("target.build.opencl")(functions, device).inspect_source()
+    source = re.sub(r"\(__global \w+ \*\)(\w+_ptr)", r"\1", source)  # to what they are; a task's are its own memory
     arguments = tuple(_argument(scheduled.kernel, parameter.name) for parameter in function.params)
     return Text(name, source, arguments, tuple(argument.name for argument in scheduled.kernel.arguments))
 

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from espalier.errors import UnsupportedError
 from espalier.ir.graph import Graph
-from espalier.opencl.bundle import Buffer, Bundle, End, Launch
+from espalier.opencl.bundle import Buffer, Bundle, End, Launch, Task
 from espalier.opencl.choice import Choose, first
 from espalier.opencl.codegen import opencl_text, prelude
 from espalier.opencl.folding import folded
 from espalier.opencl.lower import lower
 from espalier.opencl.optimisations import ALL, Optimisations
+from espalier.opencl.pipelined import joined, task_of
 from espalier.opencl.queues import Turn, turns
 from espalier.opencl.schedule import scheduled
 
@@ -31,23 +32,27 @@ def compile_kernels(graph: Graph, parameters: Mapping[str, NDArray], options: Op
     if len(graph.outputs) != 1:
         raise UnsupportedError(f"OpenCL kernels give one result, and network {graph.name!r} has {len(graph.outputs)}")
     lowered = lower(graph, parameters, options, choose)
-    found = [scheduled(kernel, options, choose) for kernel in lowered.kernels]
-    texts = [opencl_text(one) for one in found]
-    if options.folding:
-        texts = folded(texts)
-    source = "\n".join([prelude(), *dict.fromkeys(text.source for text in texts)])
     arguments = {argument.name: argument for argument in (
         *(lowered.argument(value) for value in graph.inputs),  # one may be the result, or be read by nothing
         *(argument for kernel in lowered.kernels for argument in kernel.arguments))}
-    buffers = tuple(Buffer(name, argument.type, int(np.prod(argument.shape)), name in lowered.weights)
-                    for name, argument in sorted(arguments.items()))
+    buffers = {name: Buffer(name, argument.type, int(np.prod(argument.shape)), name in lowered.weights)
+               for name, argument in sorted(arguments.items())}
     *images, result = (End(lowered.names[value], value.shape, lowered.layouts[value], value.format)
                        for value in (*graph.inputs, graph.outputs[0]))
-    written = [([argument.name for argument in kernel.arguments[:-1]], kernel.arguments[-1].name)
-               for kernel in lowered.kernels]
-    order = turns(written) if options.queues else [Turn()] * len(written)
-    return Bundle(graph.name, data, asdict(options), source, buffers,
-                  tuple(Launch(one.kernel.name, text.name, text.arguments, text.numbers, one.groups,
-                               one.kernel.multiplications, one.loop, turn.queue, turn.after)
-                        for one, text, turn in zip(found, texts, order, strict=True)),
-                  tuple(images), result, lowered.weights)
+    found = [scheduled(kernel, options, choose) for kernel in lowered.kernels]
+    texts = [opencl_text(one) for one in found]
+    tasks: list[Task | None] = [None] * len(found)
+    if options.tasks:
+        ends = [end.buffer for end in (*images, result)]
+        tasks = [task_of(text, texts, ends) for text in texts]
+        texts = joined(texts, buffers, ends)
+    elif options.folding:
+        texts = folded(texts)
+    order = turns([(text.roles[:-1], text.roles[-1]) for text in texts]) if options.queues else [Turn()] * len(texts)
+    launches = tuple(
+        Launch(one.kernel.name, text.name, text.arguments, text.numbers, one.groups, one.kernel.multiplications,
+               one.loop, turn.queue, turn.after, task)
+        for one, text, turn, task in zip(found, texts, order, tasks, strict=True))
+    return Bundle(graph.name, data, {**asdict(options), "style": options.style.value},
+                  "\n".join([prelude(), *dict.fromkeys(text.source for text in texts)]), tuple(buffers.values()),
+                  launches, tuple(images), result, lowered.weights)

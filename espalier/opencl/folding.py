@@ -20,7 +20,7 @@ _TOKEN = re.compile(r"""
   | (?P<word>\w+)
   | (?P<other>\s+|[^\w\s])
 """, re.VERBOSE)
-_HEAD = re.compile(r"__kernel void (\w+)\(([^)]*)\)")
+HEAD = re.compile(r"__kernel void (\w+)\(([^)]*)\)")
 _MOST = (1 << 31) - 1  #: of an argument
 
 
@@ -64,7 +64,7 @@ def folded(kernels: Sequence[Text]) -> list[Text]:
 def _common(kernel: Text) -> str:
     """The source with a common name, and buffers named by their roles and taken in the order of these."""
     names = {name: f"buffer{number}" for number, name in enumerate(kernel.roles)}
-    head = _HEAD.search(kernel.source)
+    head = HEAD.search(kernel.source)
     assert head is not None, "TVM writes kernels"
     by_name = {parameter.split()[-1].removesuffix("_ptr"): parameter for parameter in head[2].split(", ")}
     parameters = ", ".join(by_name[name] for name in kernel.roles)
@@ -93,6 +93,6 @@ def _one(kernels: Sequence[Text], tokens: Sequence[list[tuple[str, str]]]) -> li
     taken = "".join(f", int {name}" for name in names.values())
     title = kernels[0].name
     source = re.sub(r"\bcommon\b", title, "".join(parts))
-    source = _HEAD.sub(lambda head: head[0][:-1] + taken + ")", source)
+    source = HEAD.sub(lambda head: head[0][:-1] + taken + ")", source)
     return [replace(kernel, name=title, source=source, arguments=kernel.roles,
                     numbers=tuple(column[number] for column in varying)) for number, kernel in enumerate(kernels)]

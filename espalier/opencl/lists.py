@@ -21,6 +21,7 @@ from tvm.tirx.script import builder as T
 
 from espalier.numerics.window import Window
 from espalier.opencl.arithmetic import Expr
+from espalier.opencl.bundle import TYPES
 from espalier.opencl.flat import Plane, Stride, inside, tap, vectors
 from espalier.opencl.kernels import Argument, Finish, Kernel, Read
 from espalier.opencl.layout import Layout
@@ -32,7 +33,6 @@ REGISTERS = 24     #: sums of a tile, as vectors
 LOAD, SUM = 2.0, 0.5  #: cycles of a processor: to load a vector from its second cache, and to add a product
 ENTRY = 2.0        #: of an entry, besides
 LATENCY = 4        #: sums that are under way at a time
-WORDS = {"int8": "char", "int16": "short", "int32": "int", "float32": "float"}  #: in OpenCL C
 
 
 class Tiling(NamedTuple):
@@ -297,14 +297,15 @@ def mask_of(layout: Layout, lanes: int) -> NDArray[np.bool_] | None:
 def _kernel(name: str, layout: Layout, arguments: Sequence[Argument], groups: int, options: Optimisations,
             body: Callable[[Mapping[str, Any], Expr], None], loop: Loop, multiplications: int = 0) -> Kernel:
     arguments = tuple(dict.fromkeys(arguments))
-    launched = groups if options.work_groups else 1
+    side_by_side = options.work_groups and not options.tasks
+    launched = groups if side_by_side else 1
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr({"tirx.noalias": True})
         buffers = {argument.name: T.arg(argument.name, T.Buffer(argument.shape, argument.type))
                    for argument in arguments}
         with T.thread_binding(launched, thread="blockIdx.x") as group:
-            if options.work_groups:
+            if side_by_side:
                 body(buffers, group)
             else:
                 with T.serial(groups) as number:
@@ -351,7 +352,7 @@ def _pair(buffer: Any, place: Expr, lanes: int) -> list[Expr]:
 
 def _half(half: str, type_: str, lanes: int, pair: Sequence[Expr]) -> Expr:
     """The ``even`` or ``odd`` elements of a pair (``prelude.cl``)."""
-    return tirx.call_extern(_vector(type_, lanes), f"espalier_{half}_{WORDS[type_]}{lanes}", *pair)
+    return tirx.call_extern(_vector(type_, lanes), f"espalier_{half}_{TYPES[type_]}{lanes}", *pair)
 
 
 def _store(buffer: Any, place: Expr, value: Expr, lanes: int) -> None:

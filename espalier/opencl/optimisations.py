@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+
+
+class Style(enum.Enum):
+    """How layers share hardware."""
+
+    FOLDED = "folded"        #: one after another, layers of a shape class on the same kernel
+    PIPELINED = "pipelined"  #: each a kernel of its own, side by side, joined by channels where the device has them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +42,7 @@ class Optimisations:
         Where few weights live, lists of those that do, and no time for the others; needs ``cached_writes``.
     vector : int
         Elements of a vector: 2, 4, 8 or 16.
+    style : Style
     """
 
     fusion: bool = True
@@ -47,11 +56,17 @@ class Optimisations:
     folding: bool = True
     lists: bool = True
     vector: int = 16
+    style: Style = Style.FOLDED
 
     @classmethod
-    def named(cls, names: frozenset[str], vector: int = 16) -> Optimisations:
+    def named(cls, names: frozenset[str], vector: int = 16, style: Style = Style.FOLDED) -> Optimisations:
         """Those, and no others."""
-        return cls(vector=vector, **{name: name in names for name in NAMES})
+        return cls(vector=vector, style=style, **{name: name in names for name in NAMES})
+
+    @property
+    def tasks(self) -> bool:
+        """Whether each layer is one work-item's."""
+        return self.style is Style.PIPELINED
 
     @property
     def block(self) -> int:
@@ -59,15 +74,13 @@ class Optimisations:
         return self.vector if self.vectorisation else 1
 
 
-NAMES = tuple(field.name for field in fields(Optimisations) if field.name != "vector")
+NAMES = tuple(field.name for field in fields(Optimisations) if field.name not in ("vector", "style"))
 ALL = Optimisations()
 BASE = Optimisations.named(frozenset())
 
 
 def ladder() -> Iterator[tuple[str, Optimisations]]:
     """``base``, then each optimisation added to those before it."""
-    found = BASE
-    yield "base", found
-    for name in NAMES:
-        found = replace(found, **{name: True})
-        yield name, found
+    yield "base", BASE
+    for count, name in enumerate(NAMES, 1):
+        yield name, Optimisations.named(frozenset(NAMES[:count]))

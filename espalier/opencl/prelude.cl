@@ -1,6 +1,6 @@
 // Functions of OpenCL C that a compiler may not open, in a form that it does: PoCL's own are calls, before which every
 // vector register goes to memory.
-#ifdef __clang__
+#if defined(__clang__) && !defined(INTELFPGA_CL)
 #define ESPALIER_VECTOR(T, N) \
   typedef T##N T##N##_anywhere __attribute__((aligned(sizeof(T)))); \
   static inline T##N __attribute__((overloadable, always_inline)) espalier_load##N(int k, const __global T* p) { \
@@ -62,3 +62,14 @@ ESPALIER_ALL_HALVES(char)
 ESPALIER_ALL_HALVES(short)
 ESPALIER_ALL_HALVES(int)
 ESPALIER_ALL_HALVES(float)
+
+// Channels between kernels, where the compiler has them.
+#ifdef INTELFPGA_CL
+#pragma OPENCL EXTENSION cl_intel_channels : enable
+#define ESPALIER_CHANNELS
+#define ESPALIER_CHANNEL(T, NAME) channel T NAME __attribute__((depth(16)));
+#define ESPALIER_READ(NAME) read_channel_intel(NAME)
+#define ESPALIER_WRITE(NAME, WORD) write_channel_intel(NAME, WORD)
+#define ESPALIER_TASK __attribute__((max_global_work_dim(0)))
+#define ESPALIER_AUTORUN __attribute__((max_global_work_dim(0))) __attribute__((autorun))
+#endif

@@ -59,7 +59,7 @@ def scheduled(kernel: Kernel, options: Optimisations, choose: Choose = first) ->
         schedule.decompose_reduction(schedule.get_sblock(SUM), terms[0])
     size = kernel.result.blocks, *kernel.result.shape[1:]
     count = prod(size) // prod(chosen)
-    return Scheduled(kernel, schedule.mod, count if options.work_groups else 1,
+    return Scheduled(kernel, schedule.mod, count if _side_by_side(options) else 1,
                      _loop(kernel, options, chosen, count, unrolled))
 
 
@@ -121,9 +121,13 @@ def _sum_inside(schedule: Any, at: Any, kernel: Kernel, options: Optimisations, 
     return list(terms)
 
 
+def _side_by_side(options: Optimisations) -> bool:
+    return options.work_groups and not options.tasks
+
+
 def _bind(schedule: Any, groups: list[Any], options: Optimisations) -> None:
     """Each tile is a work-group, or all are one."""
-    if options.work_groups:
+    if _side_by_side(options):
         schedule.bind(schedule.fuse(*groups), "blockIdx.x")
     else:
         schedule.bind(schedule.add_unit_loop(groups[0]), "blockIdx.x")

@@ -91,6 +91,7 @@ def test_dry_run_writes_nothing(made: Path, tmp_path: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize(("sentence", "arguments"), [
     (r"^There is no optimisation 'speed': choose of fusion, .*, or all$", ["--without", "speed"]),
+    (r"^There is no style 'baroque': choose of folded, pipelined$", ["--style", "baroque"]),
     (r"^A vector has 2, 4, 8 or 16 elements, not 5$", ["--vector", 5])])
 def test_options_that_are_none(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], sentence: str,
                                arguments: list[object]) -> None:

@@ -22,7 +22,7 @@ from espalier.ir.types import FLOAT, Fixed, TensorType, Value
 from espalier.numerics.window import Window
 from espalier.opencl.bundle import Bundle
 from espalier.opencl.compilation import compile_kernels
-from espalier.opencl.optimisations import NAMES, Optimisations
+from espalier.opencl.optimisations import NAMES, Optimisations, Style
 from espalier.opencl.runtime import Session
 
 CASES = settings(deadline=None, max_examples=12, derandomize=True, phases=(Phase.generate,))  # each takes a second
@@ -37,7 +37,8 @@ def draws(function: Callable[[Draw, Optimisations], None]) -> Callable[[], None]
         random = np.random.RandomState(data.draw(st.integers(0, 2**32 - 1)))
         draw = Draw(data, random, extreme=data.draw(st.booleans()), batch=data.draw(st.integers(1, 2)))
         names = data.draw(st.sets(st.sampled_from(NAMES)))
-        function(draw, Optimisations.named(frozenset(names), data.draw(st.sampled_from([4, 16]))))
+        function(draw, Optimisations.named(frozenset(names), data.draw(st.sampled_from([4, 16])),
+                                           data.draw(st.sampled_from(Style))))
 
     return test
 
