@@ -19,6 +19,7 @@ from espalier.compiler.lists import LayerBlocks, layer_blocks
 from espalier.compiler.pipeline import compile_program
 from espalier.compiler.place import place
 from espalier.compress.magnitude import Magnitude
+from espalier.compress.ranking import keep_layer, mean_saliency, rank
 from espalier.data import load, normalise
 from espalier.engines.base import Network
 from espalier.frontend.torch_export import from_torch
@@ -147,3 +148,10 @@ def write_results(name: str, *, seeds: Iterable[int], figures: Iterable[Figure],
 
 
 torch.set_num_threads(1)
+
+
+def largest(weights: NDArray, density: float, rows: int) -> NDArray[np.bool_]:
+    """The mask of the largest ``density`` of a layer's weights (O, I, ...), in blocks of ``rows``."""
+    square = weights.reshape(*weights.shape, *(1,) * (4 - weights.ndim))
+    ranked = rank(mean_saliency(abs(square), rows), np.ones(square.shape, np.bool_), rows)
+    return keep_layer(ranked, density * weights.size).reshape(weights.shape)

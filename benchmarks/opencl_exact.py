@@ -3,8 +3,9 @@
     python benchmarks/opencl_exact.py --data DATA
 
 LeNet-5 on MNIST and CNN 1X on CIFAR-10 with random weights, ResNet-20 with published ones, in words of 16 and of 8
-bits, formats calibrated on training images; every logit of IMAGES test images, with all optimisations and with none,
-against the interpreter. In float32 against torch's own logits, by the largest difference over the largest logit of an
+bits, formats calibrated on training images; every logit of IMAGES test images, with all optimisations, with none, and
+as tasks, against the interpreter; and with the largest tenth of each layer's weights, which makes lists of them. In
+float32 against torch's own logits, by the largest difference over the largest logit of an
 image. Operators one by one, and ONNX's own node cases, are compared in ``tests/opencl``.
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import LOSS, write_results
+from harness import LOSS, largest, write_results
 from numpy.typing import NDArray
 
 from espalier.data import Split, load, normalise
@@ -24,7 +25,7 @@ from espalier.ir.graph import Graph
 from espalier.ir.interpret import interpret
 from espalier.ir.types import Fixed
 from espalier.opencl.compilation import compile_kernels
-from espalier.opencl.optimisations import ALL, BASE
+from espalier.opencl.optimisations import ALL, BASE, Optimisations, Style
 from espalier.opencl.runtime import Session
 from espalier.records import Bar, Figure, Provenance
 from espalier.train.calibrate import Headroom, Widths, calibrate
@@ -35,7 +36,8 @@ NETWORKS = {"lenet5": "mnist", "cnn1x": "cifar10", "pretrained:resnet20": "cifar
 IMAGES, CALIBRATION, BATCH = 40, 32, 8
 TOLERANCE = 1e-5  #: of float32, relative to an image's largest logit
 FORMATS = {16: (Widths(16, 16, 16), Headroom()), 8: (Widths(8, 8, 16), Headroom(0, 0))}
-OPTIONS = {"all optimisations": ALL, "none": BASE}
+OPTIONS = {"all optimisations": ALL, "none": BASE, "as tasks": Optimisations(style=Style.PIPELINED)}
+DENSITIES = {1.0: "", 0.1: ", 90 % pruned"}
 
 
 def in_words(graph: Graph, parameters: dict[str, NDArray], split: Split, bits: int) -> tuple[Graph, dict[str, NDArray]]:
@@ -65,16 +67,20 @@ def main() -> None:
         images = normalise(split.test.images[:IMAGES])
         network = import_network(name, split, root=options.data)
         for bits in FORMATS:
-            graph, weights = in_words(network.graph, network.parameters, split, bits)
+            graph, whole = in_words(network.graph, network.parameters, split, bits)
             image = graph.inputs[0]
             assert isinstance(image.format, Fixed), "the network is in fixed point"
             words = image.format.quantise(images)
-            expected = interpret(graph, {**weights, image.name: words})[graph.outputs[0].name]
-            for title, chosen in OPTIONS.items():
-                differ = int((Session(compile_kernels(graph, weights, chosen)).run(words) != expected).sum())
-                figures.append(Figure(f"{name}, {bits} bits, {title}: words compared", expected.size, "words",
-                                      Provenance.MEASURED))
-                bars.append(Bar(f"{name}, {bits} bits, {title}: differing words", differ, "==", 0))
+            layers = {layer.w.name for layer in graph.layers()}
+            for density, pruned in DENSITIES.items():
+                weights = {title: array * largest(array, density, 1) if title in layers else array
+                           for title, array in whole.items()}
+                expected = interpret(graph, {**weights, image.name: words})[graph.outputs[0].name]
+                for title, chosen in OPTIONS.items():
+                    differ = int((Session(compile_kernels(graph, weights, chosen)).run(words) != expected).sum())
+                    place = f"{name}{pruned}, {bits} bits, {title}"
+                    figures.append(Figure(f"{place}: words compared", expected.size, "words", Provenance.MEASURED))
+                    bars.append(Bar(f"{place}: differing words", differ, "==", 0))
         expected = torch_logits(name, images, options.data)
         for title, chosen in OPTIONS.items():
             got = Session(compile_kernels(network.graph, network.parameters, chosen)).run(images)

@@ -96,18 +96,16 @@ def contenders(name: str, threads: int, rows: int) -> Iterator[tuple[str, Callab
 
 def prune(module: nn.Module, rows: int) -> None:
     """Keep DENSITY of all weights, in blocks of ``rows``."""
+    from harness import largest
     from torch import nn
-
-    from espalier.compress.ranking import keep_layer, mean_saliency, rank
 
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     whole = [layer for layer in layers if layer is layers[0] or getattr(layer, "groups", 1) > 1]
     kept, every = (sum(layer.weight.numel() for layer in some) for some in (whole, layers))
     density = (DENSITY * every - kept) / (every - kept)
     for layer in set(layers) - set(whole):
-        weights = layer.weight.numpy().reshape(*layer.weight.shape, *(1,) * (4 - layer.weight.ndim))
-        live = rank(mean_saliency(abs(weights), rows), weights == weights, rows)
-        weights *= keep_layer(live, density * weights.size)
+        weights = layer.weight.numpy()
+        weights *= largest(weights, density, rows)
 
 
 def tvm_run(module: nn.Module, image: NDArray) -> Callable[[], object]:

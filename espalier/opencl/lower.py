@@ -21,6 +21,7 @@ from espalier.opencl import kernels as k
 from espalier.opencl import lists as ls
 from espalier.opencl import weights as w
 from espalier.opencl.arithmetic import (
+    REAL,
     REAL_MAX,
     Expr,
     Number,
@@ -46,10 +47,12 @@ class Lowered:
     """A network as kernels, in the order in which they run.
 
     ``names`` are those of values in OpenCL C; ``layouts`` are of activations, ``weights`` by their buffer. ``splits``
-    are layouts of maps that are split by a stride (``flat.py``), of a network whose weights are in lists.
+    are layouts of maps that are split by a stride (``flat.py``), of a network whose weights are in lists. ``wide`` are
+    words that lie in buffers as float32.
     """
 
     names: dict[Value, str]
+    wide: frozenset[Value] = frozenset()
     kernels: list[Kernel] = field(default_factory=list)
     layouts: dict[Value, Layout] = field(default_factory=dict)
     splits: dict[Key, Layout] = field(default_factory=dict)
@@ -57,7 +60,11 @@ class Lowered:
 
     def argument(self, value: Value) -> Argument:
         """The buffer of an activation."""
-        return Argument(self.names[value], self.layouts[value].array_shape, element_type(value.format))
+        return Argument(self.names[value], self.layouts[value].array_shape, self.type_of(value))
+
+    def type_of(self, value: Value) -> str:
+        """Of an activation's elements."""
+        return REAL if value in self.wide else element_type(value.format)
 
 
 def _word(name: str) -> str:
@@ -69,17 +76,36 @@ def lower(graph: Graph, parameters: Mapping[str, NDArray], options: Optimisation
     """Raises UnsupportedError for what no kernel does."""
     works = plan(graph, fusion=options.fusion)
     names = {value: f"v{number}_{_word(value.name)}" for number, value in enumerate(graph.values())}
+    wide = _wide(graph, parameters) if options.wide_words else frozenset()
     if options.lists and options.cached_writes and _live(graph, parameters) <= FEW:
         every = flat_layouts(graph, works, options.block)
-        found = Lowered(names, layouts={value: layout for (value, stride), layout in every.items() if stride == WHOLE},
+        found = Lowered(names, wide,
+                        layouts={value: layout for (value, stride), layout in every.items() if stride == WHOLE},
                         splits={key: layout for key, layout in every.items() if key[1] != WHOLE})
         for work in works:
             _Listing(graph, parameters, options, found, work, choose).run()
     else:
-        found = Lowered(names, layouts=_layouts(graph, works, options))
+        found = Lowered(names, wide, layouts=_layouts(graph, works, options))
         for work in works:
             _Lowering(graph, parameters, options, found, work, choose).run()
     return found
+
+
+def _wide(graph: Graph, parameters: Mapping[str, NDArray]) -> frozenset[Value]:
+    """Words that layers read, all of which add up in float32, and that are no results."""
+    sums: dict[Value, set[bool]] = {}
+    for op in graph.layers():
+        sums.setdefault(viewed(graph, op.x), set()).add(largest_products(op, parameters) <= REAL_MAX)
+    return frozenset(value for value, small in sums.items() if small == {True} and value not in graph.outputs)
+
+
+def largest_products(op: Conv2d | Linear, parameters: Mapping[str, NDArray]) -> int:
+    """What the products of a layer and its bias add up to at most, in any order; in float, too large."""
+    if not isinstance(op.out.format, Fixed):
+        return REAL_MAX + 1
+    weights = np.abs(np.asarray(parameters[op.w.name])).reshape(op.w.shape[0], -1).sum(axis=1)
+    bias = 0 if op.b is None else np.abs(aligned_bias(op, np.asarray(parameters[op.b.name])))
+    return int((weights * word_limit(op.x) + bias).max(initial=0))
 
 
 def _live(graph: Graph, parameters: Mapping[str, NDArray]) -> float:
@@ -129,7 +155,8 @@ class _Lowering:
         op, out = self.work.op, self.work.out
         largest = max([self._largest(op), *self._followers_largest()])
         sums = sum_type(out, largest)
-        added = product_sum_type(self._largest_products(op), sums)
+        added = (product_sum_type(largest_products(op, self.parameters), sums) if isinstance(op, Conv2d | Linear)
+                 else sums)
         others = [self._read(value) for value in self.work.others()]
         self._kernels(self._read(out), added, others, self._finish(sums))
 
@@ -191,15 +218,19 @@ class _Lowering:
             op.b, w.bias(aligned_bias(op, self._array(op.b)), result.block), sums)
         pixels = result.shape[1] * result.shape[2]
         if groups == len(array) == layout.shape[0] and layout.block == result.block:
-            own = self._weights(op.w, w.depthwise(array, layout.block))
+            own = self._weights(op.w, w.depthwise(array, layout.block), self._weight_type(op, x))
             return k.depthwise(self._read(x), own, b, window, sums), "window", array.size * pixels
         packed = self.options.weight_layout
         every = w.dense(w.ungrouped(array, groups), layout.block, result.block, packed=packed)
-        type_ = element_type(op.w.format)
+        type_ = self._weight_type(op, x)
         if type_ == "int8" and not packed:
             type_ = "int16"  # TVM's vectors of bytes that do not lie side by side are wrong OpenCL C
         terms = k.convolution(self._read(x), self._weights(op.w, every, type_), b, window, result, sums, packed=packed)
         return terms, "dense", array.size * pixels
+
+    def _weight_type(self, op: Conv2d | Linear, x: Value) -> str:
+        """As wide as what they meet."""
+        return REAL if x in self.found.wide else element_type(op.w.format)
 
     def _rounding(self, value: Value, out: Value, sums: str) -> Any:
         return lambda expr: Number(expr, sums, frac_of(value)).rounded(out).expr
@@ -248,7 +279,7 @@ class _Lowering:
             return 0
         match op:
             case Conv2d() | Linear():
-                return largest_rounding(self._largest_products(op), product_frac(op.x, op.w), op.out)
+                return largest_rounding(largest_products(op, self.parameters), product_frac(op.x, op.w), op.out)
             case AveragePool() | GlobalAveragePool():
                 count = _window_size(op)
                 frac = frac_of(op.x)
@@ -263,15 +294,6 @@ class _Lowering:
                 return word_limit(op)
             case _:
                 assert_never(op)
-
-    def _largest_products(self, op: Source) -> int:
-        """What the products of a layer and its bias add up to at most, in any order; of what has none, too large."""
-        if not isinstance(op, Conv2d | Linear) or not isinstance(op.out.format, Fixed):
-            return REAL_MAX + 1
-        found = np.abs(self._array(op.w)).reshape(op.w.shape[0], -1).sum(axis=1) * word_limit(op.x)
-        if op.b is not None:
-            found = found + np.abs(aligned_bias(op, self._array(op.b)))
-        return int(found.max(initial=0))
 
     def _followers_largest(self) -> list[int]:
         found, value, others = [], self.work.first, list(self.work.others())
@@ -313,8 +335,8 @@ class _Listing(_Lowering):
         read = window if way is Walk.VECTORS else replace(window, stride=WHOLE)
         lists = ls.lists_of(array, ls.places_of(layout, self._layout(x), read), groups, tiling)
         mask = ls.mask_of(out, lanes) if way is Walk.VECTORS else None
-        found = ls.listed(f"{self.found.names[op.w]}_{len(self.found.kernels)}", lists, element_type(op.w.format),
-                          mask, element_type(self.work.out.format))
+        found = ls.listed(f"{self.found.names[op.w]}_{len(self.found.kernels)}", lists, self._weight_type(op, x),
+                          mask, self.found.type_of(self.work.out))
         self.found.weights |= found.arrays
         self.found.kernels.append(ls.list_kernel(
             self._name(self.work.first), source, found, self._bias(op, sums), result, others, sums, tiling, path,
@@ -338,7 +360,7 @@ class _Listing(_Lowering):
             return self._read(value)
         layout = self.found.splits[value, stride]
         own = Argument(f"{self.found.names[value]}_by_{stride[0]}_{stride[1]}", layout.array_shape,
-                       element_type(value.format))
+                       self.found.type_of(value))
         if not any(own in kernel.arguments for kernel in self.found.kernels):
             self.found.kernels.append(ls.split_kernel(self._name(value), self._read(value), (own, layout), stride,
                                                       self.options))

@@ -34,6 +34,8 @@ class Optimisations:
         Several results at a time, so that what is loaded serves several sums.
     unrolling : bool
         No loops in tiles, so that their sums have names, and registers.
+    wide_words : bool
+        Words that are only added up in float32 are kept as such, which saves a processor their conversion.
     queues : bool
         Kernels that do not wait for each other in queues of their own, side by side; otherwise all in one.
     folding : bool
@@ -52,6 +54,7 @@ class Optimisations:
     weight_layout: bool = True
     tiling: bool = True
     unrolling: bool = True
+    wide_words: bool = True
     queues: bool = True
     folding: bool = True
     lists: bool = True
