@@ -227,6 +227,10 @@ def test_learning_rate_schedules() -> None:
     assert [step.factor(epoch, 6) for epoch in range(6)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
     assert RateSchedule().factor(3, 4) == 1
     cosine = RateSchedule(RateKind.COSINE, floor=0.2)
+    fixed = TrainConfig(epochs=6, sgd=Sgd(0.5), rate=step, quantise=Quantise(start=3, rate=0.1))
+    assert [fixed.sgd_of(epoch).learning_rate for epoch in (1, 2, 3, 4)] == pytest.approx([0.5, 0.25, 0.025, 0.0125])
+    with pytest.raises(DataError, match=r"^What multiplies the learning rate in fixed point is above 0 and at most 1"):
+        Quantise(rate=0)
     assert cosine.factor(0, 10) == 1 and cosine.factor(5, 10) == pytest.approx(0.6)
 
 
