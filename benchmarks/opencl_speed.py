@@ -6,8 +6,8 @@ LeNet-5, MobileNetV1 and ResNet-34 (224×224, 1000 classes) in float32 with rand
 each in a process of its own, since PoCL and TVM choose their threads once. All contenders take turns in rounds of one
 run each (of as many as take SECONDS, where they are quick) after one that is not timed, since code and weights that
 another contender has driven out of the caches are in nobody's way who runs one network; the median of the rounds is
-told. Those that need more than SLOW seconds take part in the first round alone. Times are of the whole way from an image in the computer's memory
-to its logits there.
+told. Those that need more than SLOW seconds run once. Times are of the whole way from an
+image in the computer's memory to its logits there.
 
 - ``base`` ... ``folding``: our kernels on PoCL, from ``Optimisations``' ladder; ``folding`` is all of them but the
   last, ``lists``, which leaves networks alone that are not pruned.
@@ -134,16 +134,15 @@ def measured(name: str, threads: int, rows: int, rounds: int) -> dict[str, float
     import torch
 
     every = dict(contenders(name, threads, rows))
-    repeats = {title: max(1, min(100, int(SECONDS / _seconds(run, 1)))) for title, run in every.items()}
-    times: dict[str, list[float]] = {title: [] for title in every}
+    once = {title: _seconds(run, 1) for title, run in every.items()}
+    times = {title: [seconds] if seconds > SLOW else [] for title, seconds in once.items()}
     square = torch.ones(PEAK_SIZE, PEAK_SIZE)
     products = []
-    for number in range(rounds):
+    for _ in range(rounds):
         for title, run in every.items():
-            if number == 0 or times[title][0] <= SLOW:
-                if number:
-                    run()
-                times[title].append(_seconds(run, repeats[title]))
+            if once[title] <= SLOW:
+                run()
+                times[title].append(_seconds(run, max(1, min(100, int(SECONDS / once[title])))))
         products.append(_seconds(lambda: square @ square, 3))
     return {**{title: median(found) for title, found in times.items()}, "peak": PEAK_SIZE ** 3 / median(products)}
 
