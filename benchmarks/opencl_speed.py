@@ -6,8 +6,8 @@ LeNet-5, MobileNetV1 and ResNet-34 (224×224, 1000 classes) in float32 with rand
 each in a process of its own, since PoCL and TVM choose their threads once. All contenders take turns in rounds of one
 run each (of as many as take SECONDS, where they are quick) after one that is not timed, since code and weights that
 another contender has driven out of the caches are in nobody's way who runs one network; the median of the rounds is
-told. Those that need more than SLOW seconds run once. Times are of the whole way from an
-image in the computer's memory to its logits there.
+told. Those that need more than SLOW seconds run once. Times are of the whole way from an image in the computer's memory
+to its logits there.
 
 - ``base`` ... ``folding``: our kernels on PoCL, from ``Optimisations``' ladder; ``folding`` is all of them but the
   last, ``lists``, which leaves networks alone that are not pruned.

@@ -17,7 +17,7 @@ from espalier.opencl.layout import Layout
 from espalier.opencl.loops import Loop
 
 KERNELS, MANIFEST, WEIGHTS = "kernels.cl", "manifest.json", "weights.safetensors"
-FORMAT = "espalier-opencl-1"
+FORMAT = "espalier-opencl-2"
 TYPES = {"int8": "char", "int16": "short", "int32": "int", "int64": "long", "float32": "float"}
 """Of elements, as NumPy has them, and as OpenCL C has."""
 
