@@ -140,10 +140,14 @@ def write_kernels(source: Path, output: Path, request: KernelsRequest | None = N
     if dry_run:
         return bundle
     with whole_directory(output, MANIFEST) as folder:
-        for name, content in bundle.files().items():
-            (folder / name).write_bytes(content)
+        _write(bundle, folder)
     steps.wrote(*(output / name for name in (KERNELS, WEIGHTS, MANIFEST)))
     return bundle
+
+
+def _write(bundle: Bundle, folder: Path) -> None:
+    for name, content in bundle.files().items():
+        (folder / name).write_bytes(content)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,8 +205,7 @@ def tune_kernels(source: Path, output: Path, request: KernelsRequest, search: Tu
                    Figure("an image, by what was found", found.seconds, "s", Provenance.MEASURED).to_json()],
                "kernels": kernels}
     with whole_directory(output, MANIFEST) as folder:
-        for name, file in found.bundle.files().items():
-            (folder / name).write_bytes(file)
+        _write(found.bundle, folder)
         write_json(folder / TUNING, content)
     steps.wrote(*(output / name for name in (KERNELS, WEIGHTS, MANIFEST, TUNING)))
     return content

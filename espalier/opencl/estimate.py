@@ -10,9 +10,8 @@ A high-level synthesis makes a pipeline of a kernel's innermost loop (``loops.py
 - on chip are the sums of a work-group, and nothing else: caches and buffers of loads are not counted;
 - memory gives the part's bandwidth, and every load and store goes there.
 
-Blocks and bits of memory are of the makers' tables (Intel S10-OVERVIEW for Stratix 10, A10-OVERVIEW for Arria 10), and
-bandwidths those of accelerator cards with these parts (four, and two, channels of DDR4-2400). The clock and the cycles
-of an addition and of memory are assumptions, and options of whoever asks.
+Blocks and bits of memory are of the maker's tables (Intel S10-OVERVIEW for Stratix 10, A10-OVERVIEW for Arria 10). The
+bandwidth (four, and two, channels of DDR4-2400), the clock, and the cycles of an addition and of memory are assumptions.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Part:
     dsp_blocks, memory_bits : int
         Of the part.
     bandwidth : float
-        Bytes a second of the card's memory.
+        Bytes a second of external memory: assumed.
     clock : float
         Hz that kernels run at: assumed.
     float_add, memory : int

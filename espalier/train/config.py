@@ -93,7 +93,7 @@ class Quantise:
         Epochs of training in float32 before; masks, weights and momenta are taken over.
     rate : float
         What multiplies the learning rate from there on. Batch norms, which are folded there, bear a rate at which
-        the network without them diverges: ResNets want 0.1.
+        the network without them can diverge: try 0.1.
     """
 
     widths: Widths = field(default_factory=Widths)
