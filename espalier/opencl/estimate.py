@@ -11,7 +11,7 @@ A high-level synthesis makes a pipeline of a kernel's innermost loop (``loops.py
 - memory gives the part's bandwidth, and every load and store goes there.
 
 Blocks and bits of memory are of the maker's tables (Intel S10-OVERVIEW for Stratix 10, A10-OVERVIEW for Arria 10). The
-bandwidth (four, and two, channels of DDR4-2400), the clock, and the cycles of an addition and of memory are assumptions.
+bandwidth (four, and two, channels of DDR4-2400), the clock, and the cycles of an addition and of memory are assumed.
 """
 
 from __future__ import annotations
