@@ -197,7 +197,7 @@ def manifest(design: Design, build: Build, files: list[Path]) -> Manifest:
     assert build.program is not None and build.memory is not None
     machine = design.machine
     needed = required_depths(build.layers, build.blocks, build.memory, machine.rows)
-    phases = [phase_estimates(item, first=k == 0) for k, item in enumerate(build.blocks)]
+    phases = [phase_estimates(item) for item in build.blocks]
     return Manifest(
         espalier=__version__, network=design.graph.name, device=design.device,
         tools={"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
