@@ -15,7 +15,8 @@ MAX_KERNEL = 1 << KERNEL_BITS
 MAX_STRIDE_SHIFT = 3  #: strides are powers of two up to this one
 MAX_MAP = 1 << COORDINATE_BITS - 1
 MAX_GROUPS = 256      #: groups of images in a batch, at most
-MULTIPLIERS_BESIDE_LATTICE = 16  #: at most: addresses, loss and update units
+MULTIPLIERS_BESIDE_LATTICE = 16  #: at most: addresses, loss and one update unit
+UPDATE_MULTIPLIERS = 6  #: of each further update unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,9 @@ class Machine:
         Most logits that the loss unit takes.
     groups : bool
         Whether a batch may be several groups of ``lanes`` images (adds a gradient memory).
+    trees : int
+        Lane trees, each with an update unit behind it: so many weights are updated in a cycle. A power of two up to
+        ``rows``. WU spends at least ``rows / trees`` cycles on a column, however few pixels it has.
     """
 
     rows: int
@@ -59,6 +63,7 @@ class Machine:
     program_depth: int = 64
     max_classes: int = 16
     groups: bool = False
+    trees: int = 1
 
     def __post_init__(self) -> None:
         if self.rows not in ROWS:
@@ -69,6 +74,8 @@ class Machine:
             raise FitError(f"Word width must be in 2..16 bits, not {self.word_bits}")
         if not 2 * self.word_bits <= self.acc_bits <= 62:
             raise FitError(f"Accumulator width must be in {2 * self.word_bits}..62 bits, not {self.acc_bits}")
+        if self.trees < 1 or self.trees.bit_count() != 1 or self.trees > self.rows:
+            raise FitError(f"Lane trees must be a power of two up to the {self.rows} rows, not {self.trees}")
         for name in ("activation_depth", "gradient_depth", "weight_depth", "index_depth", "table_depth",
                      "program_depth", "max_classes"):
             if getattr(self, name) < 2:
@@ -78,6 +85,11 @@ class Machine:
     def multipliers(self) -> int:
         """Multipliers of the lattice."""
         return self.rows * self.lanes
+
+    @property
+    def tree_rows(self) -> int:
+        """Rows of sums that leave through each lane tree."""
+        return self.rows // self.trees
 
     @property
     def master_depth(self) -> int:

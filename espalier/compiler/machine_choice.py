@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.arch.machine import MULTIPLIERS_BESIDE_LATTICE, ROWS, Machine
+from espalier.arch.machine import MULTIPLIERS_BESIDE_LATTICE, ROWS, UPDATE_MULTIPLIERS, Machine
 from espalier.compiler.fit import required_acc_bits, required_depths
 from espalier.compiler.legalise import Layer, Loss
 from espalier.compiler.lists import LayerBlocks, aligned_groups, layer_blocks, live_weights, whole_blocks
@@ -79,7 +79,7 @@ class Constraints:
 
 def multipliers_of(machine: Machine) -> int:
     """Multipliers of the lattice and, at most, of what is beside it."""
-    return machine.multipliers + MULTIPLIERS_BESIDE_LATTICE
+    return machine.multipliers + MULTIPLIERS_BESIDE_LATTICE + (machine.trees - 1) * UPDATE_MULTIPLIERS
 
 
 def memory_banks(machine: Machine) -> tuple[tuple[int, int, int], ...]:

@@ -14,6 +14,10 @@ struct Simulation {
     int32_t* gradients = nullptr;   // by place, or null
 };
 
+// The 32-bit words of a port, however wide it is.
+uint32_t word(uint64_t port, int index) { return static_cast<uint32_t>(port >> 32 * index); }
+template <std::size_t words> uint32_t word(const VlWide<words>& port, int index) { return port[index]; }
+
 // One clock cycle with the inputs as they are; true if a write was accepted in it.
 bool tick(Simulation& s) {
     s.top.clk = 0;
@@ -23,7 +27,12 @@ bool tick(Simulation& s) {
         s.cycles_at[s.top.position]++;
         s.issued_at[s.top.position] += s.top.issuing;
     }
-    if (s.gradients && s.top.gradient_valid) s.gradients[s.top.gradient_address] = static_cast<int32_t>(s.top.gradient);
+    if (s.gradients) {
+        uint32_t valid = s.top.gradient_valid;
+        for (int unit = 0; valid; unit++, valid >>= 1) {
+            if (valid & 1) s.gradients[word(s.top.gradient_address, unit)] = word(s.top.gradient, unit);
+        }
+    }
     s.top.clk = 1;
     s.top.eval();
     s.cycles++;

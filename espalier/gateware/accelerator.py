@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, DomainRenamer, Module, Mux, ResetSignal, Signal, signed
+from amaranth.hdl import Array, Cat, Const, DomainRenamer, Module, Mux, ResetSignal, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import Machine
+from espalier.gateware.arithmetic import delay_line
 from espalier.gateware.drain import Drain, LaneTree, RowCounter
 from espalier.gateware.entries import step_layout
 from espalier.gateware.front import Front
@@ -18,9 +19,10 @@ from espalier.gateware.memories import GradientBanks, WeightBanks
 from espalier.gateware.operands import Operands
 from espalier.gateware.ram import BankedRam
 from espalier.gateware.sequencer import Sequencer
+from espalier.gateware.update_unit import READ_CYCLES as UPDATE_READ_CYCLES
 from espalier.gateware.update_unit import UpdateUnit
 from espalier.numerics.update import GRADIENT_BITS
-from espalier.program.words import Opcode, bits_for
+from espalier.program.words import BUS_BITS, Opcode, bits_for
 
 WRITE_CYCLES = 1   #: from what writes a memory to the memory's port
 RESET_CYCLES = 64  #: how long to hold reset, for what is in flight to run out
@@ -39,7 +41,8 @@ class Accelerator(wiring.Component):
     busy : a program is running; from the third cycle after its start word was taken
     position : number of the command in force (for measuring)
     issuing : a step left the issuer in the cycle before (for measuring)
-    gradient_valid, gradient_address, gradient : each weight's gradient as it meets its master (for verifying)
+    gradient_valid, gradient_address, gradient : each weight's gradient as it meets its master (for verifying), a bit
+        and 32 bits of each for every update unit
     """
 
     def __init__(self, machine: Machine):
@@ -47,17 +50,20 @@ class Accelerator(wiring.Component):
         super().__init__({
             "write_valid": In(1), "write_ready": Out(1), "write": In(WRITE), "read_address": In(32),
             "read_data": Out(32), "busy": Out(1), "position": Out(bits_for(machine.program_depth)), "issuing": Out(1),
-            "gradient_valid": Out(1), "gradient_address": Out(bits_for(machine.master_depth)),
-            "gradient": Out(signed(GRADIENT_BITS))})
+            "gradient_valid": Out(machine.trees), "gradient_address": Out(BUS_BITS * machine.trees),
+            "gradient": Out(GRADIENT_BITS * machine.trees)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         machine = self.machine
-        tree, update = LaneTree(machine), UpdateUnit(
-            word_bits=machine.word_bits, depth=machine.master_depth, sum_bits=machine.sum_bits, groups=machine.groups)
-        sums = Operands.latency_cycles + Lattice.latency_cycles + machine.rows - 1  # cycles to the last row
-        self.sequencer = Sequencer(machine, drain_cycles=sums + Drain.latency_cycles + WRITE_CYCLES,
-                                   update_cycles=sums + tree.latency_cycles + update.latency_cycles + WRITE_CYCLES)
+        self.trees = [LaneTree(machine) for _ in range(machine.trees)]
+        self.updates = [UpdateUnit(word_bits=machine.word_bits, depth=machine.master_depth // machine.trees,
+                                   sum_bits=machine.sum_bits, groups=machine.groups) for _ in range(machine.trees)]
+        sums = Operands.latency_cycles + Lattice.latency_cycles + WRITE_CYCLES  # cycles to the first row, and to write
+        self.sequencer = Sequencer(
+            machine, drain_cycles=sums + machine.rows - 1 + Drain.latency_cycles,
+            update_cycles=(sums + machine.tree_rows - 1 + self.trees[0].latency_cycles
+                           + self.updates[0].latency_cycles))
         self.writer, self.reader = HostWriter(machine), HostReader(machine)
         self.front = Front(machine, Lattice.latency_cycles + Drain.add_cycles)
         self.operands = Operands(machine)
@@ -66,12 +72,14 @@ class Accelerator(wiring.Component):
         self.rows, self.drain = RowCounter(machine), Drain(machine)
         self.loss = LossUnit(lanes=machine.lanes, word_bits=machine.word_bits, max_classes=machine.max_classes,
                              read_latency=3)
-        self.tree, self.update = tree, update
         assert self.sequencer.update_cycles <= RESET_CYCLES and self.sequencer.drain_cycles <= RESET_CYCLES
         for name in ("sequencer", "writer", "reader", "front", "activations", "gradients", "weights", "rows", "loss"):
             m.submodules[name] = getattr(self, name)
-        for name in ("operands", "lattice", "drain", "tree", "update"):
+        for name in ("operands", "lattice", "drain"):
             m.submodules[name] = DomainRenamer("data")(getattr(self, name))
+        for number, (tree, update) in enumerate(zip(self.trees, self.updates, strict=True)):
+            m.submodules[f"tree_{number}"] = DomainRenamer("data")(tree)
+            m.submodules[f"update_{number}"] = DomainRenamer("data")(update)
         self.command = Signal(command_layout(machine))
         m.d.comb += self.command.eq(self.sequencer.command)
         self._control(m)
@@ -103,7 +111,7 @@ class Accelerator(wiring.Component):
             self.position.eq(sequencer.position),
             reader.address.eq(self.read_address), self.read_data.eq(reader.data), reader.busy.eq(sequencer.busy),
             reader.vector.eq(self.operands.source), reader.weight.eq(self.operands.probed_weight),
-            reader.update_word.eq(self.update.host_read), reader.correct.eq(self.loss.correct),
+            reader.correct.eq(self.loss.correct),
             reader.loss.eq(self.loss.loss_sum), reader.cycles.eq(cycles), self.loss.clear_counters.eq(clear),
             self.operands.probe.eq(reader.probe), self.operands.parity.eq(sequencer.parity)]
 
@@ -129,7 +137,8 @@ class Accelerator(wiring.Component):
         self.ending = steps[-1]
         m.d.comb += [self.rows.loaded.eq(lattice.loaded), self.rows.tile.eq(self.ending.tile),
                      self.drain.item.eq(self.rows.item), self.drain.row.eq(lattice.row),
-                     self.drain.addend.eq(operands.source), self.tree.i.eq(lattice.row)]
+                     self.drain.addend.eq(operands.source),
+                     *(tree.i.eq(row) for tree, row in zip(self.trees, lattice.tree_rows, strict=True))]
 
     def _activation_memory(self, m: Module) -> None:
         """Read by the operands, by the drain (BP), by the loss, by the host; written by the drain, else by the host.
@@ -171,44 +180,76 @@ class Accelerator(wiring.Component):
                          memory.write_address.eq(drain.write.out), memory.write_data.eq(drain.write_data)]
 
     def _weight_memory(self, m: Module) -> None:
-        """Read by the operands; written by the update, else by the host."""
-        memory, update, writer = self.weights, self.update, self.writer
-        bank_bits = (self.machine.rows - 1).bit_length()
-        place = Mux(update.out_valid, update.out_address, writer.item)
+        """Read by the operands; written by the updates, else by the host."""
+        memory, writer = self.weights, self.writer
+        own, group, column = self._places(writer.item)
         m.d.comb += [memory.read_addresses.eq(self.operands.weight_addresses),
                      self.operands.weights.eq(memory.read_data)]
-        m.d.data += [
-            memory.write_en.eq(update.out_valid | writer.weight_en), memory.write_bank.eq(place[:bank_bits]),
-            memory.write_address.eq(place >> bank_bits),
-            memory.write_data.eq(Mux(update.out_valid, update.out_weight, writer.write.data.as_signed()))]
+        for number, update in enumerate(self.updates):
+            write, ours = memory.write[number], update.out_valid
+            m.d.data += [
+                write.en.eq(ours | writer.weight_en & (group == number)),
+                write.bank.eq(Mux(ours, update.out_address[:len(own)], own)),
+                write.address.eq(Mux(ours, update.out_address[len(own):], column)),
+                write.data.eq(Mux(ours, update.out_weight, writer.write.data.as_signed()))]
+
+    def _places(self, place: Value) -> tuple[Value, Value, Value]:
+        """A place ``column * rows + bank`` in parts: which of an update unit's banks, which unit, and the column."""
+        low, high = (self.machine.tree_rows - 1).bit_length(), (self.machine.rows - 1).bit_length()
+        return place[:low], place[low:high], place[high:]
 
     def _update(self, m: Module) -> None:
-        """WU: rows of partial sums through the lane tree into the update unit, with the place of each weight."""
-        update, tree, rows, command, writer = self.update, self.tree, self.rows, self.command, self.writer
-        bank_bits = (self.machine.rows - 1).bit_length()
-        column, term, every = Signal.like(self.ending.column), Signal.like(self.ending.term), Signal()
+        """WU: rows of partial sums through the lane trees into the update units, with the place of each weight.
+
+        At once leave rows that lie ``tree_rows`` apart, so their weights are in banks of different units: tree ``t``
+        sums for unit ``t + turn``.
+        """
+        machine, rows, ending = self.machine, self.rows, self.ending
+        column, term, every, count = (Signal.like(ending.column), Signal.like(ending.term), Signal(),
+                                      Signal.like(ending.tile.rows))
         with m.If(self.lattice.loaded):
-            m.d.sync += [column.eq(self.ending.column + self.ending.term), term.eq(self.ending.term),
-                         every.eq(~command.diagonal | self.ending.one)]
-        place = Signal(bits_for(self.machine.master_depth))
-        m.d.comb += place.eq(Cat((rows.item.row + term)[:bank_bits], column))
-        updated = rows.item.valid & (command.opcode == Opcode.UPDATE) & (every | (rows.item.row == term))
-        valids, places = [updated], [place]
-        for stage in range(tree.latency_cycles):
-            valids.append(Signal(name=f"summing_{stage}"))
-            places.append(Signal.like(place, name=f"place_{stage}"))
-            m.d.sync += [valids[-1].eq(valids[-2]), places[-1].eq(places[-2])]
+            m.d.sync += [column.eq(ending.column + ending.term), term.eq(ending.term), count.eq(ending.tile.rows),
+                         every.eq(~self.command.diagonal | ending.one)]
+        valid = rows.item.valid & (self.command.opcode == Opcode.UPDATE)
+        ours = [rows.item.row + tree * machine.tree_rows for tree in range(machine.trees)]
+        bank = Signal((machine.rows - 1).bit_length())
+        m.d.comb += bank.eq(rows.item.row + term)
+        own, turn, _ = self._places(bank)
+        summed = delay_line(m, Cat(*(valid & (row < count) & (every | (row == term)) for row in ours)),
+                            self.trees[0].latency_cycles, "summed")[-1]
+        turned = delay_line(m, turn, self.trees[0].latency_cycles, "turned")[-1]
+        address = delay_line(m, Cat(own, column), self.trees[0].latency_cycles, "summed_address")[-1]
+        for number, update in enumerate(self.updates):
+            tree = Signal(range(machine.trees), name=f"tree_of_{number}")
+            m.d.comb += [tree.eq(number - turned), update.valid.eq(summed.bit_select(tree, 1)),
+                         update.total.eq(Array(tree.o for tree in self.trees)[tree]), update.address.eq(address)]
+            self._update_unit(m, number, update)
+        self._host_of_updates(m)
+
+    def _update_unit(self, m: Module, number: int, update: UpdateUnit) -> None:
+        own, group, _ = self._places(Const(0, (self.machine.rows - 1).bit_length()))
+        place = Cat(update.gradient_address[:len(own)], Const(number, len(group)), update.gradient_address[len(own):])
         m.d.comb += [
-            update.valid.eq(valids[-1]), update.address.eq(places[-1]), update.total.eq(tree.o),
             update.first.eq(self.sequencer.first), update.last.eq(self.sequencer.last),
-            self.gradient_valid.eq(update.gradient_valid), self.gradient_address.eq(update.gradient_address),
-            self.gradient.eq(update.gradient)]
-        m.d.data += [
-            update.host_write.eq(writer.master_en | writer.momentum_en), update.host_data.eq(writer.write.data),
-            update.host_momentum.eq(Mux(writer.write_any, writer.momentum_en, self.reader.update_momentum)),
-            update.host_address.eq(Mux(writer.write_any, writer.item, self.reader.update_address))]
+            self.gradient_valid[number].eq(update.gradient_valid),
+            self.gradient_address.word_select(number, BUS_BITS).eq(place),
+            self.gradient.word_select(number, GRADIENT_BITS).eq(update.gradient)]
         for field, _ in update.rule.shape():
-            m.d.comb += update.rule[field].eq(command[field])
+            m.d.comb += update.rule[field].eq(self.command[field])
+
+    def _host_of_updates(self, m: Module) -> None:
+        """The host's way to masters and momenta."""
+        writer, reader = self.writer, self.reader
+        place = Mux(writer.write_any, writer.item, reader.update_address)
+        own, group, column = self._places(place)
+        for number, update in enumerate(self.updates):
+            m.d.data += [
+                update.host_write.eq((writer.master_en | writer.momentum_en) & (group == number)),
+                update.host_data.eq(writer.write.data),
+                update.host_momentum.eq(Mux(writer.write_any, writer.momentum_en, reader.update_momentum)),
+                update.host_address.eq(Cat(own, column))]
+        asked = delay_line(m, group, UPDATE_READ_CYCLES + 1, "asked")[-1]
+        m.d.comb += reader.update_word.eq(Array(update.host_read for update in self.updates)[asked])
 
     def _loss(self, m: Module) -> None:
         loss, command, lanes = self.loss, self.command, self.machine.lanes

@@ -29,7 +29,10 @@ def item_layout(machine: Machine) -> data.StructLayout:
 
 
 class RowCounter(wiring.Component):
-    """Names the rows of a tile's sums as they leave the lattice, one per cycle after ``loaded``."""
+    """Names the rows of a tile's sums as they leave the lattice, one per cycle after ``loaded``.
+
+    In WU those that leave through the first tree; the others' are as far from theirs.
+    """
 
     def __init__(self, machine: Machine):
         self.machine = machine
@@ -40,9 +43,11 @@ class RowCounter(wiring.Component):
         m = Module()
         command, item = self.command, self.item
         left = Signal.like(self.tile.rows)
+        turns = Mux((command.opcode == Opcode.UPDATE) & (self.tile.rows > self.machine.tree_rows),
+                    self.machine.tree_rows, self.tile.rows)
         m.d.comb += item.valid.eq(left != 0)
         with m.If(self.loaded):
-            m.d.sync += [left.eq(self.tile.rows), item.row.eq(0), item.out.eq(self.tile.out),
+            m.d.sync += [left.eq(turns), item.row.eq(0), item.out.eq(self.tile.out),
                          item.mask.eq(self.tile.mask), item.window.eq(Cat(self.tile.x[0], self.tile.y[0]))]
         with m.Elif(item.valid):
             m.d.sync += [left.eq(left - 1), item.row.eq(item.row + 1), item.mask.eq(item.mask + command.out_plane)]

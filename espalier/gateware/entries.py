@@ -141,8 +141,8 @@ class Issuer(wiring.Component):
 
     FP and BP: for each source channel of the block. WU: for each source channel, for each pixel.
     A tap that is never inside the map (a kernel larger than the map) has one step there, of nothing.
-    Ends of tiles (``last``) are at least ``tile.rows`` cycles apart, so that the results of one tile
-    leave before those of the next arrive. Where something is added to results, it is read when they come to
+    Ends of tiles (``last``) are at least ``tile.rows`` cycles apart (WU: a tree's share of them), so that the results
+    of one tile leave before those of the next arrive. Where something is added to results, it is read when they come to
     the drain: ``tile.rows`` steps without a product, ``add_cycles`` after the tile's end. Nothing else ever waits.
 
     Parameters
@@ -186,8 +186,11 @@ class Issuer(wiring.Component):
             tile_end.eq(ends & pixels_done & (self.update | self.terms_done)),
             go.eq(held & ~adding & ~(tile_end & waiting)),
             done.eq(held & ~adding & pixels_done & self.terms_done & ~(ends & waiting)), self.i.ready.eq(~held | done)]
+        rows, most = span.task.tile.rows, self.machine.tree_rows
+        turns = Signal.like(rows)  # cycles in which a tile's rows leave
+        m.d.comb += turns.eq(Mux(self.update & (rows > most), most, rows))
         with m.If(go & tile_end):
-            m.d.sync += [spacing.eq(span.task.tile.rows - 1), waiting.eq(span.task.tile.rows != 1)]
+            m.d.sync += [spacing.eq(turns - 1), waiting.eq(turns != 1)]
         with m.Elif(waiting):
             m.d.sync += [spacing.eq(spacing - 1), waiting.eq(spacing != 1)]
         with m.If(self.i.ready):

@@ -28,6 +28,8 @@ class Lattice(wiring.Component):
         Two cycles later the accumulators are zero, and the tile that was in work is lost.
     row : Out
         The accumulators of one row: row 0 in the cycle after ``loaded``, then the next in each cycle until the last.
+    tree_rows : Out
+        The same for each tree, from its own first row on: ``machine.tree_rows`` times its number.
     loaded : Out(1)
         A tile's sums are moving over.
     """
@@ -36,9 +38,10 @@ class Lattice(wiring.Component):
 
     def __init__(self, machine: Machine):
         self.machine = machine
+        sums = data.ArrayLayout(signed(machine.acc_bits), machine.lanes)
         super().__init__({
             "x": In(values_layout(machine)), "b": In(data.ArrayLayout(values_layout(machine), machine.rows)),
-            "last": In(1), "clear": In(1), "row": Out(data.ArrayLayout(signed(machine.acc_bits), machine.lanes)),
+            "last": In(1), "clear": In(1), "row": Out(sums), "tree_rows": Out(data.ArrayLayout(sums, machine.trees)),
             "loaded": Out(1)})
 
     def elaborate(self, platform: object) -> Module:
@@ -54,7 +57,9 @@ class Lattice(wiring.Component):
                 total = self._cell(m, row, lane, clear)
                 following = held[row + 1][lane] if row + 1 < machine.rows else total  # then no row of the tile is left
                 m.d.sync += held[row][lane].eq(Mux(last, total, following))
-            m.d.comb += self.row[lane].eq(held[0][lane])
+            m.d.comb += [self.row[lane].eq(held[0][lane]),
+                         *(self.tree_rows[tree][lane].eq(held[tree * machine.tree_rows][lane])
+                           for tree in range(machine.trees))]
         return m
 
     def _cell(self, m: Module, row: int, lane: int, clear: Signal) -> Signal:

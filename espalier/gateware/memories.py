@@ -36,12 +36,19 @@ class GradientBanks(wiring.Component):
         return m
 
 
+def weight_write_layout(machine: Machine) -> data.StructLayout:
+    """A write to one of the banks that share a port."""
+    return data.StructLayout({"en": 1, "bank": (machine.tree_rows - 1).bit_length(),
+                              "address": bits_for(machine.weight_depth), "data": signed(machine.word_bits)})
+
+
 class WeightBanks(wiring.Component):
     """Weights in cyclically skewed banks: element (i, j) of a block in bank ``(i + j) mod rows``.
 
     A block's column ``j`` is one address in all banks; its row ``i`` is one address a bank. So FP
     reads columns and BP rows of the same, only copy, each in one cycle. ``read_data`` is two cycles
     after the addresses and still rotated: element ``k`` of the vector read is in bank ``(k + term) mod rows``.
+    Neighbouring banks share a write port, ``machine.tree_rows`` of them each.
     """
 
     def __init__(self, machine: Machine):
@@ -49,15 +56,15 @@ class WeightBanks(wiring.Component):
         address, word = bits_for(machine.weight_depth), signed(machine.word_bits)
         super().__init__({"read_addresses": In(data.ArrayLayout(address, machine.rows)),
                           "read_data": Out(data.ArrayLayout(word, machine.rows)),
-                          "write_en": In(1), "write_bank": In((machine.rows - 1).bit_length()),
-                          "write_address": In(address), "write_data": In(word)})
+                          "write": In(data.ArrayLayout(weight_write_layout(machine), machine.trees))})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         for bank in range(self.machine.rows):
             m.submodules[f"bank_{bank}"] = ram = BankedRam(signed(self.machine.word_bits), self.machine.weight_depth)
+            port, own = divmod(bank, self.machine.tree_rows)
+            write = self.write[port]
             m.d.comb += [ram.read_address.eq(self.read_addresses[bank]), self.read_data[bank].eq(ram.read_data),
-                         ram.write_data.eq(self.write_data),
-                         ram.write_en.eq(self.write_en & (self.write_bank == bank)),
-                         ram.write_address.eq(self.write_address)]
+                         ram.write_data.eq(write.data), ram.write_en.eq(write.en & (write.bank == own)),
+                         ram.write_address.eq(write.address)]
         return m
