@@ -13,8 +13,9 @@ from espalier.compiler.fit import required_acc_bits, required_depths
 from espalier.compiler.legalise import Layer, legalise
 from espalier.compiler.machine_choice import blocks_of
 from espalier.compiler.place import place
+from espalier.cost.cycles import PhaseCycles
 from espalier.cost.macs import ConvolutionSize, useful_macs
-from espalier.engines.rtl import PhaseCycles, RtlEngine
+from espalier.engines.rtl import RtlEngine
 from espalier.flow.design import Design
 from espalier.ir.differentiate import differentiate
 from espalier.program.words import Opcode

@@ -1,0 +1,115 @@
+"""When the blocks of FP and BP are fetched and worked off: the time of :mod:`espalier.cost.work`.
+
+The front is three sources (tiles, segments, blocks), each with a pipeline and a landing queue behind it, then the
+Issuer. A source sends one item per cycle while its queue has credit::
+
+    sent[k]  = max(sent[k-1] + 1, when what it is made of was taken + 1, taken[k-16] + 2)
+    taken[k] = max(sent[k] + pipeline, when the item before was done)
+
+A tile makes at least one segment, and a segment costs the EntryFetcher at least one cycle. So each item of the first
+two queues occupies whoever takes it for a cycle or more, and a credit comes back after at most 7 cycles, less than 16:
+once filled, these queues neither run empty nor want credit, and no time depends on them.
+
+The last queue can run empty, since an empty segment costs a cycle and gives no block. What remains is, for a block
+of ``steps`` (at least 1) that ``empty`` segments precede::
+
+    fetched = max(fetched[-1] + 1, taken[-16] + 2) + empty
+    taken   = max(fetched + 5, done[-1])
+    done    = taken + steps,  and for the last of a tile at least the end before + the rows of that tile
+
+Where ``empty`` is 0 the Issuer does not wait: with ``fetched[-1] + 5 <= taken[-1]``, both ``fetched[-1] + 6`` and
+``taken[-16] + 7`` are at most ``taken[-1] + 1 <= done[-1]``. So of a run of blocks without an empty segment between
+only the first can wait; the last is fetched at ``max(fetched of the first + blocks - 1, taken[-16] + 2)``.
+
+A tile changes the state of the queue, which looks back over 16 blocks, and takes some cycles. Both depend on nothing
+but the tile and the state, relative to the end of the tile before, and are computed once for each pair.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, assert_never
+
+from espalier.cost.latencies import CREDIT_CYCLES, FETCH_CYCLES, QUEUE_DEPTH
+from espalier.cost.work import Loop, Tile
+
+
+class Queue(NamedTuple):
+    """The queue before the Issuer at the end of a tile, in cycles from then.
+
+    Members
+    -------
+    fetched : int
+        When the last block (or empty segment) was fetched.
+    spacing : int
+        Until when the next tile may not end.
+    taken : tuple of int
+        When each of the last ``QUEUE_DEPTH`` blocks was taken, the oldest first; later where that makes no
+        difference, so that equal behaviour is an equal state.
+    """
+
+    fetched: int
+    spacing: int
+    taken: tuple[int, ...]
+
+    @classmethod
+    def at(cls, fetched: int, spacing: int, taken: list[int]) -> Queue:
+        """The state, with times that make no difference moved to the latest that make none."""
+        full = taken[0] + CREDIT_CYCLES - 1  # there is no credit until then
+        if fetched > full:
+            taken = [max(time, fetched + 1 + ahead - CREDIT_CYCLES) for ahead, time in enumerate(taken)]
+        return cls(max(fetched, full), spacing, tuple(taken))
+
+
+EMPTY = Queue.at(-FETCH_CYCLES - 1, 0, [-FETCH_CYCLES - QUEUE_DEPTH] * QUEUE_DEPTH)  #: the first block is there at 0
+
+
+class Stopwatch:
+    """Cycles from when the first block can be taken to the end of the last tile."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[Loop | Tile, Queue], tuple[Queue, int]] = {}
+
+    def cycles(self, work: Loop) -> int:
+        """Of a whole phase."""
+        return self._after(work, EMPTY)[1]
+
+    def _after(self, part: Loop | Tile, queue: Queue) -> tuple[Queue, int]:
+        """The state after a part of the work, and the cycles it takes."""
+        key = part, queue
+        found = self.known.get(key)
+        if found is None:
+            match part:
+                case Tile():
+                    found = tile_after(part, queue)
+                case Loop():
+                    found = self._looped(part, queue)
+                case _:
+                    assert_never(part)
+            self.known[key] = found
+        return found
+
+    def _looped(self, loop: Loop, queue: Queue) -> tuple[Queue, int]:
+        total = 0
+        for turn in range(loop.times):
+            before, cycles = queue, 0
+            for part in loop.body:
+                queue, more = self._after(part, queue)
+                cycles += more
+            if queue == before:  # and so after each turn to come
+                return queue, total + (loop.times - turn) * cycles
+            total += cycles
+        return queue, total
+
+
+def tile_after(tile: Tile, queue: Queue) -> tuple[Queue, int]:
+    """The state at the end of a tile, and the cycles from the end of the one before to that."""
+    fetched, taken, now = queue.fetched, [*queue.taken], 0
+    for run in tile.runs:
+        first = max(fetched + 1, taken[0] + CREDIT_CYCLES) + run.empty
+        begin = max(first + FETCH_CYCLES, now)
+        taken += [begin + steps for steps in run.begins]
+        credit = taken[-QUEUE_DEPTH - 1] if run.blocks > QUEUE_DEPTH else taken[run.blocks - 1]
+        fetched = max(first + run.blocks - 1, credit + CREDIT_CYCLES)
+        taken, now = taken[-QUEUE_DEPTH:], begin + run.steps
+    end = max(now, queue.spacing)
+    return Queue.at(fetched - end, tile.rows, [time - end for time in taken]), end
