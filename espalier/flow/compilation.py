@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -11,8 +12,9 @@ from espalier import __version__
 from espalier.arch.machine import Machine
 from espalier.compiler.fit import required_acc_bits, required_depths
 from espalier.compiler.legalise import legalise
-from espalier.compiler.machine_choice import Constraints, choose_machine, phase_estimates
+from espalier.compiler.machine_choice import Constraints, choose_machine
 from espalier.compiler.pipeline import PIPELINE, Build
+from espalier.cost.cycles import predict
 from espalier.errors import DataError, UnsupportedError
 from espalier.flow.design import Design, read_machine, sha256
 from espalier.flow.directory import require_replaceable, whole_directory
@@ -36,6 +38,8 @@ from espalier.flow.steps import Steps
 from espalier.gateware.verilog import verilog
 from espalier.ir.differentiate import differentiate
 from espalier.ir.text import dump
+from espalier.program.program import Program
+from espalier.program.words import Opcode
 from espalier.records import write_json
 from espalier.targets import find_device
 from espalier.train.checkpoint import Checkpoint
@@ -197,7 +201,6 @@ def manifest(design: Design, build: Build, files: list[Path]) -> Manifest:
     assert build.program is not None and build.memory is not None
     machine = design.machine
     needed = required_depths(build.layers, build.blocks, build.memory, machine.rows)
-    phases = [phase_estimates(item, first=k == 0) for k, item in enumerate(build.blocks)]
     return Manifest(
         espalier=__version__, network=design.graph.name, device=design.device,
         tools={"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
@@ -207,6 +210,15 @@ def manifest(design: Design, build: Build, files: list[Path]) -> Manifest:
         acc_bits=AccumulatorBits(needed=required_acc_bits(build.layers, build.blocks), available=machine.acc_bits),
         live_weights={name: int(mask.sum()) for name, mask in sorted(design.live.items())},
         index_bytes=build.program.index_bytes,
-        estimated_cycles=tuple(EstimatedCycles(layer=layer.name, FP=forward, BP=backward, WU=update)
-                               for layer, (forward, backward, update) in zip(build.layers, phases, strict=True)),
+        estimated_cycles=_estimated_cycles(build.program),
         files={path.name: sha256(path.read_bytes()) for path in files})
+
+
+def _estimated_cycles(program: Program) -> tuple[EstimatedCycles, ...]:
+    """The cycles of each layer in a training step, by the model."""
+    cycles: Counter[tuple[str, Opcode]] = Counter()
+    for phase in predict(program)[: program.entries_at["infer"]]:
+        cycles[phase.layer, phase.opcode] += phase.cycles
+    layers = [layer for layer, opcode in cycles if opcode == Opcode.FORWARD]
+    return tuple(EstimatedCycles(layer=layer, FP=cycles[layer, Opcode.FORWARD], BP=cycles[layer, Opcode.BACKWARD],
+                                 WU=cycles[layer, Opcode.UPDATE]) for layer in layers)
