@@ -89,7 +89,7 @@ def _group(item: LayerBlocks, lanes: int, entry_words: float, *, first: bool) ->
     layer, rows = item.layer, item.rows
     outputs, inputs, *kernel = layer.weight_shape
     size = ConvolutionSize(in_shape=layer.in_shape, out_shape=layer.conv_shape, kernel=(kernel[0], kernel[1]),
-                           pad=layer.pad)
+                           pad=layer.pad, stride=layer.stride)
     pixels = layer.conv_shape[1] * layer.conv_shape[2]
     columns = len(item.bias_columns) * pixels
     row_steps, entries = 0, len(item.bias_columns) * pixels

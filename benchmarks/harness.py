@@ -103,7 +103,7 @@ def fitted_machine(step: Graph, live: dict[str, NDArray[np.bool_]], rows: int, l
     memory = place(layers, rows)
     blocks: list[LayerBlocks] = []
     for layer in layers:
-        blocks.append(layer_blocks(layer, live[layer.weight], rows, blocks[-1].columns if blocks else 0))
+        blocks.append(layer_blocks(layer, live, rows, blocks[-1].columns if blocks else 0))
     depths = required_depths(layers, tuple(blocks), memory, rows)
     acc_bits = max(32, required_acc_bits(layers, tuple(blocks)))
     return Machine(rows=rows, lanes=lanes, acc_bits=acc_bits, **depths), tuple(blocks)

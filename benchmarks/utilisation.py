@@ -13,8 +13,8 @@ import argparse
 
 from harness import Prepared, prepare, write_results
 
-from espalier.cost.macs import ConvolutionSize, useful_macs
 from espalier.engines.rtl import RtlEngine
+from espalier.flow.cycles import layer_macs
 from espalier.program.words import Opcode
 from espalier.records import Bar, Figure, Provenance
 
@@ -22,17 +22,9 @@ CASES = (("lenet5", "mnist"), ("cnn1x", "cifar10"))
 PHASES = {Opcode.FORWARD: "FP", Opcode.BACKWARD: "BP", Opcode.UPDATE: "WU", Opcode.LOSS: "loss"}
 
 
-def layer_macs(prepared: Prepared) -> dict[str, int]:
+def useful_macs(prepared: Prepared) -> dict[str, int]:
     """Useful multiplications of one image and phase, by layer."""
-    counts = {}
-    for item in prepared.blocks:
-        layer = item.layer
-        size = ConvolutionSize(in_shape=layer.in_shape, out_shape=layer.conv_shape, kernel=layer.weight_shape[2:],
-                               pad=layer.pad)
-        taps = [(b.ky, b.kx, b.columns * min(item.rows, layer.weight_shape[0] - b.out * item.rows))
-                for b in item.blocks]
-        counts[layer.name] = useful_macs(size, taps)
-    return counts
+    return {item.layer.name: layer_macs(item.layer, prepared.network.live) for item in prepared.blocks}
 
 
 def measure(name: str, data: str, rows: int, lanes: int, density: float) -> tuple[Prepared, dict, dict]:
@@ -44,7 +36,7 @@ def measure(name: str, data: str, rows: int, lanes: int, density: float) -> tupl
     cycles = {(phase.layer, PHASES[phase.opcode]): phase.cycles for phase in engine.phase_cycles()
               if phase.cycles and phase.opcode in PHASES}
     engine.close()
-    return prepared, cycles, layer_macs(prepared)
+    return prepared, cycles, useful_macs(prepared)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ CODE_BITS = 2        #: bits beside each activation word: which of the four word
 COORDINATE_BITS = 9  #: signed bits of a map coordinate
 KERNEL_BITS = 4      #: bits of a kernel coordinate
 MAX_KERNEL = 1 << KERNEL_BITS
+MAX_STRIDE_SHIFT = 3  #: strides are powers of two up to this one
 MAX_MAP = 1 << COORDINATE_BITS - 1
 MAX_GROUPS = 256      #: groups of images in a batch, at most
 MULTIPLIERS_BESIDE_LATTICE = 16  #: at most: addresses, loss and update units

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
 from espalier.arch.machine import Machine
+from espalier.compiler.backward import Backward, backward
 from espalier.compiler.legalise import Layer, Loss
 from espalier.compiler.lists import Block, LayerBlocks
-from espalier.compiler.place import Memory
+from espalier.compiler.place import Memory, PhaseAxis, phases
 from espalier.errors import UnsupportedError
 from espalier.ir.differentiate import gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.types import MapShape
 from espalier.numerics.update import BufferedSgd
 from espalier.program.program import Command, Entry, Placement, Program
-from espalier.program.words import Opcode
+from espalier.program.words import Opcode, command_fields
 
 Place = tuple[int, int, int]  #: of blocks in a list: the block that the list is ordered by, and the tap
 
@@ -22,43 +26,48 @@ Place = tuple[int, int, int]  #: of blocks in a list: the block that the list is
 def emit(machine: Machine, graph: Graph, layers: tuple[Layer, ...], loss: Loss, blocks: tuple[LayerBlocks, ...],
          memory: Memory, rules: Mapping[str, BufferedSgd]) -> Program:
     """The Program: index lists first (their table positions go into the commands), then the commands."""
-    lists = _Lists(machine.rows)
-    forward_tables = [lists.forward(item, memory.activations[k], layers[k].in_shape)
-                      for k, item in enumerate(blocks)]
-    backward_tables = [None] + [lists.backward(item, memory.gradients[k], layers[k].out_shape)
-                                for k, item in enumerate(blocks) if k > 0]
-    phases = _Phases(machine, layers, memory, forward_tables, backward_tables)
-    infer = [*(phases.forward(k) for k in range(len(layers))), phases.loss(loss)]
-    train = list(infer)
-    for k in reversed(range(len(layers))):
-        if k > 0:
-            train.append(phases.backward(k))
-        train.append(phases.update(k, rules[layers[k].weight]))
+    plan = backward(layers)
+    commands = _Commands(machine, layers, blocks, memory)
+    infer = [*(commands.forward(k) for k in range(len(layers))), commands.loss(loss)]
+    train, last_of_step = list(infer), []
+    for step in plan.steps:
+        train += (commands.backward(step.layer, step.add) if step.opcode == Opcode.BACKWARD else
+                  [commands.update(step.layer, rules)])
+        last_of_step.append(len(train) - 1)
     end = Command(opcode=Opcode.END, layer="end")
     addresses = {name: places.reshape(graph.value(name).shape)
                  for item in blocks for name, places in item.addresses().items()}
     return Program(
         machine=machine, commands=(*train, end, *infer, end), entries_at={"train": 0, "infer": len(train) + 1},
-        entries=tuple(lists.entries), table=tuple(lists.table), addresses=addresses,
+        entries=tuple(commands.lists.entries), table=tuple(commands.lists.table), addresses=addresses,
+        constants=_constants(blocks),
         weight_formats={name: layer.weight_format for layer in layers for name in (layer.weight, layer.bias) if name},
-        placements=_placements(layers, memory), image=layers[0].in_shape, image_base=memory.activations[0],
-        image_format=layers[0].x_format)
+        placements=_placements(layers, memory, plan, [*last_of_step, len(layers)]), image=layers[0].in_shape,
+        image_base=memory.activations[layers[0].x], image_format=layers[0].x_format)
 
 
-def _placements(layers: tuple[Layer, ...], memory: Memory) -> tuple[Placement, ...]:
-    """All stored activations in order, then all stored gradients in the order of the backward pass."""
-    count = len(layers)
-    found = [Placement(value=layer.out, memory="activations", base=memory.activations[k + 1], shape=layer.out_shape,
-                       format=layer.out_format, command=k, pooled=layer.pool) for k, layer in enumerate(layers)]
-    found.append(Placement(value=gradient_name(layers[-1].name), memory="gradients", base=memory.gradients[-1],
-                           shape=layers[-1].out_shape, format=layers[-1].gradient_format, command=count,
-                           pooled=False))
-    for k in reversed(range(1, count)):
-        source = layers[k - 1]
-        found.append(Placement(value=gradient_name(source.name), memory="gradients", base=memory.gradients[k - 1],
-                               shape=source.out_shape, format=source.gradient_format,
-                               command=count + 1 + 2 * (count - 1 - k), pooled=source.pool))
-    return tuple(found)
+def _constants(blocks: tuple[LayerBlocks, ...]) -> dict[int, NDArray[np.int64]]:
+    found: dict[int, list[NDArray[np.int64]]] = {}
+    for item in blocks:
+        if item.layer.weight is None:
+            found.setdefault(item.layer.constant, []).append(item.constant_places())
+    return {word: np.concatenate(places) for word, places in found.items()}
+
+
+def _placements(layers: tuple[Layer, ...], memory: Memory, plan: Backward, last_of_step: list[int]
+                ) -> tuple[Placement, ...]:
+    """All stored activations in order, then all stored gradients in the order in which they are whole.
+
+    ``last_of_step[-1]`` is the loss's command.
+    """
+    found = [Placement(value=layer.out, memory="activations", base=memory.activations[layer.out],
+                       shape=layer.out_shape, format=layer.out_format, command=k, pooled=layer.pool)
+             for k, layer in enumerate(layers)]
+    gradients = [Placement(value=gradient_name(layer.name), memory="gradients", base=memory.gradients[layer.out],
+                           shape=layer.out_shape, format=layer.gradient_format,
+                           command=last_of_step[plan.complete[layer.out]], pooled=layer.pool)
+                 for layer in reversed(layers)]
+    return (*found, *sorted(gradients, key=lambda placement: placement.command))
 
 
 class _Lists:
@@ -71,40 +80,39 @@ class _Lists:
 
     def forward(self, item: LayerBlocks, base: int, source: MapShape) -> int:
         """Append a layer's FP list, ordered by output block, then tap; return its table position."""
-        start, layer = len(self.table), item.layer
-        taps = self._taps(layer)
-        plane = source[1] * source[2]
+        layer, plane = item.layer, source[1] * source[2]
         by_place = _grouped(item.blocks, lambda b: (b.out, b.ky, b.kx))
-        for out in range(item.out_blocks):
+        biases = [Entry(column, base, 0, 0, 1, one=1) for column in item.bias_columns]
+        return self._append(item.out_blocks, layer.weight_shape[2:], biases, {
+            place: [Entry(b.column, base + b.source * self.rows * plane, b.ky, b.kx, b.columns) for b in found]
+            for place, found in by_place.items()})
+
+    def backward(self, item: LayerBlocks, base: int, gradient: MapShape, axes: tuple[PhaseAxis, PhaseAxis]) -> int:
+        """Append a layer's BP list of one phase, by source block, then mirrored tap; return its table position."""
+        layer, plane = item.layer, gradient[1] * gradient[2]
+        channels = layer.weight_shape[0]
+        taps: dict[Place, list[Entry]] = {}
+        for b in item.backward():
+            ky, kx = (axis.place(tap, stride)
+                      for axis, tap, stride in zip(axes, (b.ky, b.kx), layer.stride, strict=True))
+            if ky is not None and kx is not None:
+                taps.setdefault((b.source, ky, kx), []).append(
+                    Entry(b.column, base + b.out * plane, ky, kx, min(self.rows, channels - b.out * self.rows)))
+        return self._append(item.source_blocks, (axes[0].taps, axes[1].taps), [], taps)
+
+    def _append(self, blocks: int, kernel: tuple[int, int], biases: list[Entry], taps: Mapping[Place, list[Entry]]
+                ) -> int:
+        """A list for each block: its bias where there are any, then its entries tap by tap."""
+        start = len(self.table)
+        for block in range(blocks):
             self.table.append(len(self.entries))
-            if layer.bias is not None:
-                self.entries.append(Entry(item.bias_columns[out], base, 0, 0, 1, one=1))
-            for ky, kx in taps:
-                self.table.append(len(self.entries))
-                self.entries += [Entry(b.column, base + b.source * self.rows * plane, ky, kx, b.columns)
-                                 for b in by_place.get((out, ky, kx), ())]
+            self.entries += biases[block: block + 1]
+            for ky in range(kernel[0]):
+                for kx in range(kernel[1]):
+                    self.table.append(len(self.entries))
+                    self.entries += taps.get((block, ky, kx), ())
         self.table.append(len(self.entries))
         return start
-
-    def backward(self, item: LayerBlocks, base: int, gradient: MapShape) -> int:
-        """Append a layer's BP list, ordered by source block, then mirrored tap; return its table position."""
-        start, layer = len(self.table), item.layer
-        channels, _, height, width = layer.weight_shape
-        plane = gradient[1] * gradient[2]
-        by_place = _grouped(item.backward(), lambda b: (b.source, height - 1 - b.ky, width - 1 - b.kx))
-        for source in range(item.source_blocks):
-            self.table.append(len(self.entries))
-            for ky, kx in self._taps(layer):
-                self.table.append(len(self.entries))
-                self.entries += [Entry(b.column, base + b.out * plane, ky, kx,
-                                       min(self.rows, channels - b.out * self.rows))
-                                 for b in by_place.get((source, ky, kx), ())]
-        self.table.append(len(self.entries))
-        return start
-
-    @staticmethod
-    def _taps(layer: Layer) -> list[tuple[int, int]]:
-        return [(ky, kx) for ky in range(layer.weight_shape[2]) for kx in range(layer.weight_shape[3])]
 
 
 def _grouped(blocks: Iterable[Block], key: Callable[[Block], Place]) -> dict[Place, list[Block]]:
@@ -114,13 +122,20 @@ def _grouped(blocks: Iterable[Block], key: Callable[[Block], Place]) -> dict[Pla
     return groups
 
 
-class _Phases:
-    """Makes the command of each phase of each layer."""
+class _Commands:
+    """Makes the commands of each phase of each layer, and the lists that they walk."""
 
-    def __init__(self, machine: Machine, layers: tuple[Layer, ...], memory: Memory, forward_tables: list[int],
-                 backward_tables: list[int | None]) -> None:
-        self.machine, self.layers, self.memory = machine, layers, memory
-        self.forward_tables, self.backward_tables = forward_tables, backward_tables
+    def __init__(self, machine: Machine, layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...], memory: Memory
+                 ) -> None:
+        self.machine, self.layers, self.items, self.memory = machine, layers, blocks, memory
+        self.makers = {layer.out: layer for layer in layers}
+        self.lists = _Lists(machine.rows)
+        self.tables = [self.lists.forward(item, memory.activations[item.layer.x], item.layer.in_shape)
+                       for item in blocks]
+
+    def _offset(self, address: int, other: int) -> int:
+        """From ``address`` to ``other``, as the machine adds it: modulo the addresses that there are."""
+        return (other - address) % (1 << command_fields(self.machine)["add_offset"])
 
     def _blocks(self, channels: int) -> dict[str, int]:
         blocks = -(-channels // self.machine.rows)
@@ -136,55 +151,71 @@ class _Phases:
         """What FP and WU share: the convolution over the layer's input."""
         layer = self.layers[k]
         _, height, width = layer.in_shape
+        image = layer.x not in self.makers
         return {"kernel_y": layer.weight_shape[2], "kernel_x": layer.weight_shape[3], "pad_y": layer.pad[0],
                 "pad_x": layer.pad[1], "source_y": height, "source_x": width, "source_plane": height * width,
+                "stride_y": layer.stride[0].bit_length() - 1, "stride_x": layer.stride[1].bit_length() - 1,
                 "out_y": layer.conv_shape[1], "out_x": layer.conv_shape[2],
-                "alternate": layer.in_shape[0] * height * width if k == 0 else 0,
+                "alternate": layer.in_shape[0] * height * width if image else 0,
                 "one": 1 << layer.x_format.frac if layer.bias is not None else 0,
-                "bias": int(layer.bias is not None), "table": self.forward_tables[k],
-                **self._blocks(layer.conv_shape[0])}
+                "bias": int(layer.bias is not None), "table": self.tables[k], **self._blocks(layer.conv_shape[0])}
 
     def forward(self, k: int) -> Command:
-        layer = self.layers[k]
+        layer, places = self.layers[k], self.memory.activations
         plane = layer.out_shape[1] * layer.out_shape[2]
         block = plane * self.machine.rows if layer.out_shape[0] > self.machine.rows else 0  # no step from the only one
+        out, added = places[layer.out], places[layer.out if layer.addend is None else layer.addend]
         return Command(
             opcode=Opcode.FORWARD, layer=layer.name, **self._source(k), pool_out=int(layer.pool),
-            rectify=int(layer.rectify), out_base=self.memory.activations[k + 1], out_plane=plane,
-            out_block=block, limit=layer.out_format.high,
+            rectify=int(layer.rectify), out_base=out, out_plane=plane, out_step=1, out_skip=1, out_block=block,
+            add=int(layer.addend is not None), add_offset=self._offset(out, added),
+            limit=layer.out_format.high,
             shift=self._shift(layer, "FP", layer.x_format.frac + layer.weight_format.frac, layer.out_format.frac))
 
-    def backward(self, k: int) -> Command:
-        layer, source = self.layers[k], self.layers[k - 1]
+    def backward(self, k: int, add: str | None) -> list[Command]:
+        """One command for each phase of the source map."""
+        return [self._backward_phase(k, add, phase) for phase in phases(self.layers[k])]
+
+    def _backward_phase(self, k: int, add: str | None, phase: tuple[int, int]) -> Command:
+        layer, memory = self.layers[k], self.memory
+        source = self.makers[layer.x]
         channels, height, width = layer.in_shape
-        kernel_y, kernel_x = layer.weight_shape[2:]
-        table = self.backward_tables[k]
-        assert table is not None and layer.input_gradient_format is not None
+        y, x = axes = PhaseAxis.of(layer, 0, phase[0]), PhaseAxis.of(layer, 1, phase[1])
+        table = self.lists.backward(self.items[k], memory.gradients[layer.out], layer.out_shape, axes)
+        base, first = memory.gradients[layer.x], phase[0] * width + phase[1]
+        added = memory.gradients[layer.x if add is None else add]
+        assert layer.input_gradient_format is not None
         return Command(
             opcode=Opcode.BACKWARD, layer=layer.name, table=table, **self._blocks(channels),
-            kernel_y=kernel_y, kernel_x=kernel_x, pad_y=kernel_y - 1 - layer.pad[0], pad_x=kernel_x - 1 - layer.pad[1],
-            source_y=layer.conv_shape[1], source_x=layer.conv_shape[2], out_y=height, out_x=width,
-            pool_source=int(layer.pool), gradient_x=layer.out_shape[2], out_base=self.memory.gradients[k - 1],
-            out_block=height * width, out_plane=height * width, mask_base=self.memory.activations[k],
-            rectify=int(source.rectify), limit=layer.input_gradient_format.high,
+            kernel_y=y.taps, kernel_x=x.taps, pad_y=y.pad, pad_x=x.pad,
+            source_y=layer.conv_shape[1], source_x=layer.conv_shape[2], out_y=y.size, out_x=x.size,
+            pool_source=int(layer.pool), gradient_x=layer.out_shape[2], out_base=base + first,
+            out_block=height * width, out_plane=height * width, out_step=layer.stride[1],
+            out_skip=layer.stride[0] * width - (x.size - 1) * layer.stride[1],
+            add=int(add is not None), add_offset=self._offset(base, added),
+            mask_base=memory.activations[layer.x] + first, rectify=int(source.rectify),
+            limit=layer.input_gradient_format.high,
             shift=self._shift(layer, "BP", layer.gradient_format.frac + layer.weight_format.frac,
                               layer.input_gradient_format.frac))
 
-    def update(self, k: int, rule: BufferedSgd) -> Command:
+    def update(self, k: int, rules: Mapping[str, BufferedSgd]) -> Command:
         layer = self.layers[k]
+        assert layer.weight is not None and layer.weight_gradient_format is not None, "constants are not updated"
+        rule = rules[layer.weight]
         assert rule.weight == layer.weight_format, "an update rule for another format"
         return Command(
             opcode=Opcode.UPDATE, layer=layer.name, **self._source(k), pool_source=int(layer.pool),
-            gradient_x=layer.out_shape[2], out_base=self.memory.gradients[k],
-            out_block=layer.out_shape[1] * layer.out_shape[2],
+            gradient_x=layer.out_shape[2], out_base=self.memory.gradients[layer.out],
+            out_block=layer.out_shape[1] * layer.out_shape[2], diagonal=int(layer.depthwise),
             gradient_shift=self._shift(layer, "WU", layer.x_format.frac + layer.gradient_format.frac,
                                        layer.weight_gradient_format.frac),
             weight_width=layer.weight_format.width, **rule_fields(rule))
 
     def loss(self, loss: Loss) -> Command:
+        logits = self.layers[-1].out
         return Command(
-            opcode=Opcode.LOSS, layer="loss", mask_base=self.memory.activations[-1],
-            out_base=self.memory.gradients[-1], classes=loss.classes, logit_frac=loss.logit_format.frac,
+            opcode=Opcode.LOSS, layer="loss", mask_base=self.memory.activations[logits],
+            out_base=self.memory.gradients[logits], classes=loss.classes, logit_frac=loss.logit_format.frac,
             gradient_frac=loss.gradient_format.frac, gradient_width=loss.gradient_format.width,
             hinge=int(loss.hinge))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from espalier.arch.machine import Machine
 from espalier.compiler.legalise import Layer, Loss
 from espalier.compiler.lists import LayerBlocks
-from espalier.compiler.place import Memory, table_slots
+from espalier.compiler.place import Memory, phases, table_slots
 from espalier.errors import FitError
 from espalier.numerics.fixed import Fixed
 
@@ -13,12 +13,19 @@ from espalier.numerics.fixed import Fixed
 def required_depths(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...], memory: Memory, rows: int
                     ) -> dict[str, int]:
     """The depth of each memory that a network needs on a machine with ``rows``."""
-    entries = sum(len(item.bias_columns) + len(item.blocks) * (1 if k == 0 else 2) for k, item in enumerate(blocks))
-    slots = [table_slots(layer, rows) for layer in layers]
-    table = sum(forward + 1 for forward, _ in slots) + sum(backward + 1 for _, backward in slots[1:])
+    entries = sum(len(item.bias_columns) + len(item.blocks) * (1 if item.layer.input_gradient_format is None else 2)
+                  for item in blocks)
+    commands, table = 3 + len(layers) * 2, 0
+    for layer in layers:
+        forward, backward = table_slots(layer, rows)
+        table += forward + 1
+        commands += layer.weight is not None
+        if layer.input_gradient_format is not None:
+            table += backward + len(phases(layer))
+            commands += len(phases(layer))
     return {"activation_depth": memory.activation_depth, "gradient_depth": memory.gradient_depth,
             "weight_depth": blocks[-1].columns, "index_depth": entries, "table_depth": table,
-            "program_depth": 4 * len(layers) + 3}
+            "program_depth": commands + 1}
 
 
 def required_acc_bits(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...]) -> int:
@@ -47,9 +54,10 @@ def _sum_bits(a: Fixed, b: Fixed, terms: int) -> int:
 def _fans(item: LayerBlocks) -> tuple[int, int]:
     """The most products that FP adds up in one output channel, and BP in one input channel."""
     fan_in, fan_out = [0] * item.out_blocks, [0] * item.source_blocks
+    alone = item.layer.depthwise
     for block in item.blocks:
-        fan_in[block.out] += block.columns
-        fan_out[block.source] += min(item.rows, item.layer.weight_shape[0] - block.out * item.rows)
+        fan_in[block.out] += 1 if alone else block.columns
+        fan_out[block.source] += 1 if alone else min(item.rows, item.layer.weight_shape[0] - block.out * item.rows)
     return max(fan_in) + (item.layer.bias is not None), max(fan_out)
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
+from typing import NamedTuple, assert_never
 
-from espalier.arch.machine import MAX_KERNEL, MAX_MAP
+from espalier.arch.machine import MAX_KERNEL, MAX_MAP, MAX_STRIDE_SHIFT
 from espalier.errors import UnsupportedError
 from espalier.ir.differentiate import gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.ops import (
+    Add,
+    AveragePool,
     Conv2d,
+    GlobalAveragePool,
     Linear,
     LossOp,
     MaxPool,
@@ -19,27 +24,34 @@ from espalier.ir.ops import (
     SquareHinge,
 )
 from espalier.ir.types import Fixed, MapShape, Value
+from espalier.numerics.activation import AVERAGE_FRAC, average_reciprocal
 from espalier.numerics.update import GRADIENT_BITS
 from espalier.numerics.window import Window
 
 POOL = Window((2, 2), (2, 2))
 
+Summing = Conv2d | Linear | AveragePool | GlobalAveragePool
+SUPPORTED = (Conv2d, Linear, AveragePool, GlobalAveragePool, Relu, MaxPool, Add, Reshape)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One convolution as the engine runs it, with the rectifier and the pool behind it.
+    """One convolution as the engine runs it, with what is added, the rectifier and the pool behind it.
 
     Members
     -------
     name : str
         Of the convolution's or linear layer's result.
     x, out : str
-        The stored values it reads and writes (``out`` after rectifier and pool).
+        The stored values it reads and writes (``out`` after sum, rectifier and pool).
+    addend : str or None
+        The stored value that is added to its words.
     weight, bias : str, str or None
-        Parameters.
+        Parameters. A layer that averages has no ``weight``, but one ``constant`` word for all its taps.
     weight_shape : (O, I, KH, KW)
-        A linear layer on a (C, H, W) map is a convolution with an H×W kernel.
-    pad : (top, left)
+        A linear layer on a (C, H, W) map is a convolution with an H×W kernel. Between the taps of a dilated kernel and
+        between groups there are no weights (:func:`espalier.compiler.lists.weight_numbers`).
+    groups, dilation, stride, pad : int, (y, x), (y, x), (top, left)
     in_shape, conv_shape, out_shape : (channels, height, width)
         Of the source, of the convolution's result, and of what is stored.
     rectify, pool : bool
@@ -48,27 +60,38 @@ class Layer:
         Of the gradient at ``out`` and, unpooled, at the convolution's result.
     input_gradient_format : Fixed or None
         Of the gradient at ``x``; None where ``x`` is the image.
-    weight_gradient_format : Fixed
+    weight_gradient_format : Fixed or None
+        None without a ``weight``.
     """
 
     name: str
     x: str
     out: str
-    weight: str
+    addend: str | None = None
+    weight: str | None
+    constant: int = 0
     bias: str | None
     weight_shape: tuple[int, int, int, int]
+    groups: int
+    dilation: tuple[int, int]
+    stride: tuple[int, int]
     pad: tuple[int, int]
     in_shape: MapShape
     conv_shape: MapShape
     out_shape: MapShape
-    rectify: bool
-    pool: bool
+    rectify: bool = False
+    pool: bool = False
     x_format: Fixed
     weight_format: Fixed
     out_format: Fixed
     gradient_format: Fixed
     input_gradient_format: Fixed | None
-    weight_gradient_format: Fixed
+    weight_gradient_format: Fixed | None
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each channel has weights of its own and no others."""
+        return self.groups == self.weight_shape[0] == self.weight_shape[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,50 +108,107 @@ def legalise(graph: Graph) -> tuple[tuple[Layer, ...], Loss]:
     """The layers of a differentiated fixed-point graph, in order.
 
     rewrite:
-        conv2d | linear(reshape?) ; relu? ; max_pool 2×2 ?   ->   Layer
+        conv2d | linear(reshape?) | average_pool | global_average_pool ; add? ; relu? ; max_pool 2×2 ?   ->   Layer
 
     Raises UnsupportedError, naming the layer, for anything that this engine does not run.
     """
     loss = next((op for op in graph.ops if isinstance(op, LossOp)), None)
     if loss is None:
         raise UnsupportedError(f"Graph {graph.name!r} has no loss: differentiate it before compiling")
-    layers: list[Layer] = []
-    stored: Value = graph.inputs[0]
-    if len(stored.shape) != 3:
-        raise UnsupportedError(f"The input {stored.name!r} has shape {stored.shape}: this engine takes images "
+    image = graph.inputs[0]
+    if len(image.shape) != 3:
+        raise UnsupportedError(f"The input {image.name!r} has shape {image.shape}: this engine takes images "
                                f"(channels, height, width)")
-    flat = False
+    found = _Layers(graph, loss)
     for op in graph.ops[: graph.ops.index(loss)]:
-        previous = layers[-1] if layers else None
-        if not isinstance(op, Conv2d | Linear | Relu | MaxPool | Reshape):
+        if not isinstance(op, SUPPORTED):
             raise UnsupportedError(f"Layer {op.out.name!r} ({type(op).__name__}) does not run on this engine: it "
-                                   f"takes Conv2d, Linear, Relu, MaxPool and Reshape")
-        if op.x.name != stored.name:
-            raise UnsupportedError(f"Layer {op.out.name!r} does not read the layer before it: this engine runs "
-                                   f"plain chains of layers, without branches")
+                                   f"takes {', '.join(kind.__name__ for kind in SUPPORTED)}")
         match op:
-            case Conv2d() | Linear():
-                layers.append(_layer(graph, op, previous, flat))
-                flat = False
+            case Conv2d() | Linear() | AveragePool() | GlobalAveragePool():
+                found.append(op)
             case Reshape():
-                if len(op.out.shape) != 1:
-                    raise UnsupportedError(f"Layer {op.out.name!r} reshapes to {op.out.shape}: this engine only "
-                                           f"flattens before a linear layer")
-                _same_formats(graph, op.x, op.out)
-                flat = True
-            case Relu() | MaxPool() if previous is None or flat:
-                raise UnsupportedError(f"Layer {op.out.name!r} ({type(op).__name__}) must follow a convolution or "
-                                       f"linear layer directly")
+                found.flatten(op)
+            case Add():
+                found.add(op)
             case Relu():
-                _same_formats(graph, op.x, op.out)
-                layers[-1] = replace(previous, rectify=True, out=op.out.name)
+                found.rectify(op)
             case MaxPool():
-                _same_formats(graph, op.x, op.out)
-                layers[-1] = _pooled(previous, op)
-        stored = op.out
-    if not layers or layers[-1].rectify or layers[-1].pool or stored.name != loss.logits.name:
+                found.pool(op)
+            case _:
+                assert_never(op)
+    last = found.layers[-1] if found.layers else None
+    if last is None or last.rectify or last.pool or last.out != loss.logits.name:
         raise UnsupportedError(f"Network {graph.name!r} must end in a layer whose result is the logits")
-    return tuple(layers), _loss(graph, loss)
+    return tuple(found.layers), _loss(graph, loss)
+
+
+class _Layers:
+    """The layers of a graph as they are found, from the image on."""
+
+    def __init__(self, graph: Graph, loss: LossOp) -> None:
+        self.graph = graph
+        self.forward = graph.ops[: graph.ops.index(loss)]
+        self.layers: list[Layer] = []
+        self.flat: dict[str, str] = {}  #: what a flattened value is made of
+
+    def append(self, op: Summing) -> None:
+        """A layer of its own."""
+        stored = self.flat.get(op.x.name, op.x.name)
+        source = next((layer for layer in self.layers if layer.out == stored), None)
+        if source is None and stored != self.graph.inputs[0].name:
+            raise UnsupportedError(f"Layer {op.out.name!r} reads {op.x.name!r}, which this engine does not keep: of a "
+                                   f"layer with a rectifier or a pool it keeps what these make")
+        flat = stored != op.x.name or len(op.x.shape) == 1
+        self.layers.append(_layer(self.graph, op, stored, source, flat))
+
+    def flatten(self, op: Reshape) -> None:
+        if len(op.out.shape) != 1:
+            raise UnsupportedError(f"Layer {op.out.name!r} reshapes to {op.out.shape}: this engine only "
+                                   f"flattens before a linear layer")
+        _same_formats(self.graph, op.x, op.out)
+        self.flat[op.out.name] = self.flat.get(op.x.name, op.x.name)
+
+    def rectify(self, op: Relu) -> None:
+        at = self._made_for(op)
+        self.layers[at] = replace(self.layers[at], out=op.out.name, rectify=True)
+
+    def pool(self, op: MaxPool) -> None:
+        at = self._made_for(op)
+        self.layers[at] = _pooled(self.layers[at], op)
+
+    def _made_for(self, op: Relu | MaxPool) -> int:
+        """The layer to which ``op`` can be fused."""
+        at = self._maker(op.x)
+        if at is None:
+            raise UnsupportedError(f"Layer {op.out.name!r} ({type(op).__name__}) must follow a convolution or "
+                                   f"linear layer directly")
+        self._only_reader(op.x, op)
+        _same_formats(self.graph, op.x, op.out)
+        return at
+
+    def add(self, op: Add) -> None:
+        """Fuse a sum to the later of the layers that make its two values."""
+        makers = [(-1 if at is None else at, value) for value in (op.a, op.b) for at in [self._maker(value)]]
+        (before, addend), (at, value) = sorted(makers, key=lambda maker: maker[0])
+        layer = self.layers[at]
+        if before < 0 or before == at or layer.rectify or layer.pool or layer.addend is not None:
+            raise UnsupportedError(f"Layer {op.out.name!r} (Add) must add the results of two layers, and the later of "
+                                   f"them must have no rectifier, pool or sum of its own")
+        self._only_reader(value, op)
+        for each in (value, addend):
+            _same_formats(self.graph, each, op.out)
+        self.layers[at] = replace(layer, out=op.out.name, addend=addend.name)
+
+    def _maker(self, value: Value) -> int | None:
+        return next((k for k, layer in enumerate(self.layers) if layer.out == value.name), None)
+
+    def _only_reader(self, value: Value, op: Relu | MaxPool | Add) -> None:
+        """What is fused is not stored."""
+        for other in self.forward:
+            if other is not op and value in other.inputs:
+                raise UnsupportedError(f"Layers {op.out.name!r} and {other.out.name!r} both read {value.name!r}, which "
+                                       f"this engine does not keep, for it is fused to the first of them")
 
 
 def _fixed(value: Value) -> Fixed:
@@ -145,15 +225,39 @@ def _same_formats(graph: Graph, x: Value, out: Value) -> None:
     known = {value.name: value.format for value in graph.values()}
     before, after = (known.get(gradient_name(value.name)) for value in (out, x))
     if before and after and before != after:  # an image has no gradient, nor has what nothing reads
-        raise UnsupportedError(f"The gradient of {out.name!r} must have one format through rectifier, pool and "
+        raise UnsupportedError(f"The gradient of {out.name!r} must have one format through rectifier, pool, sum and "
                                f"reshape, and has {before} and then {after}")
 
 
-def _layer(graph: Graph, op: Conv2d | Linear, previous: Layer | None, flat: bool) -> Layer:
-    source = previous.out_shape if previous else graph.inputs[0].map_shape
-    shape, window = _as_convolution(op, source, flat or len(op.x.shape) == 1)
-    x_format, weight_format, out_format = _fixed(op.x), _fixed(op.w), _fixed(op.out)
-    gradient = _fixed(graph.value(gradient_name(op.out.name)))
+def _layer(graph: Graph, op: Summing, stored: str, source: Layer | None, flat: bool) -> Layer:
+    in_shape = source.out_shape if source else graph.inputs[0].map_shape
+    shape, window, groups = _as_convolution(op, in_shape, flat)
+    out_y, out_x = window.out_size(*in_shape[1:])
+    conv_shape = (shape[0], out_y, out_x)
+    input_gradient = _fixed(graph.value(gradient_name(op.x.name))) if source else None
+    weights = (_learned(graph, op) if isinstance(op, Conv2d | Linear) else
+               _average(graph, op, window, input_gradient))
+    return Layer(
+        name=op.out.name, x=stored, out=op.out.name, weight=weights.name, constant=weights.constant, bias=weights.bias,
+        weight_shape=shape, groups=groups, dilation=window.dilation, stride=_stride(op, window, in_shape, conv_shape),
+        pad=window.pad[:2], in_shape=in_shape, conv_shape=conv_shape, out_shape=conv_shape, x_format=_fixed(op.x),
+        weight_format=weights.format, out_format=_fixed(op.out),
+        gradient_format=_fixed(graph.value(gradient_name(op.out.name))), input_gradient_format=input_gradient,
+        weight_gradient_format=weights.gradient_format)
+
+
+class _Weights(NamedTuple):
+    """What a layer multiplies by: a parameter, or a constant."""
+
+    format: Fixed
+    name: str | None = None
+    bias: str | None = None
+    gradient_format: Fixed | None = None
+    constant: int = 0
+
+
+def _learned(graph: Graph, op: Conv2d | Linear) -> _Weights:
+    x_format, weight_format = _fixed(op.x), _fixed(op.w)
     weight_gradient = _fixed(graph.value(gradient_name(op.w.name)))
     if weight_gradient.width != GRADIENT_BITS:
         raise UnsupportedError(f"The weight gradient of {op.out.name!r} must have {GRADIENT_BITS} bits, not "
@@ -166,46 +270,66 @@ def _layer(graph: Graph, op: Conv2d | Linear, previous: Layer | None, flat: bool
         if not 0 <= x_format.frac <= x_format.width - 2:
             raise UnsupportedError(f"The input format {x_format} of {op.out.name!r} cannot hold the one that its bias "
                                    f"is multiplied by: use at least 2 integer bits")
-    out_y, out_x = window.out_size(*source[1:])
-    conv_shape = (shape[0], out_y, out_x)
-    return Layer(
-        name=op.out.name, x=previous.out if previous else graph.inputs[0].name, out=op.out.name, weight=op.w.name,
-        bias=op.b.name if op.b is not None else None, weight_shape=shape, pad=window.pad[:2], in_shape=source,
-        conv_shape=conv_shape, out_shape=conv_shape, rectify=False, pool=False, x_format=x_format,
-        weight_format=weight_format, out_format=out_format, gradient_format=gradient,
-        input_gradient_format=_fixed(graph.value(gradient_name(op.x.name))) if previous else None,
-        weight_gradient_format=weight_gradient)
+    return _Weights(weight_format, op.w.name, None if op.b is None else op.b.name, weight_gradient)
 
 
-def _as_convolution(op: Conv2d | Linear, source: MapShape, flat: bool
-                    ) -> tuple[tuple[int, int, int, int], Window]:
-    """The weight's shape (O, I, KH, KW) and the window with which the engine runs this layer."""
-    name = op.out.name
-    if isinstance(op, Linear):
-        height, width = source[1:]
-        shape, window = (op.w.shape[0], source[0], height, width), Window((height, width))
-    else:
-        window = op.window
-        shape = (op.w.shape[0], op.w.shape[1], *window.kernel)
-        if flat:
-            raise UnsupportedError(f"Layer {name!r} is a convolution on a flattened map")
-        if op.groups != 1 or window.stride != (1, 1) or window.dilation != (1, 1):
-            raise UnsupportedError(f"Layer {name!r} has groups {op.groups}, stride {window.stride}, dilation "
-                                   f"{window.dilation}: this engine runs convolutions with all of them 1")
-        if any(pad >= window.kernel[axis % 2] for axis, pad in enumerate(window.pad)):
-            raise UnsupportedError(f"Layer {name!r} has padding {window.pad}: it must be smaller than the kernel "
-                                   f"{window.kernel}")
-    if max(window.kernel) > MAX_KERNEL or max(source[1:]) >= MAX_MAP:
-        raise UnsupportedError(f"Layer {name!r} has a {window.kernel} kernel on a {source[1:]} map: this engine takes "
+def _average(graph: Graph, op: AveragePool | GlobalAveragePool, window: Window, input_gradient: Fixed | None
+             ) -> _Weights:
+    """The reciprocal of the window's size as the weight of every tap, without the zeros at its end.
+
+    Unless a result is finer than the products are then.
+    """
+    word, frac = average_reciprocal(prod(window.kernel)), AVERAGE_FRAC
+    finest = [_fixed(op.out).frac - _fixed(op.x).frac]
+    if input_gradient is not None:
+        finest.append(input_gradient.frac - _fixed(graph.value(gradient_name(op.out.name))).frac)
+    while word % 2 == 0 and frac > max(finest):
+        word, frac = word >> 1, frac - 1
+    return _Weights(Fixed.of(word.bit_length() + 1, frac), constant=word)
+
+
+def _as_convolution(op: Summing, source: MapShape, flat: bool) -> tuple[tuple[int, int, int, int], Window, int]:
+    """The weight's shape (O, I, KH, KW), the window and the groups with which the engine runs this layer."""
+    name, channels, size = op.out.name, source[0], source[1:]
+    if flat and not isinstance(op, Linear):
+        raise UnsupportedError(f"Layer {name!r} reads a flattened map, as only linear layers can")
+    match op:
+        case Linear():
+            outs, window, groups = op.w.shape[0], Window(size), 1
+        case GlobalAveragePool():
+            outs, window, groups = channels, Window(size), channels
+        case AveragePool(window=window):
+            outs, groups = channels, channels
+        case Conv2d(window=window, groups=groups):
+            outs = op.w.shape[0]
+        case _:
+            assert_never(op)
+    kernel = tuple((taps - 1) * step + 1 for taps, step in zip(window.kernel, window.dilation, strict=True))
+    if any(pad >= kernel[axis % 2] for axis, pad in enumerate(window.pad)):
+        raise UnsupportedError(f"Layer {name!r} has padding {window.pad}: it must be smaller than the kernel {kernel}")
+    if max(kernel) > MAX_KERNEL or max(size) >= MAX_MAP:
+        raise UnsupportedError(f"Layer {name!r} has a {kernel} kernel on a {size} map: this engine takes "
                                f"kernels up to {MAX_KERNEL} and maps below {MAX_MAP}")
-    return shape, window
+    return (outs, channels, kernel[0], kernel[1]), window, groups
+
+
+def _stride(op: Summing, window: Window, source: MapShape, result: MapShape) -> tuple[int, int]:
+    """Of what has one result along an axis it does not matter."""
+    stride = tuple(1 if out == 1 else step for step, out in zip(window.stride, result[1:], strict=True))
+    for step, size in zip(stride, source[1:], strict=True):
+        if step.bit_count() != 1 or step > min(1 << MAX_STRIDE_SHIFT, size):
+            raise UnsupportedError(f"Layer {op.out.name!r} has a stride of {window.stride} on a {source[1:]} map: this "
+                                   f"engine takes strides that are powers of two up to {1 << MAX_STRIDE_SHIFT}, and no "
+                                   f"larger than the map")
+    return stride[0], stride[1]
 
 
 def _pooled(layer: Layer, op: MaxPool) -> Layer:
     channels, height, width = layer.conv_shape
-    if op.window != POOL or height % 2 or width % 2 or layer.pool:
+    if op.window != POOL or height % 2 or width % 2 or layer.pool or layer.addend is not None:
         raise UnsupportedError(f"Layer {op.out.name!r} pools {op.window.kernel} with stride {op.window.stride} on a "
-                               f"{height}×{width} map: this engine pools 2×2 with stride 2 on even maps, once a layer")
+                               f"{height}×{width} map: this engine pools 2×2 with stride 2 on even maps, once a layer, "
+                               f"not behind a sum")
     return replace(layer, pool=True, out=op.out.name, out_shape=(channels, height // 2, width // 2))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from espalier.compiler.legalise import Layer
 from espalier.errors import FitError
 from espalier.numerics.live import block_grid, expand_blocks, live_blocks
+
+Live = Mapping[str, NDArray[np.bool_]]  #: which elements of each parameter live, in its own shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +53,25 @@ class LayerBlocks:
         return sorted(self.blocks, key=lambda b: (b.source, -b.ky, -b.kx, b.out))
 
     def addresses(self) -> dict[str, NDArray[np.int64]]:
-        """The place ``column * rows + bank`` of each weight, -1 where dead; (O, I, KH, KW) and (O,)."""
+        """The place ``column * rows + bank`` of each parameter's elements, -1 where dead; flat."""
+        found: dict[str, NDArray[np.int64]] = {}
+        if self.layer.weight is not None:
+            numbers, places = weight_numbers(self.layer), self._places()
+            there = numbers >= 0
+            found[self.layer.weight] = np.full(int(there.sum()), -1, dtype=np.int64)
+            found[self.layer.weight][numbers[there]] = places[there]
+        if self.layer.bias is not None:
+            outs = self.layer.weight_shape[0]
+            columns = np.repeat(np.array(self.bias_columns, dtype=np.int64), self.rows)[:outs]
+            found[self.layer.bias] = columns * self.rows + np.arange(outs) % self.rows
+        return found
+
+    def constant_places(self) -> NDArray[np.int64]:
+        """The places of a constant layer's weights."""
+        return self._places()[weight_numbers(self.layer) >= 0]
+
+    def _places(self) -> NDArray[np.int64]:
+        """The place of each weight (O, I, KH, KW), -1 in dead blocks."""
         rows, shape = self.rows, self.layer.weight_shape
         places = np.full((self.out_blocks * rows, self.source_blocks * rows, *shape[2:]), -1, dtype=np.int64)
         i, j = np.arange(rows)[:, None], np.arange(rows)[None, :]
@@ -59,25 +79,55 @@ class LayerBlocks:
             place = np.where(j < block.columns, (block.column + j) * rows + (i + j) % rows, -1)
             places[block.out * rows: (block.out + 1) * rows, block.source * rows: (block.source + 1) * rows,
                    block.ky, block.kx] = place
-        found = {self.layer.weight: places[: shape[0], : shape[1]]}
-        if self.layer.bias is not None:
-            columns = np.repeat(np.array(self.bias_columns, dtype=np.int64), rows)[: shape[0]]
-            found[self.layer.bias] = columns * rows + np.arange(shape[0]) % rows
-        return found
+        return places[: shape[0], : shape[1]]
 
 
-def layer_blocks(layer: Layer, live: NDArray[np.bool_], rows: int, column: int) -> LayerBlocks:
+def weight_numbers(layer: Layer) -> NDArray[np.int64]:
+    """Which element of the parameter, flat, each weight (O, I, KH, KW) is; -1 between groups and dilated taps."""
+    outs, ins, *kernel = layer.weight_shape
+    taps = [(size - 1) // step + 1 for size, step in zip(kernel, layer.dilation, strict=True)]
+    groups, own = layer.groups, ins // layer.groups
+    elements = np.arange(outs * own * taps[0] * taps[1]).reshape(groups, outs // groups, own, *taps)
+    numbers = np.full((groups, outs // groups, groups, own, *kernel), -1, dtype=np.int64)
+    for group in range(groups):
+        numbers[group, :, group, :, :: layer.dilation[0], :: layer.dilation[1]] = elements[group]
+    return numbers.reshape(layer.weight_shape)
+
+
+def live_weights(layer: Layer, live: Live) -> NDArray[np.bool_]:
+    """Which weights (O, I, KH, KW) of ``layer`` live; a constant always."""
+    numbers = weight_numbers(layer)
+    if layer.weight is None:
+        return numbers >= 0
+    return (numbers >= 0) & live[layer.weight].reshape(-1)[numbers]
+
+
+def whole_blocks(layer: Layer, live: NDArray[np.bool_], rows: int) -> bool:
+    """Whether the ``live`` weights of ``layer`` are whole ``rows × rows`` blocks of those that there are."""
+    return bool((expand_blocks(live_blocks(live, rows), rows, live.shape) & (weight_numbers(layer) >= 0) == live).all())
+
+
+def aligned_groups(layer: Layer, rows: int) -> bool:
+    """Whether no block has weights of two groups, but for their own diagonal in a depthwise layer."""
+    sizes = {size // layer.groups for size in layer.weight_shape[:2]}
+    return layer.groups == 1 or layer.depthwise or all(size % rows == 0 for size in sizes)
+
+
+def layer_blocks(layer: Layer, live: Live, rows: int, column: int) -> LayerBlocks:
     """Lay the live blocks of ``layer`` out from ``column`` on.
 
     Raises FitError when the live set does not consist of whole ``rows × rows`` blocks.
     """
-    live = live.reshape(layer.weight_shape)
-    blocks_alive = live_blocks(live, rows)
-    if (expand_blocks(blocks_alive, rows, layer.weight_shape) != live).any():
+    alive = live_weights(layer, live)
+    if not aligned_groups(layer, rows):
+        raise FitError(f"The {layer.groups} groups of {layer.name!r} do not consist of whole blocks of {rows} "
+                       f"channels: compile for a machine with fewer rows")
+    if not whole_blocks(layer, alive, rows):
         raise FitError(f"The live weights of {layer.weight!r} are not whole {rows}×{rows} blocks: prune in blocks of "
                        f"{rows}, or compile for a machine with rows = 1")
     found: list[Block] = []
     bias_columns: list[int] = []
+    blocks_alive = live_blocks(alive, rows)
     for out in range(blocks_alive.shape[0]):
         if layer.bias is not None:
             bias_columns.append(column)

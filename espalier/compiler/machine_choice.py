@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from espalier.arch.machine import MULTIPLIERS_BESIDE_LATTICE, ROWS, Machine
 from espalier.compiler.fit import required_acc_bits, required_depths
 from espalier.compiler.legalise import Layer, Loss
-from espalier.compiler.lists import LayerBlocks, layer_blocks
+from espalier.compiler.lists import LayerBlocks, aligned_groups, layer_blocks, live_weights, whole_blocks
 from espalier.compiler.place import place
 from espalier.errors import FitError
-from espalier.numerics.live import live_blocks
 from espalier.numerics.loss import TABLE_BITS
 from espalier.program.words import bits_for, command_fields, entry_fields
 
@@ -118,7 +117,7 @@ def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDA
             smallest = min(smallest or least, least, key=constraints.takes)
             continue
         blocks = blocks_of(layers, live, rows)
-        cycles = sum(estimated_cycles(item, first=k == 0) for k, item in enumerate(blocks))
+        cycles = sum(map(estimated_cycles, blocks))
         narrowest = _narrowest(layers, loss, blocks, rows, constraints)
         for lanes in _lane_counts(rows, constraints):
             groups = constraints.batch is not None and constraints.batch > lanes
@@ -139,7 +138,7 @@ def blocks_of(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], 
     """The live blocks of each layer, laid out one behind the other. Raises FitError where blocks are not whole."""
     blocks: list[LayerBlocks] = []
     for layer in layers:
-        blocks.append(layer_blocks(layer, live[layer.weight], rows, blocks[-1].columns if blocks else 0))
+        blocks.append(layer_blocks(layer, live, rows, blocks[-1].columns if blocks else 0))
     return tuple(blocks)
 
 
@@ -151,15 +150,16 @@ def _legal_rows(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]]
             raise FitError(f"Rows must be one of {', '.join(map(str, ROWS))}, not {given}")
         yield given
         return
+    alive = [(layer, live_weights(layer, live)) for layer in layers]
     for rows in ROWS:
-        if all(_whole(live[layer.weight].reshape(layer.weight_shape), rows) for layer in layers):
+        if all(aligned_groups(layer, rows) and whole_blocks(layer, weights, rows) for layer, weights in alive):
             yield rows
 
 
 def _least(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], rows: int, constraints: Constraints
            ) -> Machine:
     """A lower bound: one lane, and memory for the live weights alone."""
-    columns = sum(int(live[layer.weight].sum()) for layer in layers) // rows
+    columns = sum(int(live[layer.weight].sum()) for layer in layers if layer.weight is not None) // rows
     word_bits = _word_bits(layers, constraints)
     return Machine(rows=rows, lanes=1, word_bits=word_bits, acc_bits=2 * word_bits, weight_depth=max(2, columns),
                    activation_depth=2, gradient_depth=2, index_depth=2, table_depth=2, program_depth=2)
@@ -169,13 +169,6 @@ def _word_bits(layers: tuple[Layer, ...], constraints: Constraints) -> int:
     widest = max(fmt.width for layer in layers for fmt in (layer.x_format, layer.weight_format, layer.out_format,
                                                            layer.gradient_format))
     return widest if constraints.word_bits is None else constraints.word_bits
-
-
-def _whole(live: NDArray[np.bool_], rows: int) -> bool:
-    """Whether the live weights are whole blocks; a block at the edge is whole without its padding."""
-    blocks = live_blocks(live, rows)
-    grown = blocks.repeat(rows, axis=0).repeat(rows, axis=1)[: live.shape[0], : live.shape[1]]
-    return bool((grown == live).all())
 
 
 def _lane_counts(rows: int, constraints: Constraints) -> Iterator[int]:
@@ -208,35 +201,38 @@ def _narrowest(layers: tuple[Layer, ...], loss: Loss, blocks: tuple[LayerBlocks,
                    acc_bits=max(required_acc_bits(layers, blocks), 2 * word_bits), **depths)
 
 
-def estimated_cycles(item: LayerBlocks, *, first: bool) -> int:
+def estimated_cycles(item: LayerBlocks) -> int:
     """Lattice cycles of one layer's FP, BP and WU for one group of lanes, without fills and barriers.
 
     FP and BP take a cycle for each live column or row of a block at each pixel, and at least one for each
     vector of results; WU takes one for each pixel of a live column, and at least one for each gradient.
     """
-    return sum(phase_estimates(item, first=first))
+    return sum(phase_estimates(item))
 
 
-def phase_estimates(item: LayerBlocks, *, first: bool) -> tuple[int, int, int]:
+def phase_estimates(item: LayerBlocks) -> tuple[int, int, int]:
     """The FP, BP and WU parts of :func:`estimated_cycles`."""
     layer, rows = item.layer, item.rows
     out_pixels, in_pixels = layer.conv_shape[1] * layer.conv_shape[2], layer.in_shape[1] * layer.in_shape[2]
     bias = layer.bias is not None
     forward, backward = [bias * out_pixels] * item.out_blocks, [0] * item.source_blocks
     update = bias * item.out_blocks * max(out_pixels, rows)
+    adding = 0 if layer.addend is None else layer.conv_shape[0] * out_pixels
     for block in item.blocks:
         inside = _inside(layer, block.ky, block.kx)
         forward[block.out] += block.columns * inside
         backward[block.source] += min(rows, layer.weight_shape[0] - block.out * rows) * inside
         update += block.columns * max(inside, rows)
-    return (sum(max(work, rows * out_pixels) for work in forward),
-            0 if first else sum(max(work, rows * in_pixels) for work in backward), update)
+    return (sum(max(work, rows * out_pixels) for work in forward) + adding,
+            0 if layer.input_gradient_format is None else sum(max(work, rows * in_pixels) for work in backward),
+            0 if layer.weight is None else update)
 
 
 def _inside(layer: Layer, ky: int, kx: int) -> int:
     """Output pixels whose tap (ky, kx) falls inside the source map."""
     spans = []
     for axis, tap in enumerate((ky, kx)):
-        shift = tap - layer.pad[axis]
-        spans.append(max(0, min(layer.conv_shape[1 + axis], layer.in_shape[1 + axis] - shift) - max(0, -shift)))
+        shift, stride = tap - layer.pad[axis], layer.stride[axis]
+        first, end = -(min(0, shift) // stride), -((shift - layer.in_shape[1 + axis]) // stride)
+        spans.append(max(0, min(layer.conv_shape[1 + axis], end) - first))
     return spans[0] * spans[1]

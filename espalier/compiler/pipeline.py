@@ -63,7 +63,7 @@ def step_schedule(build: Build) -> Build:
     blocks: list[LayerBlocks] = []
     for layer in build.layers:
         column = blocks[-1].columns if blocks else 0
-        blocks.append(layer_blocks(layer, build.live[layer.weight], build.machine.rows, column))
+        blocks.append(layer_blocks(layer, build.live, build.machine.rows, column))
     build = replace(build, blocks=tuple(blocks))
     assert build.loss_layer is not None and build.memory is not None, "legalise and place come first"
     check_fit(build.machine, build.layers, build.loss_layer, build.blocks, build.memory)

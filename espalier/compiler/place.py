@@ -1,26 +1,44 @@
-"""Where tensors lie. Activations are a stack; gradients live in pairs."""
+"""Where tensors lie. Activations are a stack; gradients live as long as a step reads them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
+from espalier.compiler.backward import Backward, backward
 from espalier.compiler.legalise import Layer
 from espalier.ir.types import MapShape
 from espalier.numerics.live import block_grid
+from espalier.program.words import Opcode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """Addresses of all tensors, and the depths that they need.
 
-    ``activations[0]`` is the image (two groups of it, so that one can be loaded while the other is in
-    use), ``activations[k+1]`` the result of layer ``k``; ``gradients[k]`` the gradient of that result.
+    ``activations`` has every stored value by name. The image is there twice, one group behind the other, so that one
+    can be loaded while the other is in use. ``gradients`` has the gradient of each layer's stored result by that
+    result's name.
     """
 
-    activations: tuple[int, ...]
-    gradients: tuple[int, ...]
+    activations: Mapping[str, int]
+    gradients: Mapping[str, int]
     activation_depth: int
     gradient_depth: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lifetime:
+    """A gradient of so many bank vectors, from the step that first writes it to the last that reads it."""
+
+    value: str
+    size: int
+    first: int
+    last: int
+
+    def meets(self, other: _Lifetime) -> bool:
+        return self.first <= other.last and other.first <= self.last
 
 
 def vectors(shape: MapShape) -> int:
@@ -34,22 +52,105 @@ def bank_vectors(shape: MapShape, rows: int) -> int:
 
 
 def place(layers: tuple[Layer, ...], rows: int) -> Memory:
-    """Stack the activations; put gradients at the two ends of their banks in turn.
+    """Stack the activations; put each gradient where no other lies that lives at the same time.
 
-    While layer ``k`` is worked on backwards only the gradients of its result and of its source
-    live, so neighbours must not overlap, and no others matter.
+    One after the other they take the two ends of the banks in turn, which for a chain of layers, where neighbours
+    alone live at the same time, is the best that can be. Where they do not find room so, the banks become deeper.
     """
-    activations, top = [0], 2 * vectors(layers[0].in_shape)
+    activations, top = {layers[0].x: 0}, 2 * vectors(layers[0].in_shape)
     for layer in layers:
-        activations.append(top)
+        activations[layer.out] = top
         top += vectors(layer.out_shape)
-    sizes = [bank_vectors(layer.out_shape, rows) for layer in layers]
-    depth = max(a + b for a, b in zip(sizes, [*sizes[1:], 0], strict=True))
-    gradients = tuple(0 if k % 2 == 0 else depth - size for k, size in enumerate(sizes))
-    return Memory(activations=tuple(activations), gradients=gradients, activation_depth=top, gradient_depth=depth)
+    plan = backward(layers)
+    lifetimes = _lifetimes(layers, plan, rows)
+    depth = max(sum(other.size for other in lifetimes if other.first <= item.first <= other.last)
+                for item in lifetimes)
+    found = _fitted(lifetimes, depth)
+    while found is None:
+        depth += max(1, depth >> 6)
+        found = _fitted(lifetimes, depth)
+    gradients = {layer.out: found[plan.owner(layer.out)] for layer in layers}
+    return Memory(activations=activations, gradients=gradients, activation_depth=top, gradient_depth=depth)
+
+
+def _lifetimes(layers: tuple[Layer, ...], plan: Backward, rows: int) -> list[_Lifetime]:
+    """Of every gradient that has a place of its own, in the order in which they come to be."""
+    first, last = {layers[-1].out: -1}, {layers[-1].out: -1}
+    for number, step in enumerate(plan.steps):
+        layer = layers[step.layer]
+        read = [layer.out]
+        if step.opcode == Opcode.BACKWARD:
+            first.setdefault(layer.x, number)
+            read += [layer.x] if step.add is None else [layer.x, step.add]
+        for value in read:
+            last[plan.owner(value)] = number
+    shapes = {layer.out: layer.out_shape for layer in layers}
+    return [_Lifetime(value=value, size=bank_vectors(shapes[value], rows), first=begin, last=last[value])
+            for value, begin in first.items()]
+
+
+def _fitted(lifetimes: list[_Lifetime], depth: int) -> dict[str, int] | None:
+    """The places of all in banks so deep, or None."""
+    placed: list[tuple[_Lifetime, int]] = []
+    for number, item in enumerate(lifetimes):
+        taken = sorted((base, base + other.size) for other, base in placed if other.meets(item))
+        ends = accumulate((end for _, end in taken), max, initial=0)
+        starts = [*(base for base, _ in taken), depth]
+        gaps = [(end, start) for end, start in zip(ends, starts, strict=True) if start - end >= item.size]
+        if not gaps:
+            return None
+        placed.append((item, gaps[0][0] if number % 2 == 0 else gaps[-1][1] - item.size))
+    return {item.value: base for item, base in placed}
+
+
+def phases(layer: Layer) -> list[tuple[int, int]]:
+    """The phases (y, x) of the source map in which BP of a strided layer walks it; those without a pixel are left out.
+
+    A phase has each ``stride``-th row and column from its own on, and the taps that reach them.
+    """
+    return [(y, x) for y in range(min(layer.stride[0], layer.in_shape[1]))
+            for x in range(min(layer.stride[1], layer.in_shape[2]))]
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseAxis:
+    """One axis of a phase: a convolution of stride 1 over the gradient, whose taps are some of the layer's, mirrored.
+
+    Members
+    -------
+    taps : int
+        At least as many as the padding before needs: those beyond the kernel are dead.
+    pad : int
+        Rows or columns before the map.
+    size : int
+        Results.
+    first : int
+        The layer's tap that is the last of this phase; the others are a stride further each.
+    """
+
+    taps: int
+    pad: int
+    size: int
+    first: int
+
+    @classmethod
+    def of(cls, layer: Layer, axis: int, phase: int) -> PhaseAxis:
+        """Of the ``axis`` (0: y) of ``phase``: source pixel ``stride * q + phase`` meets gradient pixel
+        ``q + ahead - t`` at tap ``first + stride * t``."""
+        stride, pad, kernel = layer.stride[axis], layer.pad[axis], layer.weight_shape[2 + axis]
+        ahead, first = divmod(phase + pad, stride)
+        taps = max(-(-(kernel - first) // stride), ahead + 1)
+        return cls(taps, taps - 1 - ahead, -(-(layer.in_shape[1 + axis] - phase) // stride), first)
+
+    def place(self, tap: int, stride: int) -> int | None:
+        """Where the layer's ``tap`` is in this phase's list; None where it is in another's."""
+        number, rest = divmod(tap - self.first, stride)
+        return None if rest else self.taps - 1 - number
 
 
 def table_slots(layer: Layer, rows: int) -> tuple[int, int]:
-    """Segment pointers of a layer's FP list and of its BP list, without the closing one."""
+    """Segment pointers of a layer's FP list and of its BP lists, each without the closing one."""
     out_blocks, source_blocks, height, width = block_grid(layer.weight_shape, rows)
-    return out_blocks * (height * width + 1), source_blocks * (height * width + 1)
+    backward_slots = sum(source_blocks * (PhaseAxis.of(layer, 0, y).taps * PhaseAxis.of(layer, 1, x).taps + 1)
+                         for y, x in phases(layer))
+    return out_blocks * (height * width + 1), backward_slots

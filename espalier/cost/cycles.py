@@ -49,7 +49,8 @@ def _command(command: Command, lists: Lists) -> PhaseCycles:
     match command.opcode:
         case Opcode.FORWARD | Opcode.BACKWARD:
             work = work_of(command, lists)
-            cycles, issued = around + Stopwatch().cycles(work) + drain_cycles(machine), work.issued
+            steps = Stopwatch(adds=bool(command.add)).cycles(work)
+            cycles, issued = around + steps + drain_cycles(machine), work.issued
         case Opcode.UPDATE:
             cycles, issued = _update(command, lists)
             cycles += around + update_cycles(machine)
@@ -89,6 +90,7 @@ def _pixels(command: Command) -> list[int]:
     """For each segment pointer of a block, the pixels at which its entries are inside the map."""
     size = ConvolutionSize(
         in_shape=(0, command.source_y, command.source_x), out_shape=(0, command.out_y, command.out_x),
-        kernel=(command.kernel_y, command.kernel_x), pad=(command.pad_y, command.pad_x))
+        kernel=(command.kernel_y, command.kernel_x), pad=(command.pad_y, command.pad_x),
+        stride=(1 << command.stride_y, 1 << command.stride_x))
     taps = [size.positions(ky, kx) for ky in range(command.kernel_y) for kx in range(command.kernel_x)]
     return [command.out_y * command.out_x, *taps]

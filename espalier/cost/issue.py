@@ -21,16 +21,22 @@ Where ``empty`` is 0 the Issuer does not wait: with ``fetched[-1] + 5 <= taken[-
 ``taken[-16] + 7`` are at most ``taken[-1] + 1 <= done[-1]``. So of a run of blocks without an empty segment between
 only the first can wait; the last is fetched at ``max(fetched of the first + blocks - 1, taken[-16] + 2)``.
 
+Where something is added to results, the Issuer reads it in ``rows`` cycles, :data:`ADD_CYCLES` after the tile's end:
+holes in which it makes no step. They only put off what is done, so all of the above holds with them.
+
 A tile changes the state of the queue, which looks back over 16 blocks, and takes some cycles. Both depend on nothing
 but the tile and the state, relative to the end of the tile before, and are computed once for each pair.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, assert_never
 
-from espalier.cost.latencies import CREDIT_CYCLES, FETCH_CYCLES, QUEUE_DEPTH
+from espalier.cost.latencies import ADD_CYCLES, CREDIT_CYCLES, FETCH_CYCLES, QUEUE_DEPTH
 from espalier.cost.work import Loop, Tile
+
+Hole = tuple[int, int]  #: cycles in which no step is made: the first, and the one after the last
 
 
 class Queue(NamedTuple):
@@ -45,28 +51,39 @@ class Queue(NamedTuple):
     taken : tuple of int
         When each of the last ``QUEUE_DEPTH`` blocks was taken, the oldest first; later where that makes no
         difference, so that equal behaviour is an equal state.
+    holes : tuple of Hole
+        To come, in order.
     """
 
     fetched: int
     spacing: int
     taken: tuple[int, ...]
+    holes: tuple[Hole, ...] = ()
 
     @classmethod
-    def at(cls, fetched: int, spacing: int, taken: list[int]) -> Queue:
+    def at(cls, fetched: int, spacing: int, taken: list[int], holes: Sequence[Hole] = ()) -> Queue:
         """The state, with times that make no difference moved to the latest that make none."""
         full = taken[0] + CREDIT_CYCLES - 1  # there is no credit until then
         if fetched > full:
             taken = [max(time, fetched + 1 + ahead - CREDIT_CYCLES) for ahead, time in enumerate(taken)]
-        return cls(max(fetched, full), spacing, tuple(taken))
+        return cls(max(fetched, full), spacing, tuple(taken),
+                   tuple((max(start, 1), stop) for start, stop in holes if stop > 1))
 
 
 EMPTY = Queue.at(-FETCH_CYCLES - 1, 0, [-FETCH_CYCLES - QUEUE_DEPTH] * QUEUE_DEPTH)  #: the first block is there at 0
 
 
 class Stopwatch:
-    """Cycles from when the first block can be taken to the end of the last tile."""
+    """Cycles from when the first block can be taken to the end of the last tile.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    adds : bool
+        Whether something is added to results.
+    """
+
+    def __init__(self, *, adds: bool = False) -> None:
+        self.adds = adds
         self.known: dict[tuple[Loop | Tile, Queue], tuple[Queue, int]] = {}
 
     def cycles(self, work: Loop) -> int:
@@ -80,7 +97,7 @@ class Stopwatch:
         if found is None:
             match part:
                 case Tile():
-                    found = tile_after(part, queue)
+                    found = tile_after(part, queue, self.adds)
                 case Loop():
                     found = self._looped(part, queue)
                 case _:
@@ -101,15 +118,29 @@ class Stopwatch:
         return queue, total
 
 
-def tile_after(tile: Tile, queue: Queue) -> tuple[Queue, int]:
+def tile_after(tile: Tile, queue: Queue, adds: bool) -> tuple[Queue, int]:
     """The state at the end of a tile, and the cycles from the end of the one before to that."""
     fetched, taken, now = queue.fetched, [*queue.taken], 0
     for run in tile.runs:
         first = max(fetched + 1, taken[0] + CREDIT_CYCLES) + run.empty
         begin = max(first + FETCH_CYCLES, now)
-        taken += [begin + steps for steps in run.begins]
+        taken += [_after(begin, steps, queue.holes) for steps in run.begins]
         credit = taken[-QUEUE_DEPTH - 1] if run.blocks > QUEUE_DEPTH else taken[run.blocks - 1]
         fetched = max(first + run.blocks - 1, credit + CREDIT_CYCLES)
-        taken, now = taken[-QUEUE_DEPTH:], begin + run.steps
-    end = max(now, queue.spacing)
-    return Queue.at(fetched - end, tile.rows, [time - end for time in taken]), end
+        taken, now = taken[-QUEUE_DEPTH:], _after(begin, run.steps, queue.holes)
+    end = now if now >= queue.spacing else _after(queue.spacing - 1, 1, queue.holes)
+    holes = [(start - end, stop - end) for start, stop in queue.holes]
+    if adds:
+        holes.append((ADD_CYCLES, ADD_CYCLES + tile.rows))
+    return Queue.at(fetched - end, tile.rows, [time - end for time in taken], holes), end
+
+
+def _after(time: int, steps: int, holes: Sequence[Hole]) -> int:
+    """The cycle of the last of so many steps after ``time``."""
+    for start, stop in holes:
+        if not steps or time + steps < start:
+            break
+        if stop > time + 1:
+            steps -= max(0, start - time - 1)
+            time = stop - 1
+    return time + steps

@@ -17,7 +17,8 @@ LOSS_CONTROL_CYCLES = 5  #: of a loss beside the unit's own
 END_CYCLES = 5      #: of the command that stops a program
 
 OPERAND_CYCLES, LATTICE_CYCLES = 8, 3
-DRAIN_CYCLES = 7    #: from a row of sums to the write of its words
+DRAIN_CYCLES = 9    #: from a row of sums to the write of its words
+ADD_CYCLES = 8      #: from a tile's last step to the one that reads what is added to its first result
 UPDATE_CYCLES = 20  #: from a gradient to the write of its weight
 GROUPS_CYCLES = 3   #: more, where gradients add up over groups
 WRITE_CYCLES = 1

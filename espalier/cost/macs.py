@@ -1,4 +1,4 @@
-"""Counts of multiplications: what is useful, and what papers call nominal."""
+"""Counts of useful multiplications."""
 
 from __future__ import annotations
 
@@ -14,29 +14,25 @@ class ConvolutionSize:
     ----------
     in_shape, out_shape : (channels, height, width)
         Of the source map and of the convolution's result.
-    kernel, pad : (y, x)
-        Taps, and the padding at the top left.
+    kernel, pad, stride : (y, x)
+        Taps, the padding at the top left, and the stride.
     """
 
     in_shape: tuple[int, int, int]
     out_shape: tuple[int, int, int]
     kernel: tuple[int, int]
     pad: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
 
     def positions(self, ky: int, kx: int) -> int:
         """Output pixels at which tap (ky, kx) lies inside the source map."""
         count = 1
         for axis, tap in enumerate((ky, kx)):
-            source, out, pad = self.in_shape[1 + axis], self.out_shape[1 + axis], self.pad[axis]
-            first, last = max(0, pad - tap), min(out - 1, source - 1 + pad - tap)
+            source, out, pad, stride = (self.in_shape[1 + axis], self.out_shape[1 + axis], self.pad[axis],
+                                        self.stride[axis])
+            first, last = max(0, -((tap - pad) // stride)), min(out - 1, (source - 1 + pad - tap) // stride)
             count *= max(0, last - first + 1)
         return count
-
-    @property
-    def nominal_macs(self) -> int:
-        """Multiplications of one image with all weights live and border taps counted, as papers do."""
-        return (self.out_shape[0] * self.out_shape[1] * self.out_shape[2] * self.in_shape[0]
-                * self.kernel[0] * self.kernel[1])
 
 
 def useful_macs(size: ConvolutionSize, live_taps: Iterable[tuple[int, int, int]]) -> int:

@@ -66,8 +66,9 @@ def work_of(command: Command, lists: Lists) -> Loop:
 
 def taps_inside(command: Command, axis: str) -> list[Taps]:
     """The taps that stay inside the source map, for each row (``"y"``) or column (``"x"``) of tiles."""
-    source, kernel, pad, out = (getattr(command, f"{name}_{axis}") for name in ("source", "kernel", "pad", "out"))
-    return [(max(0, pad - at), min(kernel, source + pad - at)) for at in range(out)]
+    source, kernel, pad, stride, out = (getattr(command, f"{name}_{axis}")
+                                        for name in ("source", "kernel", "pad", "stride", "out"))
+    return [(max(0, pad - at), max(0, min(kernel, source + pad - at))) for at in range(0, out << stride, 1 << stride)]
 
 
 class _BlockTiles(dict[tuple[Taps, Taps], Tile]):
@@ -88,7 +89,7 @@ class _BlockTiles(dict[tuple[Taps, Taps], Tile]):
             return
         if self.command.bias:
             yield self._between(0, 1)
-        if x == (0, width):
+        if x == (0, width) or y[0] == y[1]:
             yield self._between(1 + y[0] * width, 1 + y[1] * width)
         else:
             for row in range(*y):

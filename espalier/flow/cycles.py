@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from espalier.arch.machine import Machine
 from espalier.compiler.fit import required_acc_bits, required_depths
 from espalier.compiler.legalise import Layer, legalise
+from espalier.compiler.lists import Live, live_weights, weight_numbers
 from espalier.compiler.machine_choice import blocks_of
 from espalier.compiler.place import place
 from espalier.cost.cycles import PhaseCycles
@@ -67,7 +68,7 @@ def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[
     ``dense_missing`` says why there is no ``dense``, where one was wanted.
     """
     layers = {layer.name: layer for layer in layers_of(design)}
-    useful = {name: design.batch * _useful(design, layer) for name, layer in layers.items()}
+    useful = {name: design.batch * layer_macs(layer, design.live) for name, layer in layers.items()}
     dense_counts = [None] * len(counted) if dense is None else [phase.cycles for phase in dense]
     rows, others = [], []
     for phase, dense_cycles in zip(counted, dense_counts, strict=True):
@@ -78,7 +79,7 @@ def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[
             rows.append(LayerCycles(layer=phase.layer, phase=kind, cycles=phase.cycles, useful_macs=useful[phase.layer],
                                     dense_cycles=dense_cycles))
     total = sum(phase.cycles for phase in counted)
-    nominal = sum(_size(layers[row.layer]).nominal_macs for row in rows)
+    nominal = sum(nominal_macs(layers[row.layer]) for row in rows)
     return Cycles(
         multipliers=design.machine.multipliers, images=design.batch, step_cycles=total,
         dense_step_cycles=None if dense is None else sum(phase.cycles for phase in dense), layers=tuple(rows),
@@ -90,15 +91,17 @@ def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[
             Figure("Peak MACs per cycle", design.machine.multipliers, "MAC/cycle", Provenance.ESTIMATED)))
 
 
-def _size(layer: Layer) -> ConvolutionSize:
-    return ConvolutionSize(in_shape=layer.in_shape, out_shape=layer.conv_shape, kernel=layer.weight_shape[2:],
-                           pad=layer.pad)
-
-
-def _useful(design: Design, layer: Layer) -> int:
+def layer_macs(layer: Layer, live: Live) -> int:
     """Useful MACs of one phase of ``layer`` for one image."""
-    weights = design.live[layer.weight].reshape(layer.weight_shape).sum(axis=(0, 1))
-    return useful_macs(_size(layer), ((int(ky), int(kx), int(count)) for (ky, kx), count in np.ndenumerate(weights)))
+    size = ConvolutionSize(in_shape=layer.in_shape, out_shape=layer.conv_shape, kernel=layer.weight_shape[2:],
+                           pad=layer.pad, stride=layer.stride)
+    weights = live_weights(layer, live).sum(axis=(0, 1))
+    return useful_macs(size, ((int(ky), int(kx), int(count)) for (ky, kx), count in np.ndenumerate(weights)))
+
+
+def nominal_macs(layer: Layer) -> int:
+    """The same with all weights live and border taps counted, as papers do."""
+    return int((weight_numbers(layer) >= 0).sum()) * layer.conv_shape[1] * layer.conv_shape[2]
 
 
 def _phase(opcode: Opcode) -> Phase | None:

@@ -29,15 +29,17 @@ def describe(name: str, build: Build) -> str:
 def _legalised(build: Build) -> str:
     return "".join(f"{layer.name}: {'×'.join(map(str, layer.in_shape))} -> {'×'.join(map(str, layer.out_shape))}, "
                    f"weight {'×'.join(map(str, layer.weight_shape))}{', bias' if layer.bias else ''}"
-                   f"{', relu' if layer.rectify else ''}{', pool' if layer.pool else ''}\n" for layer in build.layers)
+                   f"{f', stride {layer.stride}' if layer.stride != (1, 1) else ''}"
+                   f"{f', plus {layer.addend}' if layer.addend else ''}{', relu' if layer.rectify else ''}"
+                   f"{', pool' if layer.pool else ''}\n" for layer in build.layers)
 
 
 def _placed(build: Build) -> str:
     assert build.memory is not None
     memory = build.memory
     lines = [f"image at activation 0, {memory.activation_depth} vectors in all; gradients {memory.gradient_depth} deep"]
-    lines += [f"{layer.out}: activation {memory.activations[k + 1]}, gradient {memory.gradients[k]}"
-              for k, layer in enumerate(build.layers)]
+    lines += [f"{layer.out}: activation {memory.activations[layer.out]}, gradient {memory.gradients[layer.out]}"
+              for layer in build.layers]
     return "\n".join(lines) + "\n"
 
 

@@ -168,8 +168,9 @@ IMAGE = Layer(
 CONV2D = Layer(
     "Conv2d", ("conv2d.default", "conv2d.padding"), ("Conv",),
     Ranges((*WINDOW, (Option.GROUPS, Span(1))), ("padding may differ on each side; bias optional",)),
-    Ranges(((Option.KERNEL, Span(1, 16)), (Option.STRIDE, Span(1, 1)), (Option.DILATION, Span(1, 1)),
-            (Option.GROUPS, Span(1, 1))), ("any padding smaller than the kernel; bias optional",)),
+    Ranges(((Option.KERNEL, Span(1, 16)),),
+           ("with what a dilation puts between its taps; stride 1, 2, 4 or 8; depthwise, or groups of whole blocks of "
+            "channels; any padding smaller than the kernel; bias optional",)),
     (PLANE, WEIGHT, ELEMENTS))
 LINEAR = Layer(
     "Linear", ("linear.default",), ("Gemm", "MatMul"),
@@ -182,7 +183,8 @@ BATCH_NORM = Layer(
                   "that layer's weight and bias where fixed point begins, or when it is read for anything else",)),
     Ranges(notes=("folded",)),
     (NOT_AFTER_LAYER, BATCH_STATISTICS, PIXEL_STATISTICS, WEIGHT, ELEMENTS))
-RELU = Layer("ReLU", ("relu.default",), ("Relu",), Ranges(), Ranges(notes=("after Conv2d or Linear",)), (ELEMENTS,))
+RELU = Layer(
+    "ReLU", ("relu.default",), ("Relu",), Ranges(), Ranges(notes=("after Conv2d, Linear, a mean or Add",)), (ELEMENTS,))
 CLIPPED_RELU = Layer(
     "ClippedReLU", ("relu6.default", "hardtanh.default", "clamp.default"), ("Clip",),
     Ranges(notes=("from 0 to a whole number of at least 1, such as ReLU6",)), None,
@@ -197,12 +199,15 @@ AVERAGE_POOL = Layer(
     "AveragePool", ("avg_pool2d.default", "adaptive_avg_pool2d.default"), ("AveragePool",),
     Ranges(WINDOW, ("padding smaller than the kernel, counted in the mean",
                     "adaptive where its output divides the input")),
-    None, (PLANE, CEIL_MODE, COUNT_WITHOUT_PADDING, DIVISOR, WIDE_POOL_PADDING, UNEVEN_OUTPUT, ELEMENTS))
+    Ranges(((Option.KERNEL, Span(1, 16)),), ("stride 1, 2, 4 or 8",)),
+    (PLANE, CEIL_MODE, COUNT_WITHOUT_PADDING, DIVISOR, WIDE_POOL_PADDING, UNEVEN_OUTPUT, ELEMENTS))
 GLOBAL_AVERAGE_POOL = Layer(
     "GlobalAveragePool", ("adaptive_avg_pool2d.default", "mean.dim"), ("GlobalAveragePool",),
-    Ranges(notes=("adaptive to 1×1, or the mean over height and width",)), None, (PLANE, OTHER_AXES, ELEMENTS))
+    Ranges(notes=("adaptive to 1×1, or the mean over height and width",)), Ranges(notes=("of a map up to 16×16",)),
+    (PLANE, OTHER_AXES, ELEMENTS))
 ADD = Layer(
-    "Add", ("add.Tensor",), ("Add",), Ranges(notes=("two operands of one shape, or a bias after its layer",)), None,
+    "Add", ("add.Tensor",), ("Add",), Ranges(notes=("two operands of one shape, or a bias after its layer",)),
+    Ranges(notes=("of two layers' results, the later without a rectifier or pool of its own",)),
     (ADD_SHAPES, ADD_ALPHA, ELEMENTS))
 CONCAT = Layer(
     "Concat", ("cat.default",), ("Concat",), Ranges(notes=("along the channels (axis 1), all else of one size",)), None,

@@ -59,7 +59,8 @@ class Accelerator(wiring.Component):
         self.sequencer = Sequencer(machine, drain_cycles=sums + Drain.latency_cycles + WRITE_CYCLES,
                                    update_cycles=sums + tree.latency_cycles + update.latency_cycles + WRITE_CYCLES)
         self.writer, self.reader = HostWriter(machine), HostReader(machine)
-        self.front, self.operands = Front(machine), Operands(machine)
+        self.front = Front(machine, Lattice.latency_cycles + Drain.add_cycles)
+        self.operands = Operands(machine)
         self.activations = BankedRam(vector_layout(machine), machine.activation_depth)
         self.gradients, self.weights, self.lattice = GradientBanks(machine), WeightBanks(machine), Lattice(machine)
         self.rows, self.drain = RowCounter(machine), Drain(machine)
@@ -101,7 +102,7 @@ class Accelerator(wiring.Component):
             sequencer.write_data.eq(writer.command), self.busy.eq(sequencer.busy),
             self.position.eq(sequencer.position),
             reader.address.eq(self.read_address), self.read_data.eq(reader.data), reader.busy.eq(sequencer.busy),
-            reader.vector.eq(self.operands.probed_vector), reader.weight.eq(self.operands.probed_weight),
+            reader.vector.eq(self.operands.source), reader.weight.eq(self.operands.probed_weight),
             reader.update_word.eq(self.update.host_read), reader.correct.eq(self.loss.correct),
             reader.loss.eq(self.loss.loss_sum), reader.cycles.eq(cycles), self.loss.clear_counters.eq(clear),
             self.operands.probe.eq(reader.probe), self.operands.parity.eq(sequencer.parity)]
@@ -127,7 +128,8 @@ class Accelerator(wiring.Component):
             m.d.sync += steps[-1].eq(steps[-2])
         self.ending = steps[-1]
         m.d.comb += [self.rows.loaded.eq(lattice.loaded), self.rows.tile.eq(self.ending.tile),
-                     self.drain.item.eq(self.rows.item), self.drain.row.eq(lattice.row), self.tree.i.eq(lattice.row)]
+                     self.drain.item.eq(self.rows.item), self.drain.row.eq(lattice.row),
+                     self.drain.addend.eq(operands.source), self.tree.i.eq(lattice.row)]
 
     def _activation_memory(self, m: Module) -> None:
         """Read by the operands, by the drain (BP), by the loss, by the host; written by the drain, else by the host.
@@ -184,12 +186,14 @@ class Accelerator(wiring.Component):
         """WU: rows of partial sums through the lane tree into the update unit, with the place of each weight."""
         update, tree, rows, command, writer = self.update, self.tree, self.rows, self.command, self.writer
         bank_bits = (self.machine.rows - 1).bit_length()
-        column, term = Signal.like(self.ending.column), Signal.like(self.ending.term)
+        column, term, every = Signal.like(self.ending.column), Signal.like(self.ending.term), Signal()
         with m.If(self.lattice.loaded):
-            m.d.sync += [column.eq(self.ending.column + self.ending.term), term.eq(self.ending.term)]
+            m.d.sync += [column.eq(self.ending.column + self.ending.term), term.eq(self.ending.term),
+                         every.eq(~command.diagonal | self.ending.one)]
         place = Signal(bits_for(self.machine.master_depth))
         m.d.comb += place.eq(Cat((rows.item.row + term)[:bank_bits], column))
-        valids, places = [rows.item.valid & (command.opcode == Opcode.UPDATE)], [place]
+        updated = rows.item.valid & (command.opcode == Opcode.UPDATE) & (every | (rows.item.row == term))
+        valids, places = [updated], [place]
         for stage in range(tree.latency_cycles):
             valids.append(Signal(name=f"summing_{stage}"))
             places.append(Signal.like(place, name=f"place_{stage}"))

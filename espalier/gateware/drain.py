@@ -110,13 +110,16 @@ class VectorRequantizer(wiring.Component):
 class Drain(wiring.Component):
     """The drain pipeline of FP and BP. Latency :attr:`latency_cycles` from ``item`` to a write.
 
-    FP: requantise, rectify, 2×2 maximum with the position of the first largest. BP: requantise, pass
-    where the activation that the gradient belongs to is positive, attach that activation's code.
+    FP: requantise, add, rectify, 2×2 maximum with the position of the first largest. BP: requantise, add, pass
+    where the activation that the gradient belongs to is positive, attach that activation's code. A sum is limited
+    as words are.
 
     Members
     -------
     row, item : In
         A row of sums and where it goes.
+    addend : In
+        What is added to the row of :attr:`add_cycles` ago, where the command says so.
     mask_address : Out
         Activation to read (BP); ``mask`` is its vector three cycles later.
     activation_write, gradient_write : Out(1)
@@ -125,13 +128,15 @@ class Drain(wiring.Component):
     write_data : Out
     """
 
-    latency_cycles = VectorRequantizer.latency_cycles + 2
+    add_cycles = VectorRequantizer.latency_cycles  #: from a row of sums to what is added to it
+    latency_cycles = VectorRequantizer.latency_cycles + 4
 
     def __init__(self, machine: Machine):
         self.machine = machine
         super().__init__({
             "command": In(command_layout(machine)), "item": In(item_layout(machine)),
             "row": In(data.ArrayLayout(signed(machine.acc_bits), machine.lanes)),
+            "addend": In(vector_layout(machine)),
             "mask_address": Out(bits_for(machine.activation_depth)), "mask": In(vector_layout(machine)),
             "activation_write": Out(1), "gradient_write": Out(1), "write": Out(item_layout(machine)),
             "write_data": Out(vector_layout(machine))})
@@ -142,18 +147,26 @@ class Drain(wiring.Component):
         m.submodules.requantizer = requantizer = VectorRequantizer(self.machine)
         m.d.comb += [requantizer.i.eq(self.row), requantizer.shift.eq(command.shift),
                      requantizer.limit.eq(command.limit)]
-        narrow = requantizer.latency_cycles
+        ready = requantizer.latency_cycles + 2  # words are
         items = [data.View(item_layout(self.machine), value)
-                 for value in delay_line(m, self.item.as_value(), narrow + 1, "item")]
-        m.d.comb += self.mask_address.eq(items[narrow - 3].mask)
+                 for value in delay_line(m, self.item.as_value(), ready + 1, "item")]
+        m.d.comb += self.mask_address.eq(items[ready - 3].mask)
         result, forward = Signal(vector_layout(self.machine)), Signal()
         m.d.sync += forward.eq(command.opcode == Opcode.FORWARD)
         for lane in range(self.machine.lanes):
-            word, seen = requantizer.o[lane], self.mask[lane]
+            word, seen = self._sum(m, requantizer.o[lane], lane), self.mask[lane]
             dead = command.rectify & (Mux(forward, word, seen.value) <= 0)
             m.d.sync += [result[lane].value.eq(Mux(dead, 0, word)), result[lane].code.eq(Mux(forward, 0, seen.code))]
-        self._pool(m, items[narrow - 1:], result, forward)
+        self._pool(m, items[ready - 1:], result, forward)
         return m
+
+    def _sum(self, m: Module, word: Value, lane: int) -> Signal:
+        """``word`` of two cycles ago, and what is added to it."""
+        bits = self.machine.word_bits
+        addend, total = Signal(signed(bits), name=f"addend_{lane}"), Signal(signed(bits), name=f"total_{lane}")
+        m.d.comb += addend.eq(Mux(self.command.add, self.addend[lane].value, 0))
+        m.d.sync += total.eq(saturate_later(m, word + addend, self.command.limit[:bits - 1], bits, f"sum_{lane}"))
+        return total
 
     def _pool(self, m: Module, items: list[data.View], result: data.View, forward: Signal) -> None:
         """Keep the largest of a window's four vectors; write with the fourth.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -40,12 +40,13 @@ def step_layout(machine: Machine) -> data.StructLayout:
 
     ``channel``: source vector at map position (0, 0); ``y, x``: position in the source map; ``tile.y,
     tile.x``: position in the output map. ``term``: which channel of the block (the skew of the
-    banks). Not ``valid``: multiply nothing. ``last``: the tile's sums are complete.
+    banks). Not ``valid``: multiply nothing. ``last``: the tile's sums are complete. ``add``: ``channel`` is the
+    address of a vector that is added to a result.
     """
     return data.StructLayout({
         "valid": unsigned(1), "channel": unsigned(address_bits(machine)), "y": OFFSET, "x": OFFSET,
         "column": unsigned(bits_for(machine.weight_depth)), "term": unsigned((machine.rows - 1).bit_length()),
-        "one": unsigned(1), "last": unsigned(1), "tile": tile_layout(machine)})
+        "one": unsigned(1), "last": unsigned(1), "add": unsigned(1), "tile": tile_layout(machine)})
 
 
 class EntryFetcher(wiring.Component):
@@ -118,17 +119,19 @@ class SpanFinder(wiring.Component):
     def _axis(self, m: Module, axis: str, task: data.View, then: data.View, update: Signal) -> Value:
         """The pixels along one axis; returns, a cycle early, that the tap is outside the map at all of them."""
         command, p = self.command, self.o.p
-        source, out, pad = (command[f"{name}_{axis}"] for name in ("source", "out", "pad"))
-        constants = [Signal(OFFSET, name=f"{name}_{axis}") for name in ("border", "edge", "last")]
-        border, edge, last = constants
-        offset, room, reach = (Signal(OFFSET, name=f"{name}_{axis}") for name in ("offset", "room", "reach"))
-        tap = task.entry[f"k{axis}"]
-        m.d.sync += [border.eq(source + pad - 1), edge.eq(out - 1 - pad), last.eq(out - 1)]
-        m.d.sync += [offset.eq(Mux(task.entry.one, 0, tap - pad)), room.eq(border - tap), reach.eq(edge + tap)]
+        source, out, pad, stride = (command[f"{name}_{axis}"] for name in ("source", "out", "pad", "stride"))
+        border, edge, last, ahead, offset, first, room, reach = (
+            Signal(OFFSET, name=f"{name}_{axis}")
+            for name in ("border", "edge", "last", "ahead", "offset", "first", "room", "reach"))
+        tap, one = task.entry[f"k{axis}"], task.entry.one
+        m.d.sync += [border.eq(source + pad - 1), edge.eq(((out - 1) << stride) - pad), last.eq(out - 1),
+                     ahead.eq(pad + (C(1) << stride) - 1)]
+        m.d.sync += [offset.eq(Mux(one, 0, tap - pad)), first.eq(Mux(one, 0, (ahead - tap) >> stride)),
+                     room.eq((border - tap) >> stride), reach.eq(edge + tap)]
         cut = (room < last) & ~then.entry.one
         own = then.tile[axis]
         m.d.sync += [p[f"offset_{axis}"].eq(offset),
-                     p[f"{axis}_low"].eq(Mux(update, Mux(offset < 0, -offset, 0), own)),
+                     p[f"{axis}_low"].eq(Mux(update, Mux(first < 0, 0, first), own)),
                      p[f"{axis}_high"].eq(Mux(update, Mux(cut, room, last), own))]
         return (reach < 0) | (room < 0)
 
@@ -139,7 +142,13 @@ class Issuer(wiring.Component):
     FP and BP: for each source channel of the block. WU: for each source channel, for each pixel.
     A tap that is never inside the map (a kernel larger than the map) has one step there, of nothing.
     Ends of tiles (``last``) are at least ``tile.rows`` cycles apart, so that the results of one tile
-    leave before those of the next arrive; nothing else ever waits.
+    leave before those of the next arrive. Where something is added to results, it is read when they come to
+    the drain: ``tile.rows`` steps without a product, ``add_cycles`` after the tile's end. Nothing else ever waits.
+
+    Parameters
+    ----------
+    add_cycles : int
+        From the last step of a tile to the one that reads what is added to its first result.
 
     Members
     -------
@@ -149,8 +158,8 @@ class Issuer(wiring.Component):
         One cycle, with the last step of the phase or after it.
     """
 
-    def __init__(self, machine: Machine):
-        self.machine = machine
+    def __init__(self, machine: Machine, add_cycles: int):
+        self.machine, self.add_cycles = machine, add_cycles
         super().__init__({"command": In(command_layout(machine)),
                           "i": In(stream.Signature(span_layout(machine))),
                           "step": Out(step_layout(machine)), "finished": Out(1)})
@@ -165,14 +174,18 @@ class Issuer(wiring.Component):
         self.channel, self.term = Signal.like(self.step.channel), Signal.like(task.entry.count)
         pixels_done, tile_end, go, done = Signal(), Signal(), Signal(), Signal()
         spacing, waiting = Signal.like(task.tile.rows), Signal()  # cycles until a tile may end, and whether any
+        adding = Signal()  # this step reads what is added to a result
         ends = Signal()  # the task's last pixel (WU), its last step (FP, BP) is the end of a tile
         self.advance = Signal.like(self.channel)  # from one channel of a block to the next
+        self.advance_out = Signal.like(self.channel)  # from one result of a tile to the next
         m.d.sync += [self.update.eq(self.command.opcode == Opcode.UPDATE),
+                     self.advance_out.eq(Mux(self.command.opcode == Opcode.BACKWARD, 0, self.command.out_plane)),
                      self.advance.eq(Mux(self.command.opcode == Opcode.BACKWARD, 0, self.command.source_plane))]
         m.d.comb += [
             pixels_done.eq(self.y_done & self.x_done),
-            tile_end.eq(ends & pixels_done & (self.update | self.terms_done)), go.eq(held & ~(tile_end & waiting)),
-            done.eq(held & pixels_done & self.terms_done & ~(ends & waiting)), self.i.ready.eq(~held | done)]
+            tile_end.eq(ends & pixels_done & (self.update | self.terms_done)),
+            go.eq(held & ~adding & ~(tile_end & waiting)),
+            done.eq(held & ~adding & pixels_done & self.terms_done & ~(ends & waiting)), self.i.ready.eq(~held | done)]
         with m.If(go & tile_end):
             m.d.sync += [spacing.eq(span.task.tile.rows - 1), waiting.eq(span.task.tile.rows != 1)]
         with m.Elif(waiting):
@@ -185,6 +198,7 @@ class Issuer(wiring.Component):
         with m.Elif(go):
             self._next(m, pixels_done)
         self._issue(m, go, tile_end)
+        self._add(m, go & tile_end, adding)
         m.d.sync += self.finished.eq(done & span.task.last & span.task.tile.final)
         return m
 
@@ -210,5 +224,21 @@ class Issuer(wiring.Component):
         m.d.sync += [
             step.valid.eq(go & ~task.none & ~span.never), step.last.eq(go & tile_end),
             step.channel.eq(self.channel), step.column.eq(task.entry.column), step.term.eq(self.term),
-            step.one.eq(task.entry.one), step.y.eq(self.y + span.offset_y), step.x.eq(self.x + span.offset_x),
-            step.tile.eq(task.tile), step.tile.y.eq(self.y), step.tile.x.eq(self.x)]
+            step.one.eq(task.entry.one), step.y.eq((self.y << self.command.stride_y) + span.offset_y),
+            step.x.eq((self.x << self.command.stride_x) + span.offset_x),
+            step.tile.eq(task.tile), step.tile.y.eq(self.y), step.tile.x.eq(self.x), step.add.eq(0)]
+
+    def _add(self, m: Module, ended: Value, adding: Signal) -> None:
+        """Steps that read what is added to the results of a tile that ``ended``: in order of the rows."""
+        command, step, tile = self.command, self.step, self.span.task.tile
+        ends = delay_line(m, ended & command.add, self.add_cycles - 1, "ended")
+        places = delay_line(m, Cat(tile.out, tile.rows), self.add_cycles - 1, "ended_tile")
+        out, rows = places[-1][:len(tile.out)], places[-1][len(tile.out):]
+        address, row, left = Signal.like(step.channel), Signal.like(step.term), Signal.like(tile.rows)
+        m.d.comb += adding.eq(left != 0)
+        with m.If(ends[-1]):
+            m.d.sync += [address.eq(out + command.add_offset), row.eq(0), left.eq(rows)]
+        with m.Elif(adding):
+            m.d.sync += [address.eq(address + self.advance_out), row.eq(row + 1), left.eq(left - 1)]
+        with m.If(adding):
+            m.d.sync += [step.add.eq(1), step.channel.eq(address), step.y.eq(0), step.x.eq(0), step.term.eq(row)]

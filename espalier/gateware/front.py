@@ -27,6 +27,11 @@ class Front(wiring.Component):
     Tiles (TileCounter, ReachFinder), segments (SegmentCutter, SegmentTable), blocks (EntryFetcher, SpanFinder); the
     Issuer turns blocks into steps. The first step leaves :attr:`fill_cycles` after ``start`` at the earliest.
 
+    Parameters
+    ----------
+    add_cycles : int
+        As of the :class:`Issuer`.
+
     Members
     -------
     command : In
@@ -41,8 +46,8 @@ class Front(wiring.Component):
 
     fill_cycles = 18
 
-    def __init__(self, machine: Machine):
-        self.machine = machine
+    def __init__(self, machine: Machine, add_cycles: int):
+        self.machine, self.add_cycles = machine, add_cycles
         super().__init__({
             "command": In(command_layout(machine)), "start": In(1), "step": Out(step_layout(machine)),
             "finished": Out(1), "table_en": In(1), "index_en": In(1),
@@ -58,7 +63,7 @@ class Front(wiring.Component):
         m.submodules.table = table = SegmentTable(machine)
         m.submodules.entries = entries = EntryFetcher(machine)
         m.submodules.spans = spans = SpanFinder(machine)
-        m.submodules.issuer = issuer = Issuer(machine)
+        m.submodules.issuer = issuer = Issuer(machine, self.add_cycles)
         for name, source, launch, pipeline, layout, after in (
                 ("tile", tiles, tiles.o.valid, reach, reach_layout, cutter),
                 ("segment", cutter, cutter.o.valid, table, segment_layout, entries),

@@ -43,8 +43,10 @@ class Operands(wiring.Component):
         To the lattice.
     done : Out
         The step whose operands these are.
-    probed_vector, probed_weight : Out
-        What ``probe`` found, from :attr:`probe_cycles` after it came; it has to be held so long.
+    source : Out
+        The vector that the step read, whether it counts or not.
+    probed_weight : Out
+        What ``probe`` found (as ``source`` is), from :attr:`probe_cycles` after it came; it has to be held so long.
     """
 
     latency_cycles = 8
@@ -63,7 +65,7 @@ class Operands(wiring.Component):
             "weights": In(data.ArrayLayout(signed(machine.word_bits), machine.rows)),
             "x": Out(values_layout(machine)), "b": Out(data.ArrayLayout(values_layout(machine), machine.rows)),
             "last": Out(1), "done": Out(step_layout(machine)),
-            "probed_vector": Out(vector), "probed_weight": Out(signed(machine.word_bits))})
+            "source": Out(vector), "probed_weight": Out(signed(machine.word_bits))})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -79,7 +81,7 @@ class Operands(wiring.Component):
         turned = self._weights(m, steps[3], turn)
         source, passes = self._source(m, steps[7], bank, from_gradients)
         self._operands(m, steps[7], source, passes, turned)
-        m.d.comb += [self.done.eq(steps[8]), self.last.eq(steps[8].last), self.probed_vector.eq(source),
+        m.d.comb += [self.done.eq(steps[8]), self.last.eq(steps[8].last), self.source.eq(source),
                      self.probed_weight.eq(turned[0])]
         return m
 
@@ -98,7 +100,7 @@ class Operands(wiring.Component):
         m.d.sync += [
             y.eq(Mux(halve_source, step.y >> 1, step.y)), x.eq(Mux(halve_source, step.x >> 1, step.x)),
             tile_y.eq(step.tile.y >> command.pool_source), tile_x.eq(step.tile.x >> command.pool_source),
-            base.eq(step.channel + alternate)]
+            base.eq(step.channel + Mux(step.add, 0, alternate))]
         m.d.sync += [
             row.eq(y * pitch), column.eq(base + x),
             gradient_row.eq(tile_y * command.gradient_x), gradient_column.eq(then.tile.out + tile_x),

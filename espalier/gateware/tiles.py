@@ -85,11 +85,11 @@ class TileCounter(wiring.Component):
             m.d.sync += active.eq(1)
         with m.Elif(step):
             m.d.sync += active.eq(~o.tile.final)
-        self._addresses(m, step, window.done, block_done)
+        self._addresses(m, step, window.done, columns.done, block_done)
         return m
 
-    def _addresses(self, m: Module, step: Signal, window_done: Signal, block_done: Signal) -> None:
-        """Where a tile's results go: one place further with each window, a block further with each block."""
+    def _addresses(self, m: Module, step: Signal, window_done: Signal, row_done: Signal, block_done: Signal) -> None:
+        """Where a tile's results go: further with each window, with each row, and with each block."""
         command, o = self.command, self.o.p
         table, slots = Signal.like(o.table), Signal.like(o.table)
         out, mask, block_out, block_mask = (Signal.like(field) for field in (o.tile.out, o.tile.mask) * 2)
@@ -104,7 +104,8 @@ class TileCounter(wiring.Component):
             m.d.sync += [table.eq(table + slots), out.eq(next_out), block_out.eq(next_out),
                          mask.eq(next_mask), block_mask.eq(next_mask)]
         with m.Elif(step & window_done):
-            m.d.sync += [out.eq(out + 1), mask.eq(mask + 1)]
+            further = Mux(row_done, command.out_skip, command.out_step)
+            m.d.sync += [out.eq(out + further), mask.eq(mask + further)]
 
 
 class ReachFinder(wiring.Component):
@@ -130,7 +131,7 @@ class ReachFinder(wiring.Component):
         update, whole, by_rows = Signal(), Signal(2), Signal(2)  # one bit for each of cycles 3 and 4
         m.d.sync += [update.eq(command.opcode == Opcode.UPDATE),
                      whole.eq(Cat(update | inside["y"] & inside["x"], whole[0])),
-                     by_rows.eq(Cat(~update & ~inside["x"], by_rows[0]))]
+                     by_rows.eq(Cat(~update & ~inside["x"] & (low["y"] != end["y"]), by_rows[0]))]
         more = Signal(TAP)
         m.d.sync += [more.eq(end["y"] - low["y"] - 1), o.more.eq(Mux(by_rows[0], more, 0))]
         self._pointers(m, low["y"], end["y"], place[3].table, whole[0])
@@ -143,14 +144,15 @@ class ReachFinder(wiring.Component):
 
     def _taps(self, m: Module, axis: str, tile: Value) -> tuple[Value, Value, Value]:
         """The first tap inside, the one after the last, and whether all are; two cycles after ``tile``."""
-        source, kernel, pad = (self.command[f"{name}_{axis}"] for name in ("source", "kernel", "pad"))
+        source, kernel, pad, stride = (self.command[f"{name}_{axis}"] for name in ("source", "kernel", "pad", "stride"))
+        at = (tile << stride)[:COORDINATE_BITS]
         distance = signed(COORDINATE_BITS + 2)
         border, slack = Signal(distance), Signal(distance)  # beyond which tiles lack their last taps
         origin, after, room = Signal(distance), Signal(distance), Signal(distance)
         low, end, inside = Signal(TAP), Signal(TAP), Signal()
-        m.d.sync += [border.eq(source + pad), slack.eq(source + pad - kernel), origin.eq(tile - pad),
-                     after.eq(border - tile), room.eq(slack - tile)]
-        m.d.sync += [low.eq(Mux(origin < 0, -origin, 0)), end.eq(Mux(room < 0, after, kernel)),
+        m.d.sync += [border.eq(source + pad), slack.eq(source + pad - kernel), origin.eq(at - pad),
+                     after.eq(border - at), room.eq(slack - at)]
+        m.d.sync += [low.eq(Mux(origin < 0, -origin, 0)), end.eq(Mux(after < 0, 0, Mux(room < 0, after, kernel))),
                      inside.eq((origin >= 0) & (room >= 0))]
         return low, end, inside
 

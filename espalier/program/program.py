@@ -32,6 +32,8 @@ class Command:
         Taps and top-left padding of the convolution as this phase runs it (BP: mirrored).
     source_y, source_x, out_y, out_x : int
         Size of the map read through the taps, and of the map of tiles (before pooling).
+    stride_y, stride_x : int
+        FP, WU: the stride, as a power of two.
     source_plane : int
         Vectors between two source channels in the activation memory.
     pool_source, pool_out : int
@@ -45,6 +47,12 @@ class Command:
     out_base, out_block, out_plane : int
         Where results go: FP activation address, BP gradient address; steps per block and per row. WU:
         the gradient that is multiplied.
+    out_step, out_skip : int
+        FP, BP: from a result's address to that of the next in its row, and from the last of a row to the next row's
+        first. BP of a strided layer is one command for each phase of its map.
+    add, add_offset : int
+        FP, BP: whether a stored vector is added to each result, and how far behind the result's address it lies
+        (modulo the addresses that there are).
     mask_base : int
         BP: the activations that the results are gradients of (for their pool codes and signs).
     rectify : int
@@ -53,6 +61,8 @@ class Command:
         Requantisation: shift, and the largest word.
     gradient_shift, weight_width, rate*, momentum*, decay* : int
         WU: to the 32-bit gradient, and the factors of numerics.update.BufferedSgd.
+    diagonal : int
+        WU: of each block only the weights with i = j are there (a depthwise layer).
     classes, logit_frac, gradient_frac, gradient_width, hinge : int
         Loss unit.
     """
@@ -71,6 +81,8 @@ class Command:
     source_x: int = 0
     out_y: int = 0
     out_x: int = 0
+    stride_y: int = 0
+    stride_x: int = 0
     source_plane: int = 0
     pool_source: int = 0
     pool_out: int = 0
@@ -80,12 +92,17 @@ class Command:
     out_base: int = 0
     out_block: int = 0
     out_plane: int = 0
+    out_step: int = 0
+    out_skip: int = 0
+    add: int = 0
+    add_offset: int = 0
     mask_base: int = 0
     rectify: int = 0
     shift: int = 0
     limit: int = 0
     gradient_shift: int = 0
     weight_width: int = 0
+    diagonal: int = 0
     rate: int = 0
     rate_shift: int = 0
     momentum: int = 0
@@ -163,6 +180,8 @@ class Program:
         Segment pointers into ``entries``.
     addresses : mapping of name to array
         For each parameter, the place ``column * rows + bank`` of each weight, -1 where it is dead.
+    constants : mapping of int to array
+        The places of weights that are no parameters, by their word.
     weight_formats : mapping of name to Fixed
     placements : tuple of Placement
         Of all activations and gradients, in the order in which they come to be.
@@ -176,6 +195,7 @@ class Program:
     entries: tuple[Entry, ...]
     table: tuple[int, ...]
     addresses: Mapping[str, NDArray[np.int64]] = field(repr=False)
+    constants: Mapping[int, NDArray[np.int64]] = field(repr=False)
     weight_formats: Mapping[str, Fixed]
     placements: tuple[Placement, ...]
     image: tuple[int, int, int]
@@ -192,6 +212,8 @@ class Program:
         """The weight, master and momentum memories (``column * rows + bank``) for a parameter state."""
         depth = self.machine.master_depth
         images = {kind: np.zeros(depth, dtype=np.int64) for kind in ("weights", "masters", "momenta")}
+        for word, places in self.constants.items():
+            images["weights"][places] = word
         for name, addresses in self.addresses.items():
             live = addresses >= 0
             for kind, key in (("weights", name), ("masters", f"{name}.master"), ("momenta", f"{name}.momentum")):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import IntEnum
 
-from espalier.arch.machine import COORDINATE_BITS, KERNEL_BITS, Machine
+from espalier.arch.machine import COORDINATE_BITS, KERNEL_BITS, MAX_STRIDE_SHIFT, Machine
 
 BUS_BITS = 32      #: bits of a host data word
 SPACE_SHIFT = 28   #: a host address is ``space << SPACE_SHIFT | offset``
+STRIDE_BITS = MAX_STRIDE_SHIFT.bit_length()
 
 
 class Opcode(IntEnum):
@@ -80,12 +81,14 @@ def command_fields(machine: Machine) -> dict[str, int]:
         "last_rows": bits_for(machine.rows + 1), "bias": 1,
         "kernel_y": KERNEL_BITS + 1, "kernel_x": KERNEL_BITS + 1, "pad_y": KERNEL_BITS + 1, "pad_x": KERNEL_BITS + 1,
         "source_y": size, "source_x": size, "out_y": size, "out_x": size,
+        "stride_y": STRIDE_BITS, "stride_x": STRIDE_BITS,
         "source_plane": activation, "pool_source": 1, "pool_out": 1, "gradient_x": size,
         "alternate": activation, "one": machine.word_bits,
         "out_base": address, "out_block": address, "out_plane": activation,
+        "out_step": bits_for((1 << MAX_STRIDE_SHIFT) + 1), "out_skip": address, "add": 1, "add_offset": address,
         "mask_base": activation, "rectify": 1,
         "shift": 6, "limit": machine.word_bits,
-        "gradient_shift": 6, "weight_width": 5,
+        "gradient_shift": 6, "weight_width": 5, "diagonal": 1,
         "rate": 16, "rate_shift": 6, "momentum": 16, "momentum_shift": 6, "decay": 16, "decay_shift": 6,
         "classes": bits_for(machine.max_classes + 1), "logit_frac": 5, "gradient_frac": 5, "gradient_width": 5,
         "hinge": 1,

@@ -2,7 +2,7 @@
 
 The rules that the engine makes, beside those of ``ir/verify.py``:
 
-- A rectifier, a max pool, a concatenation and a reshape keep the format of their inputs, and so do their
+- A rectifier, a max pool, a sum, a concatenation and a reshape have the format of their inputs, and so do their
   gradients: these values form one *family* with one format.
 - What only a clipped rectifier reads needs no more range than the clipped result: saturation does the same.
   A format that holds the bound has room enough.
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from espalier.errors import FormatError
 from espalier.ir.differentiate import differentiate, gradient_name
 from espalier.ir.graph import Graph
-from espalier.ir.ops import ClippedRelu, Concat, Conv2d, Linear, MaxPool, Op, Relu, Reshape
+from espalier.ir.ops import Add, ClippedRelu, Concat, Conv2d, Linear, MaxPool, Op, Relu, Reshape
 from espalier.ir.types import Format, Value
 from espalier.ir.verify import verify
 from espalier.numerics.fixed import Fixed
@@ -223,8 +223,13 @@ def holding_frac(low: float, high: float, width: int, headroom: int = 0) -> int:
     return max(COARSEST, min(FINEST, math.floor(-math.log2(largest)) - headroom))
 
 
-def _keeps_format(op: Op) -> bool:
+def _keeps_words(op: Op) -> bool:
+    """Whether the words of the result are words of the inputs, or nearer to zero."""
     return isinstance(op, Relu | ClippedRelu | MaxPool | Concat | Reshape)
+
+
+def _shares_format(op: Op) -> bool:
+    return isinstance(op, Add) or _keeps_words(op)
 
 
 def _clipped(graph: Graph, ranges: Ranges) -> Ranges:
@@ -244,7 +249,7 @@ def _bounds(graph: Graph) -> dict[str, int]:
             found[op.out.name] = op.bound
             if graph.users(op.x) == (op,) and op.x not in graph.outputs:
                 found[op.x.name] = op.bound
-        elif _keeps_format(op) and all(value.name in found for value in op.inputs):
+        elif _keeps_words(op) and all(value.name in found for value in op.inputs):
             found[op.out.name] = max(found[value.name] for value in op.inputs)
     return found
 
@@ -259,7 +264,7 @@ def _joined(graph: Graph) -> _Families:
     """The values of an inference graph that share a fraction length."""
     families = _Families()
     for op in graph.ops:
-        for value in op.inputs if _keeps_format(op) else ():
+        for value in op.inputs if _shares_format(op) else ():
             families.join(value.name, op.out.name)
         if isinstance(op, Conv2d | Linear) and op.b is not None:
             families.join(op.w.name, op.b.name)
@@ -269,7 +274,7 @@ def _joined(graph: Graph) -> _Families:
 def _joined_gradients(graph: Graph) -> _Families:
     families = _Families()
     for op in graph.ops:
-        for value in op.inputs if _keeps_format(op) else ():
+        for value in op.inputs if _shares_format(op) else ():
             families.join(gradient_name(op.out.name), gradient_name(value.name))
         if isinstance(op, Conv2d | Linear) and op.b is not None:
             families.join(gradient_name(op.w.name), gradient_name(op.b.name))

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from espalier.arch.machine import Machine
 from espalier.compiler.legalise import Layer, legalise
+from espalier.compiler.lists import weight_numbers
 from espalier.compiler.pipeline import compile_program
 from espalier.engines.base import Network
 from espalier.ir.differentiate import differentiate, gradient_name
 from espalier.ir.graph import Graph
-from espalier.ir.ops import Conv2d, Linear, MaxPool, Op, Relu, Reshape
+from espalier.ir.ops import Add, AveragePool, Conv2d, GlobalAveragePool, Linear, MaxPool, Op, Relu, Reshape
 from espalier.ir.types import Format, TensorType, Value
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.live import block_grid, expand_blocks
@@ -99,6 +100,18 @@ class Chain:
         shape = (self.x.shape[0], *window.out_size(*self.x.shape[1:]))
         return self.append(MaxPool(self._same("pool", shape), self.x, window))
 
+    def add(self, other: Value) -> Chain:
+        """The sum of the end and of an earlier value, in the end's formats."""
+        return self.append(Add(self._same("sum", self.x.shape), self.x, other))
+
+    def average(self, window: Window | None = None, formats: Formats | None = None) -> Chain:
+        """The mean under ``window``, or of the whole map."""
+        formats = formats or Formats()
+        size = (1, 1) if window is None else window.out_size(*self.x.shape[1:])
+        result = self.value(f"mean{len(self.ops)}", (self.x.shape[0], *size), formats.result, formats.gradient)
+        return self.append(GlobalAveragePool(result, self.x) if window is None else
+                           AveragePool(result, self.x, window))
+
     def graph(self, name: str = "net") -> Graph:
         return Graph(name, (self.image,), tuple(self.parameters), tuple(self.ops), (self.x,))
 
@@ -119,9 +132,12 @@ def random_live(rng: np.random.Generator, chain: Chain, rows: int, densities: Ma
     """Random live blocks of ``rows × rows`` at a density, which may be given by layer; biases all live."""
     live = all_live(chain)
     for layer in chain.layers():
+        if layer.weight is None:
+            continue
         density = densities if isinstance(densities, float) else densities[layer.name]
         blocks = rng.random(block_grid(layer.weight_shape, rows)) < density
-        live[layer.weight] = expand_blocks(blocks, rows, layer.weight_shape).reshape(live[layer.weight].shape)
+        weights, numbers = expand_blocks(blocks, rows, layer.weight_shape), weight_numbers(layer)
+        live[layer.weight].reshape(-1)[numbers[numbers >= 0]] = weights[numbers >= 0]
     return live
 
 

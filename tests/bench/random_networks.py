@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from espalier.arch.machine import Machine
 from espalier.engines.base import Network
 from espalier.errors import FitError, GraphError
+from espalier.ir.differentiate import gradient_name
 from espalier.ir.text import dump
+from espalier.numerics.activation import AVERAGE_FRAC
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.update import GRADIENT_BITS, Factor
+from espalier.numerics.window import Window
 
 MAX_LOGIT_FRAC = 16
 
@@ -90,14 +93,31 @@ def factors(draw) -> dict[str, Factor]:
 
 
 @st.composite
-def convolved(draw, chain: Chain, bias: bool, formats: Formats) -> None:
-    """Append a convolution, rectified and pooled or not."""
-    size = chain.x.shape[1:]
-    kernel = tuple(draw(st.integers(1, 5)) for _ in size)
-    pad = [draw(st.integers(0, kernel[axis % 2] - 1)) for axis in range(4)]
+def windows(draw, size: tuple[int, ...], dilations: tuple[int, ...] = (1, 1, 1, 2)) -> Window:
+    """A window that fits a map of ``size``."""
+    kernel, stride, dilation = (tuple(draw(st.sampled_from(values)) for _ in size)
+                                for values in ((1, 2, 3, 3, 4, 5), (1, 1, 1, 2, 2, 4), dilations))
+    taps = [(kernel[axis] - 1) * dilation[axis] + 1 for axis in (0, 1)]
+    pad = tuple(draw(st.integers(0, taps[axis % 2] - 1)) for axis in range(4))
     for axis, length in enumerate(size):
-        assume(length + pad[axis] + pad[axis + 2] >= kernel[axis])
-    chain.conv(draw(st.integers(1, 9)), kernel, tuple(pad), bias=bias, formats=formats)
+        room = length + pad[axis] + pad[axis + 2] - taps[axis]
+        assume(room >= 0 and (stride[axis] <= length or room < stride[axis]))
+    return Window(kernel, stride, pad, dilation)
+
+
+@st.composite
+def convolved(draw, chain: Chain, rows: int, bias: bool, formats: Formats) -> None:
+    """Append a convolution, rectified and pooled or not."""
+    channels = chain.x.shape[0]
+    groups = draw(st.sampled_from([1, 1, 1, channels, 2]))
+    if groups == 2:
+        assume(channels % (2 * rows) == 0)
+    outs = channels if groups == channels > 1 else groups * (rows if groups == 2 else draw(st.integers(1, 9)))
+    window = draw(windows(chain.x.shape[1:]))
+    if not any(size % 2 for size in chain.x.shape[1:]) and draw(st.booleans()):  # the result can be pooled
+        taps = draw(st.sampled_from([1, 3, 5]))
+        window = Window((taps, taps), pad=(taps // 2,) * 4)
+    chain.conv(outs, window.kernel, bias=bias, formats=formats, window=window, groups=groups)
     steps = [chain.relu] if draw(st.booleans()) else []
     if not (chain.x.shape[1] % 2 or chain.x.shape[2] % 2) and draw(st.booleans()):
         steps.insert(draw(st.integers(0, len(steps))), chain.pool)
@@ -106,10 +126,50 @@ def convolved(draw, chain: Chain, bias: bool, formats: Formats) -> None:
 
 
 @st.composite
-def chains(draw, word_bits: int, hinge: bool) -> Chain:
-    """Up to two convolutions, then up to two linear layers."""
+def added(draw, chain: Chain, word_bits: int) -> None:
+    """Append a sum of the end and of one or two layers on it, with a projection or without."""
+    start, gradient = chain.x, chain.gradient_formats[gradient_name(chain.x.name)]
+    width = draw(widths(word_bits))
+    formats = Formats(weight=Fixed.of(width, draw(st.integers(max(0, width - 4), width + 1))), result=start.format,
+                      gradient=gradient, weight_gradient=Fixed.of(GRADIENT_BITS, start.format.frac + gradient.frac - 2))
+    stride = draw(st.sampled_from([1, 2])) if min(start.shape[1:]) > 1 else 1
+    channels = start.shape[0] if stride == 1 else draw(st.integers(1, 9))
+
+    def convolution(kernel: int, step: int, made: int) -> None:
+        pad = kernel // 2
+        chain.conv(made, (kernel, kernel), bias=False, formats=formats,
+                   window=Window((kernel, kernel), (step, step), (pad,) * 4))
+
+    if draw(st.booleans()):
+        convolution(3, 1, draw(st.integers(1, 5)))
+        if draw(st.booleans()):
+            chain.relu()
+    convolution(draw(st.sampled_from([1, 3])), stride, channels)
+    inner = chain.x
+    if stride > 1 or draw(st.booleans()):
+        chain.x = start
+        convolution(1, stride, channels)
+        chain.add(inner)
+    else:
+        chain.add(start)
+    if draw(st.booleans()):
+        chain.relu()
+
+
+@st.composite
+def averaged(draw, chain: Chain, formats: Formats, source_gradient: Fixed) -> None:
+    """Append an average pool, of a window or of the whole map, that gives no more fraction bits than it has."""
+    assume(formats.result.frac <= chain.x.format.frac + AVERAGE_FRAC)
+    assume(source_gradient.frac <= formats.gradient.frac + AVERAGE_FRAC)
+    chain.average(None if draw(st.booleans()) else draw(windows(chain.x.shape[1:], (1,))), formats)
+
+
+@st.composite
+def chains(draw, word_bits: int, rows: int, hinge: bool) -> Chain:
+    """Up to two convolutions, with sums behind them or without, a mean or none, then up to two linear layers."""
     convolutions, linears = draw(st.sampled_from([2, 1, 0, 1, 2])), draw(st.integers(1, 2))
-    biases = [draw(st.booleans()) for _ in range(convolutions + linears)]
+    means = int(convolutions > 0 and draw(st.booleans()))
+    biases = [draw(st.booleans()) for _ in range(convolutions + means + linears)]
     image = draw(activation_formats(word_bits, biased=biases[0]))
     chain = Chain((draw(st.integers(1, 5)), draw(st.integers(1, 8)), draw(st.integers(1, 8))), image)
     source_gradient: Fixed | None = None
@@ -118,7 +178,12 @@ def chains(draw, word_bits: int, hinge: bool) -> Chain:
         formats = draw(layer_formats(word_bits, chain.x.format, next_biased=not last and biases[k + 1], last=last,
                                      hinge=hinge, source_gradient=source_gradient))
         if k < convolutions:
-            draw(convolved(chain, bias, formats))
+            draw(convolved(chain, rows, bias, formats))
+            if draw(st.booleans()):
+                draw(added(chain, word_bits))
+        elif k < convolutions + means:
+            assert source_gradient is not None, "a convolution came first"
+            draw(averaged(chain, formats, source_gradient))
         else:
             chain.linear(draw(st.integers(2, 12)), bias=bias, formats=formats)
             if not last and draw(st.booleans()):
@@ -131,13 +196,13 @@ def chains(draw, word_bits: int, hinge: bool) -> Chain:
 def examples(draw, machine: Machine) -> Example:
     """A random network compiled for ``machine``; networks that the machine cannot hold are not drawn."""
     loss = draw(st.sampled_from(["softmax_cross_entropy", "square_hinge"]))
-    chain = draw(chains(machine.word_bits, loss == "square_hinge"))
+    chain = draw(chains(machine.word_bits, machine.rows, loss == "square_hinge"))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     layers = chain.layers()
     choices = draw(st.sampled_from([(1.0,), (1.0, 0.8, 0.6), (1.0, 0.9, 0.5, 0.2, 0.0)]))  # dead layers kill gradients
     densities = {layer.name: draw(st.sampled_from(choices)) for layer in layers}
     live = random_live(rng, chain, machine.rows, densities)
-    rules = rules_of(chain, {layer.name: draw(factors()) for layer in layers})
+    rules = rules_of(chain, {layer.name: draw(factors()) for layer in layers if layer.weight is not None})
     state = random_state(rng, chain, live, draw(st.sampled_from([0.3, 0.05, 2.0])))
     try:
         network = compiled(chain, machine, live=live, rules=rules, loss=loss)

@@ -28,7 +28,7 @@ def chain():
 def blocks_of(chain, live, rows):
     found = []
     for layer in chain.layers():
-        found.append(layer_blocks(layer, live[layer.weight], rows, found[-1].columns if found else 0))
+        found.append(layer_blocks(layer, live, rows, found[-1].columns if found else 0))
     return tuple(found)
 
 

@@ -1,13 +1,16 @@
 import re
 
+import numpy as np
 import pytest
 from bench.networks import ACTIVATION, GRADIENT, POOL, Chain, Formats
 
 from espalier.compiler.legalise import legalise
+from espalier.compiler.lists import weight_numbers
 from espalier.errors import UnsupportedError
 from espalier.ir.differentiate import differentiate, gradient_name
 from espalier.ir.ops import Add, Conv2d, Relu, Reshape
 from espalier.ir.types import FLOAT
+from espalier.numerics.activation import average_reciprocal
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.window import Window
 
@@ -59,7 +62,8 @@ def test_input_shape_wrong():
 def test_operation_wrong():
     chain = image().conv(4, (1, 1))
     chain.append(Add(chain.value("sum", chain.x.shape, ACTIVATION, GRADIENT), chain.x, chain.x)).linear(3)
-    refused(chain, "Layer 'sum' (Add) does not run on this engine: it takes Conv2d, Linear, Relu, MaxPool and Reshape")
+    refused(chain, "Layer 'sum' (Add) must add the results of two layers, and the later of them must have no "
+                   "rectifier, pool or sum of its own")
 
 
 def test_branch_wrong():
@@ -67,8 +71,8 @@ def test_branch_wrong():
     before = chain.x
     chain.relu()
     chain.append(Relu(chain.value("other", before.shape, ACTIVATION, GRADIENT), before)).linear(3)
-    refused(chain, "Layer 'other' does not read the layer before it: this engine runs plain chains of layers, "
-                   "without branches")
+    refused(chain, "Layers 'conv0.relu' and 'other' both read 'conv0', which this engine does not keep, for it is "
+                   "fused to the first of them")
 
 
 def test_reshape_wrong():
@@ -108,7 +112,7 @@ def test_gradient_format_changes_wrong(name):
     """Also in the middle of the chain, where both ends are the same."""
     graph = changed(image().conv(4, (3, 3), (1, 1, 1, 1)).relu().pool().linear(3), name, gradient=Fixed.of(8, 4))
     with pytest.raises(UnsupportedError, match=r"^The gradient of 'conv0.*' must have one format through rectifier, "
-                                               r"pool and reshape, and has fixed<.*> and then fixed<.*>$"):
+                                               r"pool, sum and reshape, and has fixed<.*> and then fixed<.*>$"):
         legalise(graph)
 
 
@@ -147,16 +151,87 @@ def test_flattened_convolution_wrong():
     chain.parameters.append(weight)
     out = chain.value("late", (4, 1, 1), ACTIVATION, GRADIENT)
     chain.append(Conv2d(out, chain.x, weight, None, Window((1, 1)))).linear(3)
-    refused(chain, "Layer 'late' is a convolution on a flattened map")
+    refused(chain, "Layer 'late' reads a flattened map, as only linear layers can")
 
 
-@pytest.mark.parametrize(("window", "groups", "told"), [
-    (Window((3, 3), (2, 1)), 1, "groups 1, stride (2, 1), dilation (1, 1)"),
-    (Window((3, 3), dilation=(1, 2)), 1, "groups 1, stride (1, 1), dilation (1, 2)"),
-    (Window((3, 3)), 3, "groups 3, stride (1, 1), dilation (1, 1)")])
-def test_convolution_options_wrong(window, groups, told):
-    refused(image().conv(6, (3, 3), window=window, groups=groups).linear(3),
-            f"Layer 'conv0' has {told}: this engine runs convolutions with all of them 1")
+@pytest.mark.parametrize(("window", "size"), [
+    (Window((1, 1), (3, 1)), (8, 8)), (Window((1, 1), (1, 16)), (8, 40)),
+    (Window((3, 1), (4, 1), (2, 0, 2, 0)), (3, 8))])
+def test_stride_wrong(window, size):
+    refused(image(*size).conv(6, window.kernel, window=window).linear(3),
+            f"Layer 'conv0' has a stride of {window.stride} on a {size} map: this engine takes strides that are powers "
+            f"of two up to 8, and no larger than the map")
+
+
+def test_stride_does_not_matter_to_a_single_result():
+    first, = image(2, 8).conv(4, (2, 2), window=Window((2, 2), (3, 2))).linear(3).layers()[:1]
+    assert first.stride == (1, 2)
+
+
+def test_dilation_and_groups():
+    """Taps and groups that are not there are weights without an element."""
+    chain = image().conv(6, (3, 2), window=Window((3, 2), dilation=(2, 1)), groups=3).linear(3)
+    layer, = chain.layers()[:1]
+    assert (layer.weight_shape, layer.groups, layer.depthwise) == ((6, 3, 5, 2), 3, False)
+    numbers = weight_numbers(layer)
+    weights = np.random.default_rng(0).normal(size=(6, 1, 3, 2))
+    expected = np.zeros(layer.weight_shape)
+    for out in range(6):
+        expected[out, out // 2, ::2] = weights[out, 0]
+    np.testing.assert_array_equal(np.where(numbers >= 0, weights.reshape(-1)[numbers], 0), expected)
+
+
+def residual(*, before=(), after=()):
+    """A block with an identity around it; ``before`` and ``after`` the sum, methods of the chain."""
+    chain = image().conv(4, (1, 1)).relu()
+    start = chain.x
+    chain.conv(4, (3, 3), (1, 1, 1, 1))
+    for name in before:
+        getattr(chain, name)()
+    chain.add(start)
+    for name in after:
+        getattr(chain, name)()
+    return chain.linear(3)
+
+
+def test_sum_is_fused_to_the_later_of_its_layers():
+    layers = residual(after=["relu"]).layers()
+    assert [(layer.x, layer.addend, layer.out, layer.rectify) for layer in layers] == [
+        ("image", None, "conv0.relu", True), ("conv0.relu", "conv0.relu", "conv2.sum.relu", True),
+        ("conv2.sum.relu", None, "linear6", False)]
+
+
+@pytest.mark.parametrize("chain", [residual(before=["relu"]), image().conv(3, (1, 1)).add(image().image).linear(3)])
+def test_sum_wrong(chain):
+    name = next(op.out.name for op in chain.ops if isinstance(op, Add))
+    refused(chain, f"Layer '{name}' (Add) must add the results of two layers, and the later of them must have no "
+                   f"rectifier, pool or sum of its own")
+
+
+def test_pool_of_a_sum_wrong():
+    refused(residual(after=["pool"]), "Layer 'conv2.sum.pool' pools (2, 2) with stride (2, 2) on a 8×8 map: this "
+                                      "engine pools 2×2 with stride 2 on even maps, once a layer, not behind a sum")
+
+
+def test_what_is_fused_is_not_kept_wrong():
+    chain = image().conv(3, (1, 1))
+    inner = chain.x
+    chain.relu()
+    chain.x = inner
+    refused(chain.conv(3, (1, 1)).linear(3), "Layers 'conv0.relu' and 'conv2' both read 'conv0', which this engine "
+                                             "does not keep, for it is fused to the first of them")
+
+
+def test_average_is_a_depthwise_convolution_by_a_constant():
+    """Without the zeros at the end of its word, as long as no result is finer than the products."""
+    chain = image().conv(4, (1, 1)).average(Window((2, 2), (2, 2))).average().linear(3)
+    layers = chain.layers()
+    assert [(layer.weight, layer.constant, layer.weight_format.frac, layer.weight_shape, layer.groups, layer.stride)
+            for layer in layers[1:3]] == [(None, 1, 2, (4, 4, 2, 2), 4, (2, 2)), (None, 1, 4, (4, 4, 4, 4), 4, (1, 1))]
+    fine = Formats(result=Fixed.of(16, ACTIVATION.frac + 3))
+    layer = image().conv(4, (1, 1)).average(Window((2, 2), (2, 2)), fine).linear(3, bias=False).layers()[1]
+    assert (layer.constant, layer.weight_format.frac) == (2, 3)
+    assert image(3, 3).conv(4, (1, 1)).average().linear(3).layers()[1].constant == average_reciprocal(9) >> 1
 
 
 @pytest.mark.parametrize("axis", range(4))
@@ -185,13 +260,14 @@ def test_map_size_wrong():
     (POOL, (8, 7), "pools (2, 2) with stride (2, 2) on a 8×7 map")])
 def test_pool_wrong(window, size, told):
     refused(image(*size).conv(2, (1, 1)).pool(window).linear(3),
-            f"Layer 'conv0.pool' {told}: this engine pools 2×2 with stride 2 on even maps, once a layer")
+            f"Layer 'conv0.pool' {told}: this engine pools 2×2 with stride 2 on even maps, once a layer, not behind a "
+            f"sum")
 
 
 def test_second_pool_wrong():
     refused(image().conv(2, (1, 1)).pool().pool().linear(3),
             "Layer 'conv0.pool.pool' pools (2, 2) with stride (2, 2) on a 8×8 map: this engine pools 2×2 with stride 2 "
-            "on even maps, once a layer")
+            "on even maps, once a layer, not behind a sum")
 
 
 @pytest.mark.parametrize(("logits", "gradient", "loss"), [

@@ -21,7 +21,7 @@ def blocks(draw):
     live = random_live(rng, chain, rows, draw(st.sampled_from([0.0, 0.2, 0.8, 1.0])))
     layer = chain.layers()[0]
     column = draw(st.integers(0, 100))
-    return layer_blocks(layer, live[layer.weight], rows, column), live[layer.weight], column
+    return layer_blocks(layer, live, rows, column), live[layer.weight], column
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -46,7 +46,7 @@ def test_lists_hold_the_live_blocks(found):
 def test_addresses_are_unique_and_skewed(found):
     item, live, _ = found
     addresses = item.addresses()
-    places = addresses[item.layer.weight]
+    places = addresses[item.layer.weight].reshape(live.shape)
     assert np.array_equal(places >= 0, live)
     every = np.concatenate([a[a >= 0] for a in addresses.values()])
     assert len(np.unique(every)) == len(every)
@@ -61,7 +61,7 @@ def test_addresses_are_unique_and_skewed(found):
 def test_columns_and_rows_are_read_in_one_cycle(found):
     """A block's column is one address in all banks, its row one address in each bank."""
     item, _, _ = found
-    places, rows = item.addresses()[item.layer.weight], item.rows
+    places, rows = item.addresses()[item.layer.weight].reshape(item.layer.weight_shape), item.rows
     for b in item.blocks:
         block = places[b.out * rows: (b.out + 1) * rows, b.source * rows: (b.source + 1) * rows, b.ky, b.kx]
         for j in range(block.shape[1]):
@@ -72,8 +72,8 @@ def test_columns_and_rows_are_read_in_one_cycle(found):
 
 def test_part_of_a_block_wrong():
     chain = Chain((4, 3, 3)).conv(4, (1, 1)).linear(2)
-    live = all_live(chain)["conv0.weight"]
-    live[1, 2] = False
+    live = all_live(chain)
+    live["conv0.weight"][1, 2] = False
     sentence = ("The live weights of 'conv0.weight' are not whole 2×2 blocks: prune in blocks of 2, or compile for a "
                 "machine with rows = 1")
     with pytest.raises(FitError, match=f"^{re.escape(sentence)}$"):

@@ -30,13 +30,13 @@ def disjoint(spans):
 def test_live_tensors_do_not_overlap(layers, rows):
     memory = place(layers, rows)
     activations = [(0, 2 * vectors(layers[0].in_shape))]  # two groups of images
-    activations += [(base, base + vectors(layer.out_shape))
-                    for base, layer in zip(memory.activations[1:], layers, strict=True)]
-    assert memory.activations[0] == 0
+    activations += [(memory.activations[layer.out], memory.activations[layer.out] + vectors(layer.out_shape))
+                    for layer in layers]
+    assert memory.activations["image"] == 0
     assert disjoint(activations)  # all live from FP to BP
     assert max(end for _, end in activations) == memory.activation_depth
-    gradients = [(base, base + bank_vectors(layer.out_shape, rows))
-                 for base, layer in zip(memory.gradients, layers, strict=True)]
+    gradients = [(memory.gradients[layer.out], memory.gradients[layer.out] + bank_vectors(layer.out_shape, rows))
+                 for layer in layers]
     assert all(disjoint(pair) for pair in itertools.pairwise(gradients))  # source and result of one BP
     assert all(start >= 0 and end <= memory.gradient_depth for start, end in gradients)
 
@@ -45,5 +45,5 @@ def test_gradient_depth_is_what_the_largest_neighbours_need():
     layers = Chain((1, 8, 8)).conv(3, (1, 1)).conv(5, (1, 1)).conv(2, (1, 1)).linear(7).layers()
     memory = place(layers, 2)
     assert [bank_vectors(layer.out_shape, 2) for layer in layers] == [2 * 64, 3 * 64, 64, 4]
-    assert (memory.gradient_depth, memory.gradients) == (5 * 64, (0, 128, 0, 316))
-    assert memory.activations == (0, 128, 128 + 192, 128 + 512, 128 + 640)
+    assert (memory.gradient_depth, tuple(memory.gradients.values())) == (5 * 64, (192, 0, 256, 0))
+    assert tuple(memory.activations.values()) == (0, 128, 128 + 192, 128 + 512, 128 + 640)

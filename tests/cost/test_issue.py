@@ -8,21 +8,22 @@ from hypothesis import strategies as st
 from espalier.cost.issue import Stopwatch
 from espalier.cost.work import Loop, Tile
 
-DEPTH, CREDIT = 16, 2
+DEPTH, CREDIT, ADD = 16, 2, 8
 FILL = 15  #: from the first tile's setting out to its block's being there, where no segment is empty
 Segments = tuple[tuple[int, ...], ...]
 Spelled = tuple[int, Segments]  #: a tile: its rows, and the steps of the blocks of each segment
 
 
-def cycles(*tiles: Spelled) -> int:
-    return Stopwatch().cycles(Loop(tuple(Tile.of(rows, segments) for rows, segments in tiles)))
+def cycles(*tiles: Spelled, adds: bool = False) -> int:
+    return Stopwatch(adds=adds).cycles(Loop(tuple(Tile.of(rows, segments) for rows, segments in tiles)))
 
 
-def through_all_queues(tiles: list[Spelled]) -> int:
+def through_all_queues(tiles: list[Spelled], adds: bool) -> int:
     """Cycles from when the first block can be taken to the last step; every item of all three queues."""
     tile = segment = fetch = -1  # when the last one set out
     tiles_taken, segments_taken, blocks_taken = ([-100] * DEPTH for _ in range(3))
     done = end = -100  # of the last block, and of the last tile with the rows that it needs
+    holes: set[int] = set()  # cycles in which no step is made
     for rows, segments in tiles:
         tile = max(tile + 1, tiles_taken[-DEPTH] + CREDIT)
         tiles_taken.append(max(tile + 5, segment))
@@ -36,9 +37,15 @@ def through_all_queues(tiles: list[Spelled]) -> int:
                 fetch = max(fetch + 1, found, blocks_taken[-DEPTH] + CREDIT)
                 if steps:
                     blocks_taken.append(max(fetch + 5, done))
-                    done = blocks_taken[-1] + steps
-        end = done = max(done, end)
-        end += rows
+                    done = blocks_taken[-1]
+                    for _ in range(steps):
+                        done += 1
+                        while done in holes:
+                            done += 1
+        while done < end or done in holes:
+            done += 1
+        end = done + rows
+        holes |= {*range(done + ADD, end + ADD)} if adds else set()
     return done - FILL
 
 
@@ -75,6 +82,13 @@ def test_credit_bounds_how_far_ahead_the_fetcher_is() -> None:
     assert cycles((1, ((10,) * 18,)), (1, ((),) * 200 + ((1,),))) == 22 + 200 + 5 + 1
 
 
+def test_what_is_added_is_read_between_steps() -> None:
+    """Eight cycles after the end of the first tile, four of the second's twelve steps, or none of its two."""
+    assert cycles((4, ((1,),)), (4, ((12,),)), adds=True) == 1 + 12 + 4
+    assert cycles((4, ((1,),)), (4, ((2,),)), adds=True) == 1 + 4
+    assert cycles((4, ((1,),)), (4, ((3, 8),)), adds=True) == 1 + 11 + 4
+
+
 tiles = st.tuples(
     st.sampled_from([1, 1, 2, 4, 16]),
     st.lists(st.lists(st.sampled_from([1, 1, 2, 5, 16]), max_size=5).map(tuple), min_size=1, max_size=6).map(tuple))
@@ -96,9 +110,9 @@ def loop(nest: tuple, made: dict[Spelled, Tile]) -> Loop:
 
 
 @settings(deadline=None, max_examples=100)
-@given(nests)
-def test_equal_to_all_queues_written_out(nest: tuple) -> None:
+@given(nests, st.booleans())
+def test_equal_to_all_queues_written_out(nest: tuple, adds: bool) -> None:
     written = spelled(nest)
     work = loop(nest, {})
-    assert Stopwatch().cycles(work) == through_all_queues(written)
+    assert Stopwatch(adds=adds).cycles(work) == through_all_queues(written, adds)
     assert work.issued == sum(sum(map(sum, segments)) for _, segments in written)

@@ -44,10 +44,11 @@ class Arrival:
     sums: list[int]
 
 
-def drained(machine, command, arrivals, seen_words, seen_codes):
+def drained(machine, command, arrivals, seen_words, seen_codes, addends=()):
     """What the drain writes, by cycle: (kind, out, row, words, codes), for an arrival or None in each cycle.
 
-    ``seen_words, seen_codes`` (vectors, lanes) is the activation memory. Idle cycles show an item of garbage.
+    ``seen_words, seen_codes`` (vectors, lanes) is the activation memory; ``addends`` has what may be added to each
+    arrival. Idle cycles show an item of garbage, and garbage to add.
     """
     drain, found, rng, asked = Drain(machine), {}, np.random.default_rng(0), [0] * (MASK_CYCLES + 1)
 
@@ -61,6 +62,9 @@ def drained(machine, command, arrivals, seen_words, seen_codes):
                                   rng.integers(-9999, 9999, machine.lanes).tolist())
             ctx.set(drain.item, arrival.item)
             ctx.set(drain.row, arrival.sums)
+            late = cycle - Drain.add_cycles
+            addend = addends[late] if 0 <= late < len(addends) else rng.integers(-2, 2, machine.lanes).tolist()
+            ctx.set(drain.addend, [{"value": word, "code": int(rng.integers(4))} for word in addend])
             asked[:] = [ctx.get(drain.mask_address), *asked[:-1]]
             words, codes = seen_words[asked[MASK_CYCLES]], seen_codes[asked[MASK_CYCLES]]
             ctx.set(drain.mask, [{"value": int(w), "code": int(c)} for w, c in zip(words, codes, strict=True)])
@@ -164,6 +168,25 @@ def test_forward_matches_the_definition(rows, lanes, data, rectify, pool, gaps, 
     channels, few = data.draw(st.integers(1, 2 * rows + 1)), data.draw(st.booleans())
     acc = accumulators(np.random.default_rng(seed), (lanes, channels, 2, 4), spec.shift if few else 0)
     check_forward(machine(rows, lanes, word_bits), acc, spec, rectify=rectify, pool=pool, gaps=gaps)
+
+
+@pytest.mark.parametrize("rectify", [0, 1])
+@pytest.mark.parametrize("opcode", [Opcode.FORWARD, Opcode.BACKWARD])
+def test_what_is_added_meets_its_row_and_is_limited(opcode, rectify):
+    """To each row of sums its own vector, after rounding and before the rectifier; near both ends and near zero."""
+    few, rng = machine(4, 2, 8), np.random.default_rng(rectify)
+    spec = Requantize(acc_bits=ACC_BITS, out_bits=8, shift=4)
+    acc = np.concatenate([rng.integers(-2500, 2500, (200, 2)), rng.integers(-40, 40, (50, 2))])
+    added = np.concatenate([rng.integers(-128, 128, (200, 2)), rng.integers(-3, 4, (50, 2))])
+    seen, codes = anything_seen(few)
+    arrivals = [Arrival({"valid": 1, "row": k % 4, "window": 0, "out": k % 64, "mask": k}, row.tolist())
+                for k, row in enumerate(acc)]
+    command = {"opcode": opcode, "shift": 4, "limit": 127, "rectify": rectify, "add": 1}
+    words = np.clip(spec(acc) + added, -128, 127)
+    if rectify:
+        words = relu(words) if opcode == Opcode.FORWARD else relu_grad(words, seen[:len(words)])
+    found = drained(few, command, arrivals, seen, codes, added.tolist())
+    assert [found[k + Drain.latency_cycles][3] for k in range(len(arrivals))] == words.tolist()
 
 
 @pytest.mark.parametrize("rows", ROWS)

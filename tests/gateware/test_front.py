@@ -10,15 +10,21 @@ from bench.simulation import simulate
 from espalier.arch.machine import Machine
 from espalier.gateware.front import Front
 from espalier.gateware.layouts import command_layout
-from espalier.program.words import Opcode
+from espalier.numerics.window import Window
+from espalier.program.words import Opcode, command_fields
 
+ADD_CYCLES = 5
 FILL_CYCLES = Front.fill_cycles  #: at most, from the launch to the first step, and to ``finished``
 
 
 def run(program, commands, max_cycles):
-    """For each command: its steps as tuples, and the cycles from its launch to ``finished``."""
-    front, found = Front(program.machine), []
+    """For each command: its steps as tuples, and the cycles from its launch to ``finished``.
+
+    Steps that read what is added are held against the ends of tiles that they belong to.
+    """
+    front, found = Front(program.machine, ADD_CYCLES), []
     names = ("channel", "y", "x", "column", "term", "one", "last")
+    modulo = 1 << command_fields(program.machine)["add_offset"]
 
     async def testbench(ctx):
         for enable, port, words in (
@@ -35,17 +41,25 @@ def run(program, commands, max_cycles):
             ctx.set(front.command, {**fields, "opcode": int(command.opcode)})
             await ctx.tick().repeat(2)
             ctx.set(front.start, 1)
-            steps, cycles, finished = [], 0, 0
-            while not finished:
-                finished = ctx.get(front.finished)
+            steps, cycles, finished, ending, adding, expected = [], 0, 0, 0, {}, {}
+            while not finished or ending <= ADD_CYCLES + program.machine.rows:
+                finished |= ctx.get(front.finished)
                 step = ctx.get(front.step)
                 if step.valid or step.last:
                     place = tuple(step.tile[name] for name in ("y", "x", "out", "rows"))
                     steps.append((step.valid, *(step[name] for name in names), *place))
+                if step.last and command.add:
+                    plane = command.out_plane if command.opcode == Opcode.FORWARD else 0
+                    expected |= {cycles + ending + ADD_CYCLES + row: (
+                        (step.tile.out + command.add_offset + row * plane) % modulo, row, 0, 0, 0)
+                        for row in range(step.tile.rows)}
+                if step.add:
+                    adding[cycles + ending] = step.channel, step.term, step.y, step.x, step.valid
                 await ctx.tick()
                 ctx.set(front.start, 0)
-                cycles += 1
-            found.append((steps, cycles))
+                cycles, ending = cycles + (not finished), ending + finished
+            assert adding == expected, command
+            found.append((steps, cycles + 1))
 
     simulate(front, testbench, max_cycles=max_cycles)
     return found
@@ -54,7 +68,9 @@ def run(program, commands, max_cycles):
 def pixels(command):
     """The map in the order of its tiles, and the position of each among the results."""
     if not command.pool_out:
-        return [((y, x), y * command.out_x + x) for y, x in product(range(command.out_y), range(command.out_x))]
+        row = (command.out_x - 1) * command.out_step + command.out_skip
+        return [((y, x), y * row + x * command.out_step)
+                for y, x in product(range(command.out_y), range(command.out_x))]
     windows = product(range(command.out_y // 2), range(command.out_x // 2))
     return [((2 * wy + dy, 2 * wx + dx), wy * (command.out_x // 2) + wx)
             for (wy, wx), (dy, dx) in product(windows, product(range(2), range(2)))]
@@ -71,15 +87,21 @@ def offset(command, entry):
     return (0, 0) if entry.one else (entry.ky - command.pad_y, entry.kx - command.pad_x)
 
 
-def inside(command, entry, y, x):
+def met(command, entry, y, x):
+    """The source pixel of a tap at a result's pixel."""
     dy, dx = offset(command, entry)
-    return entry.one or (0 <= y + dy < command.source_y and 0 <= x + dx < command.source_x)
+    return (y << command.stride_y) + dy, (x << command.stride_x) + dx
+
+
+def inside(command, entry, y, x):
+    y, x = met(command, entry, y, x)
+    return entry.one or (0 <= y < command.source_y and 0 <= x < command.source_x)
 
 
 def step(command, entry, term, y, x, last, out, rows):
-    dy, dx = offset(command, entry)
+    source_y, source_x = met(command, entry, y, x)
     advance = 0 if command.opcode == Opcode.BACKWARD else command.source_plane
-    return (1, entry.channel + term * advance, y + dy, x + dx, entry.column, term, entry.one, int(last), y, x, out,
+    return (1, entry.channel + term * advance, source_y, source_x, entry.column, term, entry.one, int(last), y, x, out,
             rows)
 
 
@@ -89,9 +111,9 @@ def terms(entries):
 
 def last_segment(command, entries, y, x):
     """Those of a tile's entries that its last segment holds: all, all but the bias, or one row of taps."""
-    top, left = y - command.pad_y, x - command.pad_x
+    top, left = (y << command.stride_y) - command.pad_y, (x << command.stride_x) - command.pad_x
     bottom, right = command.source_y - top, command.source_x - left  # room below and to the right
-    if left < 0 or right < command.kernel_x:
+    if (left < 0 or right < command.kernel_x) and bottom > 0:
         return [entry for entry in entries if not entry.one and entry.ky == min(command.kernel_y, bottom) - 1]
     if top < 0 or bottom < command.kernel_y:
         return [entry for entry in entries if not entry.one]
@@ -121,8 +143,8 @@ def expected(program, command):
 def network(rows, density, chain=None):
     chain = chain or (Chain((3, 4, 4)).conv(3, (3, 2), (1, 0, 1, 1)).relu().pool()
                       .conv(3, (2, 3), (1, 2, 0, 1), bias=False).linear(3))
-    machine = Machine(rows=rows, lanes=1, activation_depth=512, gradient_depth=512, weight_depth=512, index_depth=1024,
-                      table_depth=256, acc_bits=44)
+    machine = Machine(rows=rows, lanes=1, activation_depth=1024, gradient_depth=512, weight_depth=1024,
+                      index_depth=2048, table_depth=512, acc_bits=44)
     return compiled(chain, machine, live=random_live(np.random.default_rng(rows), chain, rows, density)).program
 
 
@@ -140,6 +162,37 @@ def check(program, max_cycles=60000):
 @pytest.mark.parametrize(("rows", "density"), [(1, 0.4), (2, 1.0), (4, 0.5), (2, 0.0)])
 def test_steps_are_the_loops(rows, density):
     check(network(rows, density))
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize(("kernel", "stride", "pad"), [
+    ((3, 3), (2, 2), (1, 1, 1, 1)), ((1, 1), (2, 2), (0, 0, 0, 0)), ((3, 2), (1, 4), (2, 0, 0, 1)),
+    ((2, 5), (2, 1), (0, 4, 1, 0)), ((3, 3), (4, 2), (2, 2, 0, 0)), ((4, 1), (4, 8), (0, 0, 0, 0))])
+def test_strides(kernel, stride, pad, rows):
+    """FP and WU by shifted coordinates; BP phase by phase, also where nothing reaches a row or a column."""
+    chain = Chain((2, 7, 8)).conv(3, (1, 1)).conv(5, kernel, window=Window(kernel, stride, pad)).linear(2)
+    program = network(rows, 0.7, chain)
+    check(program)
+    backward = [c for c in phases(program) if c.opcode == Opcode.BACKWARD and c.layer == "conv1"]
+    results = [command.out_base + position for command in backward for _, position in pixels(command)]
+    assert sorted(results) == [min(results) + k for k in range(7 * 8)]  # each pixel in one phase
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_sums_are_read_between_steps(rows):
+    """In FP from the stored map, in BP from the gradient that passes and from the part that is there already."""
+    chain = Chain((2, 4, 4)).conv(5, (1, 1)).relu()
+    start = chain.x
+    chain.conv(6, (1, 1), window=Window((1, 1), (2, 2)))
+    inner, chain.x = chain.x, start
+    chain.conv(6, (1, 1), window=Window((1, 1), (2, 2)), bias=False).add(inner).relu()
+    start = chain.x
+    chain.conv(6, (3, 3), (1, 1, 1, 1)).add(start).linear(2)
+    program = network(rows, 0.8, chain)
+    check(program)
+    assert [(c.opcode, c.layer) for c in phases(program) if c.add] == [
+        (Opcode.FORWARD, "conv3"), (Opcode.FORWARD, "conv6"), (Opcode.BACKWARD, "conv6"),
+        *[(Opcode.BACKWARD, "conv2")] * 4]
 
 
 def test_taps_that_are_never_inside():

@@ -17,9 +17,9 @@ def machine(rows, lanes=1):
 def test_weights_are_read_by_column_and_by_row_in_one_cycle(rows):
     """The compiler's places, the memory's banks: FP reads a column of a block in a cycle, BP a row."""
     chain = Chain((rows, 1, 1)).conv(2 * rows, (1, 1), bias=False).linear(2)
-    item = layer_blocks(chain.layers()[0], all_live(chain)["conv0.weight"], rows, 3)
+    item = layer_blocks(chain.layers()[0], all_live(chain), rows, 3)
     weights = np.random.default_rng(rows).integers(-1 << 15, 1 << 15, (2 * rows, rows))
-    places = item.addresses()["conv0.weight"][:, :, 0, 0]
+    places = item.addresses()["conv0.weight"].reshape(2 * rows, rows)
     banks, block = WeightBanks(machine(rows)), item.blocks[1]
     mine = weights[rows:]
 

@@ -255,7 +255,7 @@ def test_probe_finds_a_word_of_any_memory(rows, memory):
     def observe(ctx):
         if memory == "weights":
             return ctx.get(bench.operands.probed_weight)
-        vector = ctx.get(bench.operands.probed_vector)
+        vector = ctx.get(bench.operands.source)
         return [[vector[lane].value, vector[lane].code] for lane in range(2)]
 
     assert bench.run(inputs, observe)[Operands.probe_cycles::Operands.probe_cycles + 1] == expected

@@ -1,0 +1,69 @@
+"""The order of the backward pass, and how the gradient of a value with several readers is summed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from espalier.compiler.legalise import Layer
+from espalier.errors import UnsupportedError
+from espalier.program.words import Opcode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """BP or WU of one layer.
+
+    ``layer`` is its number. BP writes the gradient of what the layer reads; ``add`` is the stored value whose gradient
+    is added: that one, where an earlier step has written a part of it, or one of the same shape whose gradient passes.
+    """
+
+    opcode: Opcode
+    layer: int
+    add: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backward:
+    """The steps in order, and whose gradient each stored value shares: the gradient of a sum is that of both its parts.
+
+    ``complete`` has for each stored value the number of the step after which its gradient is whole; -1: the loss.
+    """
+
+    steps: tuple[Step, ...]
+    shared: dict[str, str]
+    complete: dict[str, int]
+
+    def owner(self, value: str) -> str:
+        """The stored value whose gradient lies where that of ``value`` does."""
+        while value in self.shared:
+            value = self.shared[value]
+        return value
+
+
+def backward(layers: tuple[Layer, ...]) -> Backward:
+    """Plan the backward pass: for each layer from the last to the first BP, if anything needs it, then WU.
+
+    BP first, since WU changes the weights. Raises UnsupportedError for a gradient that no step could sum.
+    """
+    steps: list[Step] = []
+    shared: dict[str, str] = {}
+    complete = {layers[-1].out: -1}
+    for k in reversed(range(len(layers))):
+        layer = layers[k]
+        if layer.out in shared and layer.out not in complete:
+            if layer.rectify or layer.pool:
+                raise UnsupportedError(f"Layer {layer.name!r} has a rectifier or a pool before a sum, and nothing else "
+                                       f"reads it: this engine has no step that makes its gradient")
+            complete[layer.out] = complete[shared[layer.out]]
+        if layer.addend is not None:
+            if layer.addend in complete or layer.addend in shared:
+                raise UnsupportedError(f"The gradient of {layer.addend!r} is a sum whose parts this engine has no step "
+                                       f"to add: it may go into one sum only, which comes after what else reads it")
+            shared[layer.addend] = layer.out
+        if layer.input_gradient_format is not None:
+            add = shared.pop(layer.x, layer.x if layer.x in complete else None)
+            complete[layer.x] = len(steps)
+            steps.append(Step(opcode=Opcode.BACKWARD, layer=k, add=add))
+        if layer.weight is not None:
+            steps.append(Step(opcode=Opcode.UPDATE, layer=k))
+    return Backward(steps=tuple(steps), shared=shared, complete=complete)
