@@ -1,14 +1,18 @@
-"""One whole training step of LeNet-5 and CNN 1X: RTL = interpreter = training path, every word.
+"""One whole training step: RTL = interpreter = training path, every word.
+
+LeNet-5 and CNN 1X on several lattices, dense and pruned; the large networks, with residual connections, strides,
+depthwise convolutions and means, on one lattice and pruned, for the sake of the simulation.
 
 The training path is both of its ways: torch operations, which give every tensor, and the native step, which gives loss,
 logits and the state after the update.
 
-    python benchmarks/bit_exact.py [--lanes 8]
+    python benchmarks/bit_exact.py [--lanes 8] [--networks resnet20 vgg16]
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,7 +25,29 @@ from espalier.records import Bar, Figure, Provenance
 from espalier.train.evaluate import run, to_array, to_tensor
 from espalier.train.native_step import compiled
 
-CASES = (("lenet5", "mnist"), ("cnn1x", "cifar10"))
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A network on a lattice of so many rows."""
+
+    network: str
+    data: str
+    rows: int
+    density: float
+    large: bool = False
+
+    @property
+    def lanes(self) -> int | None:
+        """Where the simulation of a large network allows no more."""
+        return 2 if self.large else None
+
+    def __str__(self) -> str:
+        return f"{self.network} rows={self.rows} density={self.density:g}"
+
+
+CASES = (*(Case(network, data, rows, density) for network, data in (("lenet5", "mnist"), ("cnn1x", "cifar10"))
+           for rows in (1, 4, 8) for density in (1.0, 0.1)),
+         *(Case(network, "cifar10", 8, 0.1, large=True) for network in ("resnet20", "mobilenetv1", "alexnet", "vgg16")))
 
 
 def training_path(prepared: Prepared, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -59,34 +85,37 @@ def differing(a: dict, b: dict) -> tuple[int, int, int]:
             sum(int((np.asarray(a[name]) != np.asarray(b[name])).sum()) for name in common))
 
 
+def compared(case: Case, lanes: int) -> dict[str, tuple[int, int, int]]:
+    """What :func:`differing` says of one step on each pair of engines."""
+    prepared = prepare(case.network, case.data, rows=case.rows, lanes=lanes, density=case.density,
+                       probe=32 if case.large else 256, dense_depths=not case.large)
+    rtl, reference = RtlEngine(prepared.network), InterpreterEngine(prepared.network)
+    images, labels = prepared.images[:lanes], prepared.labels[:lanes]
+    for engine in (rtl, reference):
+        engine.load(prepared.state)
+    from_rtl, expected = rtl.traced_step(images, labels), reference.traced_step(images, labels)
+    rtl.close()
+    return {"RTL = interpreter": differing(from_rtl, expected),
+            "training path = interpreter": differing(training_path(prepared, images, labels), expected),
+            "native training path = interpreter": differing(native_step(prepared, images, labels), expected)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--lanes", type=int, default=8)
-    lanes = parser.parse_args().lanes
+    parser.add_argument("--lanes", type=int, default=8, help="of the small networks; the large ones have 2")
+    parser.add_argument("--networks", nargs="+", choices=sorted({case.network for case in CASES}))
+    options = parser.parse_args()
     figures, bars = [], []
-    for name, data in CASES:
-        for rows in (1, 4, 8):
-            for density in (1.0, 0.1):
-                prepared = prepare(name, data, rows=rows, lanes=lanes, density=density)
-                rtl, reference = RtlEngine(prepared.network), InterpreterEngine(prepared.network)
-                images, labels = prepared.images[:lanes], prepared.labels[:lanes]
-                for engine in (rtl, reference):
-                    engine.load(prepared.state)
-                from_rtl, expected = rtl.traced_step(images, labels), reference.traced_step(images, labels)
-                trained = training_path(prepared, images, labels)
-                native = native_step(prepared, images, labels)
-                rtl.close()
-                case = f"{name} rows={rows} density={density:g}"
-                for pair, left, right in (("RTL = interpreter", from_rtl, expected),
-                                          ("training path = interpreter", trained, expected),
-                                          ("native training path = interpreter", native, expected)):
-                    tensors, words, wrong = differing(left, right)
-                    provenance = Provenance.SIMULATED if pair.startswith("RTL") else Provenance.MEASURED
-                    figures += [Figure(f"{case}: {pair}, tensors compared", tensors, "tensors", provenance),
-                                Figure(f"{case}: {pair}, words compared", words, "words", provenance),
-                                Figure(f"{case}: {pair}, differing", wrong, "words", provenance)]
-                    bars.append(Bar(f"{case}: {pair}, differing words", wrong, "==", 0))
-                    print(case, pair, tensors, words, wrong, flush=True)
+    for case in CASES:
+        if options.networks and case.network not in options.networks:
+            continue
+        for pair, (tensors, words, wrong) in compared(case, case.lanes or options.lanes).items():
+            provenance = Provenance.SIMULATED if pair.startswith("RTL") else Provenance.MEASURED
+            figures += [Figure(f"{case}: {pair}, tensors compared", tensors, "tensors", provenance),
+                        Figure(f"{case}: {pair}, words compared", words, "words", provenance),
+                        Figure(f"{case}: {pair}, differing", wrong, "words", provenance)]
+            bars.append(Bar(f"{case}: {pair}, differing words", wrong, "==", 0))
+            print(case, pair, tensors, words, wrong, flush=True)
     write_results("bit_exact", seeds=[0], figures=figures, bars=bars)
 
 

@@ -130,7 +130,8 @@ def run(sparsity: Sparsity, config: TrainConfig, place: Place, folder: Path) -> 
 def placed(found: Checkpoint, rows: int, lanes: int) -> dict:
     """Cycles, index bytes and energy of a step of BATCH images. Raises FitError where the blocks are not whole."""
     lattice = on_lattice(found, Constraints(name="any part", rows=rows, lanes=lanes, batch=BATCH))
-    layers, _ = legalise(differentiate(found.graph, found.config.loss, found.gradient_formats))
+    step = differentiate(found.graph, found.config.loss, found.gradient_formats)
+    layers, _ = legalise(step, found.frozen)
     activity = step_activity(blocks_of(layers, found.live, rows), lattice.machine, lanes, BATCH // lanes)
     return {"cycles": lattice.step_cycles, "index_bytes": lattice.index_bytes, "microjoules": activity.microjoules()}
 

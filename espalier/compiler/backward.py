@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from espalier.compiler.legalise import Layer
+from espalier.compiler.legalise import Layer, needed_gradients
 from espalier.errors import UnsupportedError
 from espalier.program.words import Opcode
 
@@ -26,7 +26,8 @@ class Step:
 class Backward:
     """The steps in order, and whose gradient each stored value shares: the gradient of a sum is that of both its parts.
 
-    ``complete`` has for each stored value the number of the step after which its gradient is whole; -1: the loss.
+    ``complete`` has for each stored value with a gradient the number of the step after which that is whole; -1: the
+    loss.
     """
 
     steps: tuple[Step, ...]
@@ -41,13 +42,13 @@ class Backward:
 
 
 def backward(layers: tuple[Layer, ...]) -> Backward:
-    """Plan the backward pass: for each layer from the last to the first BP, if anything needs it, then WU.
+    """Plan the backward pass: for each layer from the last to the first BP, if anything needs it, and WU, if it trains.
 
     BP first, since WU changes the weights. Raises UnsupportedError for a gradient that no step could sum.
     """
     steps: list[Step] = []
     shared: dict[str, str] = {}
-    complete = {layers[-1].out: -1}
+    complete, needed = {layers[-1].out: -1}, needed_gradients(layers)
     for k in reversed(range(len(layers))):
         layer = layers[k]
         if layer.out in shared and layer.out not in complete:
@@ -55,7 +56,8 @@ def backward(layers: tuple[Layer, ...]) -> Backward:
                 raise UnsupportedError(f"Layer {layer.name!r} has a rectifier or a pool before a sum, and nothing else "
                                        f"reads it: this engine has no step that makes its gradient")
             complete[layer.out] = complete[shared[layer.out]]
-        if layer.addend is not None:
+        if layer.addend in needed:
+            assert layer.addend is not None, "no value is None"
             if layer.addend in complete or layer.addend in shared:
                 raise UnsupportedError(f"The gradient of {layer.addend!r} is a sum whose parts this engine has no step "
                                        f"to add: it may go into one sum only, which comes after what else reads it")
@@ -64,6 +66,6 @@ def backward(layers: tuple[Layer, ...]) -> Backward:
             add = shared.pop(layer.x, layer.x if layer.x in complete else None)
             complete[layer.x] = len(steps)
             steps.append(Step(opcode=Opcode.BACKWARD, layer=k, add=add))
-        if layer.weight is not None:
+        if layer.weight_gradient_format is not None:
             steps.append(Step(opcode=Opcode.UPDATE, layer=k))
     return Backward(steps=tuple(steps), shared=shared, complete=complete)

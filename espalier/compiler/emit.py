@@ -66,7 +66,7 @@ def _placements(layers: tuple[Layer, ...], memory: Memory, plan: Backward, last_
     gradients = [Placement(value=gradient_name(layer.name), memory="gradients", base=memory.gradients[layer.out],
                            shape=layer.out_shape, format=layer.gradient_format,
                            command=last_of_step[plan.complete[layer.out]], pooled=layer.pool)
-                 for layer in reversed(layers)]
+                 for layer in reversed(layers) if layer.out in plan.complete]
     return (*found, *sorted(gradients, key=lambda placement: placement.command))
 
 
@@ -200,7 +200,7 @@ class _Commands:
 
     def update(self, k: int, rules: Mapping[str, BufferedSgd]) -> Command:
         layer = self.layers[k]
-        assert layer.weight is not None and layer.weight_gradient_format is not None, "constants are not updated"
+        assert layer.weight is not None and layer.weight_gradient_format is not None, "it is trained"
         rule = rules[layer.weight]
         assert rule.weight == layer.weight_format, "an update rule for another format"
         return Command(

@@ -19,7 +19,7 @@ def required_depths(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...], 
     for layer in layers:
         forward, backward = table_slots(layer, rows)
         table += forward + 1
-        commands += layer.weight is not None
+        commands += layer.weight_gradient_format is not None
         if layer.input_gradient_format is not None:
             table += backward + len(phases(layer))
             commands += len(phases(layer))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple, assert_never
@@ -59,9 +60,9 @@ class Layer:
     gradient_format : Fixed
         Of the gradient at ``out`` and, unpooled, at the convolution's result.
     input_gradient_format : Fixed or None
-        Of the gradient at ``x``; None where ``x`` is the image.
+        Of the gradient at ``x``; None where nothing before it is trained.
     weight_gradient_format : Fixed or None
-        None without a ``weight``.
+        None where nothing is trained: without a ``weight``, or with one that is frozen.
     """
 
     name: str
@@ -104,8 +105,8 @@ class Loss:
     gradient_format: Fixed
 
 
-def legalise(graph: Graph) -> tuple[tuple[Layer, ...], Loss]:
-    """The layers of a differentiated fixed-point graph, in order.
+def legalise(graph: Graph, frozen: Collection[str] = ()) -> tuple[tuple[Layer, ...], Loss]:
+    """The layers of a differentiated fixed-point graph, in order; parameters that are ``frozen`` are not trained.
 
     rewrite:
         conv2d | linear(reshape?) | average_pool | global_average_pool ; add? ; relu? ; max_pool 2×2 ?   ->   Layer
@@ -140,7 +141,28 @@ def legalise(graph: Graph) -> tuple[tuple[Layer, ...], Loss]:
     last = found.layers[-1] if found.layers else None
     if last is None or last.rectify or last.pool or last.out != loss.logits.name:
         raise UnsupportedError(f"Network {graph.name!r} must end in a layer whose result is the logits")
-    return tuple(found.layers), _loss(graph, loss)
+    return trained(found.layers, frozen), _loss(graph, loss)
+
+
+def trained(layers: Sequence[Layer], frozen: Collection[str]) -> tuple[Layer, ...]:
+    """``layers`` without the gradients that nothing needs: of frozen weights, and of what only these would use."""
+    found: list[Layer] = []
+    for layer in layers:
+        needed = needed_gradients(found)
+        found.append(replace(
+            layer, input_gradient_format=layer.input_gradient_format if layer.x in needed else None,
+            weight_gradient_format=None if layer.weight in frozen else layer.weight_gradient_format))
+    return tuple(found)
+
+
+def needed_gradients(layers: Sequence[Layer]) -> set[str]:
+    """The stored results behind which something is trained."""
+    needed: set[str] = set()
+    for layer in layers:
+        if (layer.weight_gradient_format is not None or layer.input_gradient_format is not None
+                or layer.addend in needed):
+            needed.add(layer.out)
+    return needed
 
 
 class _Layers:

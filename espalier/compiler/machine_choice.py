@@ -225,7 +225,7 @@ def phase_estimates(item: LayerBlocks) -> tuple[int, int, int]:
         update += block.columns * max(inside, rows)
     return (sum(max(work, rows * out_pixels) for work in forward) + adding,
             0 if layer.input_gradient_format is None else sum(max(work, rows * in_pixels) for work in backward),
-            0 if layer.weight is None else update)
+            0 if layer.weight_gradient_format is None else update)
 
 
 def _inside(layer: Layer, ky: int, kx: int) -> int:

@@ -49,7 +49,7 @@ def step_differentiate(build: Build) -> Build:
 
 def step_legalise(build: Build) -> Build:
     """Recognise the layers that the engine runs; refuse the rest by name."""
-    layers, loss = legalise(build.graph)
+    layers, loss = legalise(build.graph, {value.name for value in build.graph.parameters} - set(build.rules))
     return replace(build, layers=layers, loss_layer=loss)
 
 
@@ -99,7 +99,7 @@ def compile_program(graph: Graph, *, loss: str, gradient_formats: Mapping[str, F
     live : mapping
         Which elements of each weight live (of the parameter's shape).
     rules : mapping
-        The update rule of each weight (a bias takes that of its layer's weight).
+        The update rule of each weight (a bias takes that of its layer's weight). What has none is not trained.
     machine : Machine
 
     Raises

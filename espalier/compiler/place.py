@@ -18,8 +18,8 @@ class Memory:
     """Addresses of all tensors, and the depths that they need.
 
     ``activations`` has every stored value by name. The image is there twice, one group behind the other, so that one
-    can be loaded while the other is in use. ``gradients`` has the gradient of each layer's stored result by that
-    result's name.
+    can be loaded while the other is in use. ``gradients`` has those of layers' stored results, by the results' names,
+    that anything needs.
     """
 
     activations: Mapping[str, int]
@@ -69,7 +69,7 @@ def place(layers: tuple[Layer, ...], rows: int) -> Memory:
     while found is None:
         depth += max(1, depth >> 6)
         found = _fitted(lifetimes, depth)
-    gradients = {layer.out: found[plan.owner(layer.out)] for layer in layers}
+    gradients = {layer.out: found[plan.owner(layer.out)] for layer in layers if layer.out in plan.complete}
     return Memory(activations=activations, gradients=gradients, activation_depth=top, gradient_depth=depth)
 
 

@@ -26,7 +26,7 @@ class Network:
         Training step, from ``differentiate``.
     program : Program
     rules : mapping
-        Update rule of each parameter.
+        Update rule of each parameter that is trained.
     live : mapping
         Live elements of each parameter.
     """

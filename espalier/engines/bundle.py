@@ -49,7 +49,7 @@ def write_bundle(folder: Path, network: Network, state: State, images: NDArray[n
                **{f"state/{key}": state[key] for name in names for key in (name, f"{name}.master", f"{name}.momentum")}}
     write_json(folder / MACHINE, network.program.machine.to_json())
     write_text_atomically(folder / "step.graph", text.dump(network.graph))
-    write_json(folder / "rules.json", {name: _rule_to_json(network.rules[name]) for name in names})
+    write_json(folder / "rules.json", {name: _rule_to_json(rule) for name, rule in sorted(network.rules.items())})
     write_bytes_atomically(folder / "tensors.safetensors", save(
         {name: np.ascontiguousarray(tensor, dtype=bool if name.startswith("live/") else np.int64)
          for name, tensor in tensors.items()}))

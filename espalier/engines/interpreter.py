@@ -53,10 +53,10 @@ class InterpreterEngine:
                 found[f"{op.out.name}.code"] = max_pool(values[op.x.name], op.window)[1]
         found["loss"] = np.array(values["loss"].sum())
         found["correct"] = np.array(self._correct(values, labels))
-        for parameter in graph.parameters:
-            name, live = parameter.name, network.live[parameter.name]
+        for name, rule in network.rules.items():
+            live = network.live[name]
             gradient = np.where(live, values[gradient_name(name)], 0)
-            master, momentum, weight = network.rules[name](
+            master, momentum, weight = rule(
                 self._state[f"{name}.master"], self._state[f"{name}.momentum"], gradient)
             found[gradient_name(name)] = gradient
             self._state[name] = np.where(live, weight, 0)

@@ -160,7 +160,8 @@ class RtlEngine:
                     found[placement.value] = words.reshape(len(images), *graph.value(placement.value).shape)
         totals = self._totals()
         found["loss"], found["correct"] = np.array(totals.loss), np.array(totals.correct)
-        for name, places in self.program.addresses.items():
+        for name in self.network.rules:
+            places = self.program.addresses[name]
             found[gradient_name(name)] = np.where(places >= 0, self.gradients[places], 0).astype(np.int64)
         return {**found, **self.state()}
 

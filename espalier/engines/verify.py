@@ -170,7 +170,8 @@ def graph_format(network: Network, name: str) -> Format:
     """What the graph and the update rules say that a word of the tensor ``name`` means."""
     for parameter in network.graph.parameters:
         if name in (f"{parameter.name}.master", f"{parameter.name}.momentum"):
-            return master_format(network.rules[parameter.name].weight)
+            assert isinstance(parameter.format, Fixed), "the engine trains in fixed point"
+            return master_format(parameter.format)
     if name == "loss":
         return LOSS_FORMAT
     if name == "correct" or name.endswith(".code"):

@@ -175,7 +175,8 @@ def choose(checkpoint: Checkpoint, request: CompileRequest) -> Machine:
     """The machine given, or the best one within the constraints."""
     if request.machine is not None:
         return read_machine(request.machine)
-    layers, loss = legalise(differentiate(checkpoint.graph, checkpoint.config.loss, checkpoint.gradient_formats))
+    step = differentiate(checkpoint.graph, checkpoint.config.loss, checkpoint.gradient_formats)
+    layers, loss = legalise(step, checkpoint.frozen)
     return choose_machine(layers, loss, checkpoint.live, request.constraints())
 
 

@@ -58,7 +58,8 @@ def dense_machine(design: Design) -> Machine:
 
 def layers_of(design: Design) -> tuple[Layer, ...]:
     """The layers as the machine runs them."""
-    return legalise(differentiate(design.graph, design.loss, design.checkpoint.gradient_formats))[0]
+    step = differentiate(design.graph, design.loss, design.checkpoint.gradient_formats)
+    return legalise(step, design.checkpoint.frozen)[0]
 
 
 def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[PhaseCycles, ...] | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from espalier.flow.manifest import MACHINE, NETWORK, load_manifest, read_object
 from espalier.ir.differentiate import differentiate, gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.types import Fixed
-from espalier.numerics.update import BufferedSgd, Factor
+from espalier.numerics.update import BufferedSgd
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.optimise import Sgd, Update, buffered_rule
 
@@ -71,7 +71,7 @@ class Design:
         return {name: words for name, words in self.checkpoint.state.items() if not name.endswith(".live")}
 
     def rules(self) -> dict[str, BufferedSgd]:
-        """The update rule of every parameter."""
+        """The update rule of every parameter that is trained."""
         return update_rules(self.checkpoint, self.sgd, self.batch)
 
     def network(self, live: Mapping[str, NDArray[np.bool_]] | None = None, machine: Machine | None = None) -> Network:
@@ -86,7 +86,7 @@ class Design:
 def update_rules(checkpoint: Checkpoint, sgd: Sgd, batch: int) -> dict[str, BufferedSgd]:
     """The rules with which a machine updates the parameters of ``checkpoint``.
 
-    What is frozen has a rate and decay of zero. Raises UnsupportedError for a network that is not in fixed point with
+    What is frozen has none. Raises UnsupportedError for a network that is not in fixed point with
     the accumulation buffer or has half a layer frozen, and FormatError for a rate that has no word.
     """
     if checkpoint.config.update is not Update.BUFFERED:
@@ -95,6 +95,8 @@ def update_rules(checkpoint: Checkpoint, sgd: Sgd, batch: int) -> dict[str, Buff
                                f"'buffered'")
     rules: dict[str, BufferedSgd] = {}
     for value in checkpoint.graph.parameters:
+        if value.name in checkpoint.frozen:
+            continue
         gradient = checkpoint.gradient_formats[gradient_name(value.name)]
         assert isinstance(value.format, Fixed) and isinstance(gradient, Fixed)
         try:
@@ -102,8 +104,7 @@ def update_rules(checkpoint: Checkpoint, sgd: Sgd, batch: int) -> dict[str, Buff
         except FormatError as error:
             raise FormatError(f"The learning rate {sgd.learning_rate:g} over a batch of {batch} is too large for the "
                               f"formats of {value.name!r} ({error}): choose a lower rate or a larger batch") from None
-        still = value.name in checkpoint.frozen
-        rules[value.name] = replace(rule, rate=Factor(0, 0), decay=Factor(0, 0)) if still else rule
+        rules[value.name] = rule
     _check_alike(checkpoint)
     return rules
 

@@ -148,7 +148,8 @@ def on_lattice(checkpoint: Checkpoint, constraints: Constraints) -> OnLattice:
     live weights are not whole blocks of its rows or the batch not whole groups of its lanes.
     """
     config, live = checkpoint.config, checkpoint.live
-    layers, loss = legalise(differentiate(checkpoint.graph, config.loss, checkpoint.gradient_formats))
+    step = differentiate(checkpoint.graph, config.loss, checkpoint.gradient_formats)
+    layers, loss = legalise(step, checkpoint.frozen)
     machine = choose_machine(layers, loss, live, constraints)
     batch = machine.lanes if constraints.batch is None else constraints.batch
     design = Design(checkpoint, machine, config.sgd.scaled(min(1.0, batch / config.batch)), batch, constraints.name)

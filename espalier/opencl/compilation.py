@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from espalier.opencl.bundle import Buffer, Bundle, End, Launch, Task
 from espalier.opencl.choice import Choose, first
 from espalier.opencl.codegen import opencl_text, prelude
 from espalier.opencl.folding import folded
+from espalier.opencl.loop_invariants import hoisted
 from espalier.opencl.lower import lower
 from espalier.opencl.optimisations import ALL, Optimisations
 from espalier.opencl.pipelined import joined, task_of
@@ -42,12 +43,15 @@ def compile_kernels(graph: Graph, parameters: Mapping[str, NDArray], options: Op
     found = [scheduled(kernel, options, choose) for kernel in lowered.kernels]
     texts = [opencl_text(one) for one in found]
     tasks: list[Task | None] = [None] * len(found)
+    if options.folding and not options.tasks:
+        texts = folded(texts)
+    if options.loop_invariants:  # once it is known which numbers are arguments
+        sources = {source: hoisted(source) for source in dict.fromkeys(text.source for text in texts)}
+        texts = [replace(text, source=sources[text.source]) for text in texts]
     if options.tasks:
         ends = [end.buffer for end in (*images, result)]
         tasks = [task_of(text, texts, ends) for text in texts]
         texts = joined(texts, buffers, ends)
-    elif options.folding:
-        texts = folded(texts)
     order = turns([(text.roles[:-1], text.roles[-1]) for text in texts]) if options.queues else [Turn()] * len(texts)
     launches = tuple(
         Launch(one.kernel.name, text.name, text.arguments, text.numbers, one.groups, one.kernel.multiplications,

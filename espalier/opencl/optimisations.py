@@ -34,6 +34,8 @@ class Optimisations:
         Several results at a time, so that what is loaded serves several sums.
     unrolling : bool
         No loops in tiles, so that their sums have names, and registers.
+    loop_invariants : bool
+        What does not change in a loop computed, and loaded, before it.
     wide_words : bool
         Words that are only added up in float32 are kept as such, which saves a processor their conversion.
     queues : bool
@@ -54,6 +56,7 @@ class Optimisations:
     weight_layout: bool = True
     tiling: bool = True
     unrolling: bool = True
+    loop_invariants: bool = True
     wide_words: bool = True
     queues: bool = True
     folding: bool = True

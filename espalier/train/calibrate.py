@@ -291,6 +291,10 @@ def _forward_formats(graph: Graph, ranges: Ranges, widths: Widths, headroom: Hea
         if value.name in bounds:
             least = max(least, _coarsest(bounds[value.name]), holding_frac(0.0, bounds[value.name], width))
         families.at_most(value.name, max(least, holding_frac(*ends, width, bits)))
+    weights = {op.w.name: families.frac(op.w.name) for op in graph.layers()}
+    for name, frac in weights.items():  # one that is zero throughout has room for what others hold
+        if frac == FINEST:
+            families.at_most(name, min(weights.values()))
     for op in graph.layers():
         families.at_most_sum(op.out.name, op.x.name, op.w.name)
         if op.b is not None:
@@ -338,12 +342,13 @@ def _check_fine(graph: Graph, families: _Families) -> None:
 def _gradient_formats(graph: Graph, ranges: Ranges, widths: Widths, loss: str, headroom: Headroom
                       ) -> dict[str, Format]:
     families, activations = _joined_gradients(graph), [op.out for op in graph.ops]
-    for value in activations:
-        name = gradient_name(value.name)
-        families.at_most(name, holding_frac(*_gradient_range(ranges, name), widths.gradient, headroom.gradient))
-    for value in graph.parameters:
-        name = gradient_name(value.name)
-        families.at_most(name, holding_frac(*_gradient_range(ranges, name), GRADIENT_BITS, WEIGHT_GRADIENT_HEADROOM))
+    for values, width, bits in ((activations, widths.gradient, headroom.gradient),
+                                (graph.parameters, GRADIENT_BITS, WEIGHT_GRADIENT_HEADROOM)):
+        names = [gradient_name(value.name) for value in values]
+        fracs = {name: holding_frac(*_gradient_range(ranges, name), width, bits) for name in names}
+        finest = max((frac for frac in fracs.values() if frac < FINEST), default=FINEST)
+        for name, frac in fracs.items():  # one that was zero throughout is as fine as any that was not
+            families.at_most(name, min(frac, finest))
     _limit_logits(families, graph.outputs[0], widths, loss)
     for layer in graph.layers():
         _limit_layer(families, layer, graph)

@@ -203,6 +203,8 @@ def examples(draw, machine: Machine) -> Example:
     densities = {layer.name: draw(st.sampled_from(choices)) for layer in layers}
     live = random_live(rng, chain, machine.rows, densities)
     rules = rules_of(chain, {layer.name: draw(factors()) for layer in layers if layer.weight is not None})
+    frozen = {layer.name for layer in layers if draw(st.sampled_from([False] * 7 + [True]))}
+    rules = {name: rule for name, rule in rules.items() if name.rsplit(".", 1)[0] not in frozen}
     state = random_state(rng, chain, live, draw(st.sampled_from([0.3, 0.05, 2.0])))
     try:
         network = compiled(chain, machine, live=live, rules=rules, loss=loss)

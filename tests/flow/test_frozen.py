@@ -14,7 +14,7 @@ from espalier.errors import UnsupportedError
 from espalier.flow import CompileRequest, TrainFlags, compile_network, recipe, train_network
 from espalier.flow.design import update_rules
 from espalier.flow.network import import_network
-from espalier.numerics.update import Factor
+from espalier.program.words import Opcode
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.optimise import Sgd
 
@@ -39,9 +39,11 @@ def test_a_network_whose_first_layer_is_frozen_trains_and_compiles(made, tmp_pat
     assert trained.frozen == {"conv.weight", "conv.bias"}
     assert Checkpoint.load(tmp_path / "train" / "checkpoint.safetensors").frozen == trained.frozen
     design = compile_network(tmp_path / "train", tmp_path / "build", CompileRequest(rows=1, lanes=2), dry_run=True)
-    still, moving = (design.rules()[name] for name in ("conv.weight", "fc.weight"))
-    assert still.rate == still.decay == Factor(0, 0) != moving.rate
-    assert design.network().rules == design.rules()
+    network = design.network()
+    assert network.rules == design.rules() and set(network.rules) == {"fc.weight", "fc.bias"}
+    assert [(command.opcode, command.layer) for command in network.program.commands[:5]] == [
+        (Opcode.FORWARD, "conv"), (Opcode.FORWARD, "fc"), (Opcode.LOSS, "loss"), (Opcode.UPDATE, "fc"),
+        (Opcode.END, "end")]  # no gradient that only what is frozen would use
 
 
 def test_half_a_frozen_layer_wrong(made):

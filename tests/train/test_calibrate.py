@@ -52,7 +52,7 @@ def check_engine_rules(graph: Graph, gradients: dict[str, Format], loss: str) ->
     def gradient(name: str) -> Fixed:
         return fixed(gradients[f"{name}.grad"])
     for op in graph.ops:
-        if type(op).__name__ in ("Relu", "ClippedRelu", "MaxPool", "Concat", "Reshape"):
+        if type(op).__name__ in ("Relu", "ClippedRelu", "MaxPool", "Add", "Concat", "Reshape"):
             assert op.out.format == op.inputs[0].format
             assert gradient(op.out.name) == gradient(op.inputs[0].name)
             assert len({value.format for value in op.inputs}) == 1
@@ -157,6 +157,19 @@ def test_state_is_the_quantised_network() -> None:
         assert not found.state[f"{value.name}.momentum"].any() and found.state[f"{value.name}.live"].all()
     plain = calibrate(graph, parameters, images(8, shape), np.arange(8), batch=4, update=Update.UNBUFFERED)
     assert not any(name.endswith(".master") for name in plain.state)
+
+
+def test_what_is_zero_throughout_has_a_format_to_be_trained_in() -> None:
+    """A residual block that starts as its shortcut: weights of zero, and gradients of zero before them."""
+    graph, parameters = imported("resnet20")
+    quantised = calibrated("resnet20", Widths(), LOSSES[0])
+    still = [layer for layer in graph.layers() if not parameters[layer.w.name].any()]
+    assert len(still) == 9  # the last convolution of each block
+    fracs = {layer.w.name: fixed(layer.w.format).frac for layer in quantised.graph.layers()}
+    others = [frac for name, frac in fracs.items() if name not in {layer.w.name for layer in still}]
+    assert all(fracs[layer.w.name] <= min(others) for layer in still)
+    gradients = [fixed(quantised.gradient_formats[f"{name}.grad"]).frac for name in fracs]
+    assert max(gradients) - min(gradients) < 16
 
 
 def test_headroom_is_kept() -> None:

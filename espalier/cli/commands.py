@@ -1,56 +1,21 @@
-"""The command line: arguments to the stages of ``flow``, errors to one sentence and an exit status.
-
-Status 0 is success, 1 a mistake or failure (one sentence on standard error), 2 wrong usage, 130 an
-interrupt; what earlier commands wrote is intact in every case.
-"""
+"""The commands from training to report, and ``main``, which runs any command."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from espalier import __version__
-from espalier.errors import EspalierError
-
-FAILED, INTERRUPTED = 1, 130
-Arguments = ParamSpec("Arguments")
-
-
-def _late(name: str) -> ModuleType:
-    """The module ``name``, which runs when an attribute of it is first read."""
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.find_spec(name)
-    assert spec is not None and spec.loader is not None
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-if TYPE_CHECKING:
-    from espalier import flow
-else:
-    flow = _late("espalier.flow")  # torch comes with it: seconds that --help and a mistyped flag need not wait
+from espalier.cli import opencl
+from espalier.cli.frame import FAILED, AsJson, DataName, DataRoot, DryRun, done, flow, one_sentence, steps_told
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Train convolutional networks in compressed fixed point, and compile them to FPGA accelerators "
                        "that go on training them.")
 
-DataRoot = Annotated[Path | None, typer.Option(help="Folder of the named data sets; default: ESPALIER_DATA.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable records on standard output.")]
-DryRun = Annotated[bool, typer.Option(help="Check everything that is cheap to check; write nothing.")]
 BuildFolder = Annotated[Path, typer.Argument(metavar="BUILD", help="A directory that compile wrote.")]
-DataName = Annotated[str | None, typer.Option(help="Data set, by name or path; default: that of the training.")]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,44 +25,6 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else FAILED
     return 0
-
-
-def one_sentence(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """Turn what the user can mend into one sentence on standard error and an exit status."""
-    @functools.wraps(command)
-    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            raise _stop("Interrupted; what earlier commands wrote is intact", INTERRUPTED) from None
-        except EspalierError as error:
-            stopped = isinstance(error, flow.TrainingInterrupted)
-            raise _stop(str(error), INTERRUPTED if stopped else FAILED) from None
-        except OSError as error:
-            place = error.filename2 or error.filename or "A file"  # of a renaming, what it was to become
-            raise _stop(f"{place} cannot be read or written ({error.strerror or error}): what was there before is "
-                        f"intact; make room, or check path and permissions", FAILED) from None
-    return guarded
-
-
-def _stop(sentence: str, status: int) -> typer.Exit:
-    print(f"espalier: {sentence}", file=sys.stderr)
-    return typer.Exit(status)
-
-
-def _steps() -> flow.Steps:
-    """Progress goes to standard error, so that standard output holds results only."""
-    return flow.Steps(Console(stderr=True))
-
-
-def _done(steps: flow.Steps, as_json: bool, record: object, lines: list[str]) -> None:
-    """Say what came out and what was written, for people or for programs."""
-    if as_json:
-        written = [str(path) for path in steps.written]
-        print(json.dumps({"record": record, "written": written}, indent=1, sort_keys=True))
-        return
-    for line in [*lines, *(f"wrote {path}" for path in steps.written)]:
-        print(line)
 
 
 def _version(wanted: bool) -> None:
@@ -167,7 +94,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a network: checkpoint and log."""
-    steps = _steps()
+    steps = steps_told()
     told = flow.recipe(config, flow.TrainFlags(
         network=network, data=data, epochs=epochs, batch=batch, seed=seed, device=compute, loss=loss, augment=augment,
         rate=rate, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay, float32=float32,
@@ -189,7 +116,7 @@ def train(
                  f"{sum(last.live.values()):,} weights live"]
         if not steps.written:
             lines.append(f"done already: {output_dir} holds this very training, so nothing was trained or written")
-    _done(steps, as_json, record, lines)
+    done(steps, as_json, record, lines)
 
 
 @app.command()
@@ -226,16 +153,16 @@ def compress(
     as_json: AsJson = False,
 ) -> None:
     """Prune a trained network, or narrow its weights, without training it again: checkpoint and record."""
-    steps = _steps()
+    steps = steps_told()
     request = flow.CompressRequest(
         method=method, density=density, loss=loss, block=block, images=images, data=data, data_root=data_root,
         seed=seed, top=top, bits=bits, bit_loss=bit_loss, evaluations=evaluations, bias_bits=bias_bits,
         equalise=equalise, test_images=test_images)
     content = flow.compress_network(source, output_dir, request, dry_run=dry_run, steps=steps)
     if content is None:
-        _done(steps, as_json, {}, ["dry run: nothing was compressed"])
+        done(steps, as_json, {}, ["dry run: nothing was compressed"])
         return
-    _done(steps, as_json, content, _compressed(content, top))
+    done(steps, as_json, content, _compressed(content, top))
 
 
 def _compressed(content: dict[str, Any], top: int) -> list[str]:
@@ -275,7 +202,7 @@ def compile_command(
     as_json: AsJson = False,
 ) -> None:
     """Compile a network for a machine: Verilog, Program and memory images."""
-    steps = _steps()
+    steps = steps_told()
     request = flow.CompileRequest(
         device=device, rows=rows, lanes=lanes, word_bits=word_bits, multipliers=multipliers, block_rams=block_rams,
         machine=machine, batch=batch, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay,
@@ -283,12 +210,12 @@ def compile_command(
     design = flow.compile_network(source, output_dir, request, stop_after=stop_after, dump_passes=dump,
                                   dry_run=dry_run, steps=steps)
     if design is None:
-        _done(steps, as_json, {"stopped_after": stop_after}, [f"stopped after {stop_after}: nothing was written"])
+        done(steps, as_json, {"stopped_after": stop_after}, [f"stopped after {stop_after}: nothing was written"])
         return
     chosen = design.machine
-    _done(steps, as_json, {"machine": chosen.to_json()},
-          [f"{design.graph.name} on {chosen.rows} rows × {chosen.lanes} lanes ({chosen.multipliers} multipliers), "
-           f"{chosen.acc_bits}-bit accumulators" + (" (dry run: nothing was written)" if dry_run else "")])
+    done(steps, as_json, {"machine": chosen.to_json()},
+         [f"{design.graph.name} on {chosen.rows} rows × {chosen.lanes} lanes ({chosen.multipliers} multipliers), "
+          f"{chosen.acc_bits}-bit accumulators" + (" (dry run: nothing was written)" if dry_run else "")])
 
 
 @app.command()
@@ -307,18 +234,18 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Train in RTL simulation, compared bit for bit; count cycles."""
-    progress = _steps()
+    progress = steps_told()
     content = flow.simulate(build, flow.SimulateRequest(
         data=data, data_root=data_root, steps=steps, epochs=epochs, traced=traced, test_images=test_images,
         dense=dense, seed=seed, save=save), progress)
     cycles = content["cycles"]
     against = f", dense {cycles['dense_step_cycles']:,}" if cycles["dense_step_cycles"] else ""
-    _done(progress, as_json, content,
-          [f"{content['steps']} steps of {content['batch']} images: equal to the interpreter, bit for bit",
-           f"{cycles['step_cycles']:,} cycles a step{against}",
-           *([f"the dense network was not run: {cycles['dense_missing']}"] if cycles["dense_missing"] else []),
-           *(f"{figure['name']}: {figure['value']:g} {figure['unit']} ({figure['provenance']})"
-             for figure in content["figures"])])
+    done(progress, as_json, content,
+         [f"{content['steps']} steps of {content['batch']} images: equal to the interpreter, bit for bit",
+          f"{cycles['step_cycles']:,} cycles a step{against}",
+          *([f"the dense network was not run: {cycles['dense_missing']}"] if cycles["dense_missing"] else []),
+          *(f"{figure['name']}: {figure['value']:g} {figure['unit']} ({figure['provenance']})"
+            for figure in content["figures"])])
 
 
 @app.command()
@@ -332,10 +259,10 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Compare every tensor of training steps: RTL against the definition."""
-    progress = _steps()
+    progress = steps_told()
     record = flow.verify(build, flow.VerifyRequest(data=data, data_root=data_root, steps=steps, seed=seed), progress)
-    _done(progress, as_json, record.to_json(),
-          [f"0 of {record.words:,} words in {len(record.tensors)} tensors differ over {record.steps} steps"])
+    done(progress, as_json, record.to_json(),
+         [f"0 of {record.words:,} words in {len(record.tensors)} tensors differ over {record.steps} steps"])
 
 
 @app.command()
@@ -350,14 +277,14 @@ def synth(
     as_json: AsJson = False,
 ) -> None:
     """Synthesise, place and route: area and clock."""
-    progress = _steps()
+    progress = steps_told()
     content = flow.synth(build, flow.SynthRequest(device=device, route=route, clock_period_ns=clock_period, seed=seed,
                                                   timeout_seconds=timeout), progress)
     cells = [f"{figure['name']}: {figure['value']}" for figure in content["synthesis"]["figures"]]
     routed = content["routing"]
     clock = (f"fmax {routed['fmax_mhz']:.1f} MHz: {routed['limit']}" if routed
              else f"no clock is known: {content['not_routed']}")
-    _done(progress, as_json, content, [", ".join(cells), clock])
+    done(progress, as_json, content, [", ".join(cells), clock])
 
 
 @app.command()
@@ -370,10 +297,10 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write one self-contained HTML page of everything that the directories hold."""
-    progress = _steps()
+    progress = steps_told()
     page = output or folders[-1] / "report.html"
     found = flow.write_report(folders, page, title=title, baseline=baseline, steps=progress)
-    _done(progress, as_json, found.to_json(), [])
+    done(progress, as_json, found.to_json(), [])
 
 
 @app.command()
@@ -391,142 +318,11 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Train by several recipes, and tabulate accuracy, live weights, MACs, index bytes and cycles."""
-    progress = _steps()
+    progress = steps_told()
     found = flow.compare(recipes or [], output_dir, flow.CompareRequest(
         network=network, data=data, data_root=data_root, epochs=epochs, seeds=flow.parse_seeds(seeds), rows=rows,
         lanes=lanes), steps=progress)
-    _done(progress, as_json, found.to_json(), found.table())
+    done(progress, as_json, found.to_json(), found.table())
 
 
-opencl = typer.Typer(no_args_is_help=True, help="A network as OpenCL kernels, for inference: write, run and time them.")
-app.add_typer(opencl, name="opencl")
-
-KernelFolder = Annotated[Path, typer.Argument(metavar="KERNELS", help="A directory that opencl compile wrote.")]
-DeviceName = Annotated[str, typer.Option(help="A part of the device's name; default: the first.")]
-Threads = Annotated[int | None, typer.Option(help="Of the processor, for PoCL; default: all.")]
-NetworkSource = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A training directory, a checkpoint, ONNX, "
-                                                                      "or pretrained:NAME.")]
-KernelOutput = Annotated[Path, typer.Option("--output-dir", help="Where kernels, weights and manifest go; earlier "
-                                                                 "ones there are replaced.")]
-Without = Annotated[list[str] | None, typer.Option(help="An optimisation to leave out, or all; may be repeated.")]
-KernelStyle = Annotated[str, typer.Option(help="folded, or pipelined: layers as tasks, joined by channels where there "
-                                               "are any.")]
-VectorSize = Annotated[int, typer.Option(help="Elements of a vector: 2, 4, 8 or 16.")]
-
-
-@opencl.command("compile")
-@one_sentence
-def opencl_compile(
-    source: NetworkSource,
-    output_dir: KernelOutput,
-    without: Without = None,
-    vector: VectorSize = 16,
-    style: KernelStyle = "folded",
-    data: DataName = None,
-    data_root: DataRoot = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
-    """Write the OpenCL kernels of a network."""
-    steps = _steps()
-    bundle = flow.write_kernels(source, output_dir, flow.KernelsRequest(
-        without=tuple(without or ()), vector=vector, style=style, data=data, data_root=data_root), dry_run=dry_run,
-        steps=steps)
-    size = sum(buffer.size_bytes for buffer in bundle.buffers)
-    kernels = len({launch.kernel for launch in bundle.launches})
-    record = {"network": bundle.network, "kernels": kernels, "launches": len(bundle.launches), "buffer_bytes": size}
-    _done(steps, as_json, record, [f"{bundle.network}: {kernels} kernels in {len(bundle.launches)} launches, {size:,} "
-                                   "bytes of buffers"
-                                   + (" (dry run: nothing was written)" if dry_run else "")])
-
-
-@opencl.command("tune")
-@one_sentence
-def opencl_tune(
-    source: NetworkSource,
-    output_dir: KernelOutput,
-    trials: Annotated[int, typer.Option(help="Schedules that each kernel tries.")] = 16,
-    seconds: Annotated[float | None, typer.Option(help="At most; a search goes on where it ended.")] = None,
-    journal: Annotated[Path | None, typer.Option(help="Where measurements are kept, of all networks; default: in the "
-                                                      "cache folder.")] = None,
-    device: DeviceName = "",
-    threads: Threads = None,
-    without: Without = None,
-    vector: VectorSize = 16,
-    style: KernelStyle = "folded",
-    data: DataName = None,
-    data_root: DataRoot = None,
-    as_json: AsJson = False,
-) -> None:
-    """Search for the fastest schedules of a network's kernels on a device, and write the kernels."""
-    steps = _steps()
-    content = flow.tune_kernels(
-        source, output_dir, flow.KernelsRequest(without=tuple(without or ()), vector=vector, style=style,
-                                                data=data, data_root=data_root),
-        flow.TuneRequest(trials=trials, seconds=seconds, journal=journal, device=device, threads=threads), steps)
-    lines = [f"{one['layer']}: {one['seconds'] * 1e6:.0f} µs with {tuple(one['choice'])}"
-             + (f", {one['estimated'] * 1e6:.0f} µs by the estimate" if one["estimated"] else "")
-             for one in content["kernels"]]
-    _done(steps, as_json, content, [f"{content['network']} on {content['device']}", *lines, *_figures(content)])
-
-
-@opencl.command("run")
-@one_sentence
-def opencl_run(
-    kernels: KernelFolder,
-    data: DataName = None,
-    data_root: DataRoot = None,
-    images: Annotated[int | None, typer.Option(help="Test images, at most; default: all.")] = None,
-    device: DeviceName = "",
-    threads: Threads = None,
-    against: Annotated[Path | None, typer.Option(help="What the kernels were made from: compare every result.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Run kernels on test images."""
-    steps = _steps()
-    content = flow.run_kernels(kernels, flow.RunRequest(
-        data=data, data_root=data_root, images=images, device=device, threads=threads, against=against), steps)
-    _done(steps, as_json, content, [f"{content['network']} on {content['device']}", *_figures(content)])
-
-
-@opencl.command("time")
-@one_sentence
-def opencl_time(
-    kernels: KernelFolder,
-    runs: Annotated[int, typer.Option(help="Of which the median is told.")] = 20,
-    device: DeviceName = "",
-    threads: Threads = None,
-    as_json: AsJson = False,
-) -> None:
-    """Time kernels on single images."""
-    steps = _steps()
-    content = flow.time_kernels(kernels, runs=runs, device=device, threads=threads, steps=steps)
-    lines = [f"{one['layer']}: {one['seconds'] * 1e6:.0f} µs"
-             + (f", {one['multiplications'] / one['seconds'] / 1e9:.1f} GMAC/s" if one["multiplications"] else "")
-             for one in content["kernels"] if one["seconds"]]
-    _done(steps, as_json, content, [f"{content['network']} on {content['device']}", *lines, *_figures(content)])
-
-
-@opencl.command("estimate")
-@one_sentence
-def opencl_estimate(
-    kernels: KernelFolder,
-    part: Annotated[str, typer.Option(help="stratix10-2800 or arria10-1150.")] = "stratix10-2800",
-    clock_mhz: Annotated[float | None, typer.Option(help="That kernels run at; 250 is assumed.")] = None,
-    bandwidth: Annotated[float | None, typer.Option(help="Of external memory, GB/s; default: of a card with the "
-                                                         "part.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Estimate what kernels would take on an FPGA, to compare schedules."""
-    steps = _steps()
-    content = flow.estimate_kernels(kernels, part=part, clock_mhz=clock_mhz, bandwidth=bandwidth)
-    lines = [f"{one['layer']}: {one['multipliers']} multiplications every {one['interval']} cycles, "
-             f"{one['held_words']} sums, {one['bytes_per_second'] / 1e9:.3g} GB/s; {one['seconds'] * 1e6:.4g} µs, "
-             f"limited by {one['limit']}" for one in content["kernels"]]
-    fits = [] if content["fits"] else ["the part does not hold all kernels side by side"]
-    _done(steps, as_json, content, [f"{content['network']} on {part}: estimated", *lines, *_figures(content), *fits])
-
-
-def _figures(content: dict[str, Any]) -> list[str]:
-    return [f"{figure['name']}: {figure['value']:.6g} {figure['unit']} ({figure['provenance']})"
-            for figure in content["figures"]]
+app.add_typer(opencl.app, name="opencl")
