@@ -16,6 +16,7 @@ from espalier.compiler.machine_choice import Constraints, choose_machine
 from espalier.compiler.pipeline import PIPELINE, Build
 from espalier.cost.cycles import predict
 from espalier.errors import DataError, UnsupportedError
+from espalier.flow.cycles import by_phase
 from espalier.flow.design import Design, read_machine, sha256
 from espalier.flow.directory import require_replaceable, whole_directory
 from espalier.flow.images import program_images
@@ -217,9 +218,8 @@ def manifest(design: Design, build: Build, files: list[Path]) -> Manifest:
 
 def _estimated_cycles(program: Program) -> tuple[EstimatedCycles, ...]:
     """The cycles of each layer in a training step, by the model."""
-    cycles: Counter[tuple[str, Opcode]] = Counter()
-    for phase in predict(program)[: program.entries_at["infer"]]:
-        cycles[phase.layer, phase.opcode] += phase.cycles
-    layers = [layer for layer, opcode in cycles if opcode == Opcode.FORWARD]
+    step = by_phase(predict(program)[: program.entries_at["infer"]])
+    cycles = Counter({(phase.layer, phase.opcode): phase.cycles for phase in step})
+    layers = [phase.layer for phase in step if phase.opcode == Opcode.FORWARD]
     return tuple(EstimatedCycles(layer=layer, FP=cycles[layer, Opcode.FORWARD], BP=cycles[layer, Opcode.BACKWARD],
                                  WU=cycles[layer, Opcode.UPDATE]) for layer in layers)

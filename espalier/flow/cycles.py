@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import assert_never
 
@@ -68,6 +69,7 @@ def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[
 
     ``dense_missing`` says why there is no ``dense``, where one was wanted.
     """
+    counted, dense = by_phase(counted), None if dense is None else by_phase(dense)
     layers = {layer.name: layer for layer in layers_of(design)}
     useful = {name: design.batch * layer_macs(layer, design.live) for name, layer in layers.items()}
     dense_counts = [None] * len(counted) if dense is None else [phase.cycles for phase in dense]
@@ -90,6 +92,16 @@ def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[
             Figure("Dense-equivalent MACs per cycle", design.batch * nominal / total, "MAC/cycle",
                    Provenance.SIMULATED),
             Figure("Peak MACs per cycle", design.machine.multipliers, "MAC/cycle", Provenance.ESTIMATED)))
+
+
+def by_phase(counted: Iterable[PhaseCycles]) -> tuple[PhaseCycles, ...]:
+    """One for each phase of a layer: the backward pass of a strided one is several commands."""
+    found: dict[tuple[str, Opcode], PhaseCycles] = {}
+    for one in counted:
+        key = one.layer, one.opcode
+        before = found.get(key, replace(one, cycles=0, issued=0))
+        found[key] = replace(one, cycles=before.cycles + one.cycles, issued=before.issued + one.issued)
+    return tuple(found.values())
 
 
 def layer_macs(layer: Layer, live: Live) -> int:
