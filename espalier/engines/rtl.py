@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from espalier.arch.machine import MAX_GROUPS, Machine
+from espalier.cost.cycles import PhaseCycles
 from espalier.engines import host
 from espalier.engines.base import Network, State, Totals
 from espalier.engines.verilator import WAIT_IDLE, Simulation, build_simulator
@@ -20,16 +19,6 @@ from espalier.program.program import Program
 from espalier.program.words import Opcode, Space, Status
 
 GROUPS_AT_ONCE = 64          #: groups of images sent to the simulation in one call
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PhaseCycles:
-    """Cycles counted for one command: busy, and with a lattice step issued."""
-
-    layer: str
-    opcode: Opcode
-    cycles: int
-    issued: int
 
 
 class RtlEngine:

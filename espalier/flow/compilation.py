@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -11,9 +12,11 @@ from espalier import __version__
 from espalier.arch.machine import Machine
 from espalier.compiler.fit import required_acc_bits, required_depths
 from espalier.compiler.legalise import legalise
-from espalier.compiler.machine_choice import Constraints, choose_machine, phase_estimates
+from espalier.compiler.machine_choice import Constraints, choose_machine
 from espalier.compiler.pipeline import PIPELINE, Build
+from espalier.cost.cycles import predict
 from espalier.errors import DataError, UnsupportedError
+from espalier.flow.cycles import by_phase
 from espalier.flow.design import Design, read_machine, sha256
 from espalier.flow.directory import require_replaceable, whole_directory
 from espalier.flow.images import program_images
@@ -36,6 +39,8 @@ from espalier.flow.steps import Steps
 from espalier.gateware.verilog import verilog
 from espalier.ir.differentiate import differentiate
 from espalier.ir.text import dump
+from espalier.program.program import Program
+from espalier.program.words import Opcode
 from espalier.records import write_json
 from espalier.targets import find_device
 from espalier.train.checkpoint import Checkpoint
@@ -198,7 +203,6 @@ def manifest(design: Design, build: Build, files: list[Path]) -> Manifest:
     assert build.program is not None and build.memory is not None
     machine = design.machine
     needed = required_depths(build.layers, build.blocks, build.memory, machine.rows)
-    phases = [phase_estimates(item) for item in build.blocks]
     return Manifest(
         espalier=__version__, network=design.graph.name, device=design.device,
         tools={"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
@@ -208,6 +212,14 @@ def manifest(design: Design, build: Build, files: list[Path]) -> Manifest:
         acc_bits=AccumulatorBits(needed=required_acc_bits(build.layers, build.blocks), available=machine.acc_bits),
         live_weights={name: int(mask.sum()) for name, mask in sorted(design.live.items())},
         index_bytes=build.program.index_bytes,
-        estimated_cycles=tuple(EstimatedCycles(layer=layer.name, FP=forward, BP=backward, WU=update)
-                               for layer, (forward, backward, update) in zip(build.layers, phases, strict=True)),
+        estimated_cycles=_estimated_cycles(build.program),
         files={path.name: sha256(path.read_bytes()) for path in files})
+
+
+def _estimated_cycles(program: Program) -> tuple[EstimatedCycles, ...]:
+    """The cycles of each layer in a training step, by the model."""
+    step = by_phase(predict(program)[: program.entries_at["infer"]])
+    cycles = Counter({(phase.layer, phase.opcode): phase.cycles for phase in step})
+    layers = [phase.layer for phase in step if phase.opcode == Opcode.FORWARD]
+    return tuple(EstimatedCycles(layer=layer, FP=cycles[layer, Opcode.FORWARD], BP=cycles[layer, Opcode.BACKWARD],
+                                 WU=cycles[layer, Opcode.UPDATE]) for layer in layers)

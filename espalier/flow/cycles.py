@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import assert_never
 
@@ -14,8 +15,9 @@ from espalier.compiler.legalise import Layer, legalise
 from espalier.compiler.lists import Live, live_weights, weight_numbers
 from espalier.compiler.machine_choice import blocks_of
 from espalier.compiler.place import place
+from espalier.cost.cycles import PhaseCycles
 from espalier.cost.macs import ConvolutionSize, useful_macs
-from espalier.engines.rtl import PhaseCycles, RtlEngine
+from espalier.engines.rtl import RtlEngine
 from espalier.flow.design import Design
 from espalier.ir.differentiate import differentiate
 from espalier.program.words import Opcode
@@ -67,6 +69,7 @@ def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[
 
     ``dense_missing`` says why there is no ``dense``, where one was wanted.
     """
+    counted, dense = by_phase(counted), None if dense is None else by_phase(dense)
     layers = {layer.name: layer for layer in layers_of(design)}
     useful = {name: design.batch * layer_macs(layer, design.live) for name, layer in layers.items()}
     dense_counts = [None] * len(counted) if dense is None else [phase.cycles for phase in dense]
@@ -89,6 +92,16 @@ def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[
             Figure("Dense-equivalent MACs per cycle", design.batch * nominal / total, "MAC/cycle",
                    Provenance.SIMULATED),
             Figure("Peak MACs per cycle", design.machine.multipliers, "MAC/cycle", Provenance.ESTIMATED)))
+
+
+def by_phase(counted: Iterable[PhaseCycles]) -> tuple[PhaseCycles, ...]:
+    """One for each phase of a layer: the backward pass of a strided one is several commands."""
+    found: dict[tuple[str, Opcode], PhaseCycles] = {}
+    for one in counted:
+        key = one.layer, one.opcode
+        before = found.get(key, replace(one, cycles=0, issued=0))
+        found[key] = replace(one, cycles=before.cycles + one.cycles, issued=before.issued + one.issued)
+    return tuple(found.values())
 
 
 def layer_macs(layer: Layer, live: Live) -> int:

@@ -57,7 +57,7 @@ class AccumulatorBits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimatedCycles:
-    """The compiler's estimate for one layer and one group of images, by phase."""
+    """What one layer takes for one group of images, by phase, by the cycle model; 0 where it has no such phase."""
 
     layer: str
     FP: int

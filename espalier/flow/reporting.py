@@ -167,7 +167,7 @@ def _with_build(report: Report, folder: Path) -> Report:
     report = replace(
         report, machine=machine_section(machine), memories=memory_section(machine, used),
         figures=(*report.figures, Figure("Index lists and pointers", manifest.index_bytes, "bytes",
-                                         Provenance.ESTIMATED)),
+                                         Provenance.ESTIMATED), *_cycle_figures(manifest)),
         tools=tuple(ToolVersion(name, version) for name, version in sorted(manifest.tools.items())))
     report = _with_checks(report, folder, manifest, design)
     return _with_area(report, folder, design)
@@ -186,8 +186,16 @@ def _with_checks(report: Report, folder: Path, manifest: Manifest, design: Desig
                    estimates=(*report.estimates, *_cycle_estimates(cycles, manifest, design)))
 
 
+def _cycle_figures(manifest: Manifest) -> list[Figure]:
+    """What the cycle model says of all layers together, by phase."""
+    layers = manifest.estimated_cycles
+    return [Figure(f"{phase.value} of a group of images", cycles, "cycles", Provenance.ESTIMATED) for phase, cycles in (
+        (Phase.FP, sum(layer.FP for layer in layers)), (Phase.BP, sum(layer.BP for layer in layers)),
+        (Phase.WU, sum(layer.WU for layer in layers)))]
+
+
 def _cycle_estimates(cycles: Cycles, manifest: Manifest, design: Design) -> list[Estimate]:
-    """The compiler's estimates of each phase against the simulation."""
+    """The cycle model against the simulation, phase by phase."""
     groups = design.batch // design.machine.lanes
     foretold = {(entry.layer, phase): count * groups for entry in manifest.estimated_cycles
                 for phase, count in ((Phase.FP, entry.FP), (Phase.BP, entry.BP), (Phase.WU, entry.WU))}

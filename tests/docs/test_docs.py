@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import typer
 
+from espalier.arch.machine import Machine
 from espalier.cli import app
+from espalier.cost import latencies
 from espalier.program.words import Space, Status, start_fields
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +88,15 @@ def test_register_map_is_that_of_the_code() -> None:
     fields = [pair for names, bits in rows
               for pair in zip(re.findall(r"\w+", names), map(int, bits.split(", ")), strict=True)]
     assert fields == list(start_fields().items())
+
+
+def test_cycles_around_a_phase_are_those_of_the_model() -> None:
+    machine = Machine(rows=1, lanes=1, activation_depth=2, gradient_depth=2, weight_depth=2, index_depth=2,
+                      table_depth=2)
+    around = latencies.FILL_CYCLES + latencies.CONTROL_CYCLES - machine.rows
+    told = re.findall(r"steps \+ waits \+ (\d+) \+ rows", text(ROOT / "docs" / "engine.md"))
+    drain, update = latencies.drain_cycles(machine), latencies.update_cycles(machine) - 1  # a tree of one level
+    assert [*map(int, told)] == [around + drain, around + update]
 
 
 def test_tour_shows_what_its_script_prints() -> None:

@@ -9,6 +9,8 @@ from bench.builds import config
 
 from espalier.errors import DataError
 from espalier.flow import SimulateRequest, VerifyRequest, simulate, train_network, verify, write_report
+from espalier.flow.manifest import load_manifest
+from espalier.records import Provenance
 from espalier.train.checkpoint import Checkpoint
 
 
@@ -28,7 +30,7 @@ def test_a_report_of_everything(made, build, float32, tmp_path):
     accuracy = Checkpoint.load(float32 / "checkpoint.safetensors").log[-1].test_accuracy
     assert report.training.baseline_accuracy == accuracy
     assert "Not synthesised" in page and "Not simulated" not in page and "Not verified" not in page
-    assert len(report.estimates) == 5 and all(abs(estimate.error) < 1 for estimate in report.estimates)
+    assert len(report.estimates) == 5 and all(estimate.error == 0 for estimate in report.estimates)
     again = write_report([made / "train", build], tmp_path / "r2.html", baseline=float32)
     assert again == report and (tmp_path / "r2.html").read_text() == page
 
@@ -37,6 +39,15 @@ def test_a_report_of_training_alone_says_what_was_not_run(made, tmp_path):
     write_report([made / "train"], tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert "Not simulated" in page and "Not verified" in page and "Not synthesised" in page
+
+
+def test_a_build_that_was_not_simulated_has_predicted_cycles(build, tmp_path):
+    report = write_report([build], tmp_path / "r.html")
+    predicted = {figure.name: figure for figure in report.figures if figure.unit == "cycles"}
+    assert [*predicted] == [f"{phase} of a group of images" for phase in ("FP", "BP", "WU")]
+    assert {figure.provenance for figure in predicted.values()} == {Provenance.ESTIMATED}
+    layers = load_manifest(build).estimated_cycles
+    assert predicted["WU of a group of images"].value == sum(layer.WU for layer in layers) > 0
 
 
 @pytest.mark.parametrize("name", ["verify.json", "simulate.json", "synth.json"])

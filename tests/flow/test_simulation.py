@@ -1,15 +1,18 @@
 """Simulation of one build: equal to the interpreter, counted against dense, and what it says when it is not equal."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from bench.builds import write_data
 
+from espalier.cost.cycles import PhaseCycles
 from espalier.errors import DataError, MismatchError, ToolError
 from espalier.flow import SimulateRequest, simulate, write_report
-from espalier.flow.cycles import dense_machine, layers_of
+from espalier.flow.cycles import by_phase, dense_machine, layers_of
 from espalier.flow.design import load_design
+from espalier.program.words import Opcode
 from espalier.report.cycles import Cycles
 from espalier.report.model import Verification
 from espalier.report.serial import decode
@@ -51,6 +54,13 @@ def test_the_dense_machine_holds_the_dense_network(build):
     live = {name: np.ones_like(mask) for name, mask in design.live.items()}
     design.network(live, dense_machine(design))
     assert [layer.name for layer in layers_of(design)] == ["conv", "fc"]
+
+
+def test_commands_of_one_phase_are_one_row():
+    fp = PhaseCycles(layer="a", opcode=Opcode.FORWARD, cycles=9, issued=7)
+    bp = PhaseCycles(layer="a", opcode=Opcode.BACKWARD, cycles=5, issued=3)
+    other = replace(bp, layer="b")
+    assert by_phase([fp, bp, other, bp]) == (fp, replace(bp, cycles=10, issued=6), other)
 
 
 def test_a_mismatch_after_simulated_steps_wrong(build, wrong_engine):

@@ -1,0 +1,191 @@
+"""Predicted cycles against simulated ones on random networks and machines; and how fast VGG-16 is predicted.
+
+    python benchmarks/cost_model.py [--cases 220]
+
+Cases are for each machine. A case is a random network (kernels, paddings, pools, biases, linear layers, live blocks)
+that trains for a batch and infers a group in simulation of the Verilog; busy cycles and issued steps of every command
+are compared. VGG-16 has random live blocks. Its machines have the multipliers of the parts named, and on chip the
+memories for all of it, which no part has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from harness import LOSS, fitted_machine, write_results
+
+from espalier.arch.machine import Machine
+from espalier.cost.cycles import PhaseCycles, predict
+from espalier.engines.base import Network
+from espalier.engines.rtl import RtlEngine
+from espalier.errors import FitError, UnsupportedError
+from espalier.numerics.fixed import Fixed
+from espalier.program.program import Program
+from espalier.records import Bar, Figure, Provenance
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+from bench.networks import Chain, Formats, all_live, compiled, random_live, random_words
+
+DEPTHS = {"activation_depth": 4096, "gradient_depth": 4096, "weight_depth": 8192, "index_depth": 16384,
+          "table_depth": 4096, "program_depth": 64}
+MACHINES = (Machine(rows=1, lanes=2, acc_bits=48, **DEPTHS), Machine(rows=2, lanes=3, acc_bits=48, **DEPTHS),
+            Machine(rows=4, lanes=2, word_bits=8, acc_bits=32, groups=True, **DEPTHS),
+            Machine(rows=8, lanes=1, acc_bits=48, **DEPTHS),
+            Machine(rows=16, lanes=5, word_bits=8, acc_bits=32, groups=True, **DEPTHS))
+FORMATS = {16: Formats(gradient=Fixed.of(16, 12)),
+           8: Formats(weight=Fixed.of(8, 6), result=Fixed.of(8, 4), gradient=Fixed.of(8, 4),
+                      weight_gradient=Fixed.of(32, 6))}
+DENSITIES = (1.0, 0.7, 0.3, 0.1, 0.03, 0.0)
+MOST_CYCLES = 150_000  #: of a case's training step; what takes longer is drawn again
+STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  #: channels and convolutions of VGG-16
+ROWS = 16
+PARTS = {"4,096 multipliers": 4096, "VU9P (6,840 DSPs)": 6840, "ZU9EG (2,520 DSPs)": 2520,
+         "Stratix 10 GX 2800 (11,520 multipliers)": 11520}
+RUNS = 5
+
+
+def random_chain(rng: np.random.Generator, word_bits: int) -> Chain:
+    """Up to three convolutions, then one or two linear layers."""
+    formats = FORMATS[word_bits]
+    chain = Chain((int(rng.integers(1, 7)), *map(int, rng.integers(1, 15, 2))), formats.result)
+    for _ in range(rng.integers(4)):
+        kernel = tuple(int(min(rng.integers(1, 8), 2 * size)) for size in chain.x.shape[1:])
+        least = [max(0, -(-(taps - size) // 2)) for taps, size in zip(kernel, chain.x.shape[1:], strict=True)]
+        low, high = ([int(rng.integers(*pads)) for pads in zip(least, kernel, strict=True)] for _ in range(2))
+        chain.conv(int(rng.integers(1, 20)), kernel, (*low, *high), bias=bool(rng.integers(2)), formats=formats)
+        if rng.integers(2):
+            chain.relu()
+        if not any(size % 2 for size in chain.x.shape[1:]) and rng.integers(2):
+            chain.pool()
+    for number in range(rng.integers(1, 3)):
+        if number:
+            chain.relu()
+        chain.linear(int(rng.integers(2, 17)), bias=bool(rng.integers(2)), formats=formats)
+    return chain
+
+
+def random_case(rng: np.random.Generator, machine: Machine) -> Network:
+    """A random network that the machine holds, not too long to simulate."""
+    while True:
+        chain = random_chain(rng, machine.word_bits)
+        loss = LOSS if rng.integers(2) else "square_hinge"
+        try:
+            densities = {layer.name: float(rng.choice(DENSITIES)) for layer in chain.layers()}
+            network = compiled(chain, machine, live=random_live(rng, chain, machine.rows, densities), loss=loss)
+        except (FitError, UnsupportedError):
+            continue
+        if sum(phase.cycles for phase in predict(network.program)) <= MOST_CYCLES:
+            return network
+
+
+def simulated(rng: np.random.Generator, network: Network) -> tuple[list[PhaseCycles], int]:
+    """The cycles of each command for one group, and how many the simulation took."""
+    machine, program = network.program.machine, network.program
+    groups, step = 1 + machine.groups, program.entries_at["infer"]
+    images = random_words(rng, program.image_format, (groups * machine.lanes, *program.image), 0.5)
+    labels = rng.integers(0, network.graph.outputs[1].shape[0], len(images))
+    engine = RtlEngine(network)
+    engine.train(images, labels, len(images))
+    engine.infer(images[: machine.lanes], labels[: machine.lanes])
+    counted = engine.phase_cycles()
+    engine.close()
+    found = [replace(phase, cycles=phase.cycles / groups, issued=phase.issued / groups) for phase in counted[:step]]
+    return [*found, *counted[step:]], sum(phase.cycles for phase in counted)
+
+
+def compare(machine: Machine, cases: int, seed: int) -> Iterator[tuple[str, int]]:
+    """What there was to count on one machine."""
+    rng = np.random.default_rng([seed, machine.rows])
+    compared = differing = cycles = 0
+    for _ in range(cases):
+        network = random_case(rng, machine)
+        found, run = simulated(rng, network)
+        predicted = predict(network.program)
+        compared += len(found)
+        differing += sum(a != b for a, b in zip(found, predicted, strict=True))
+        cycles += run
+    yield from (("networks", cases), ("commands compared", compared), ("commands that differ", differing),
+                ("cycles simulated", cycles))
+
+
+def vgg16(size: int) -> Chain:
+    """With three linear layers and 1,000 classes for 224×224 images, else as in the zoo."""
+    chain = Chain((3, size, size))
+    for channels, depth in STAGES:
+        for _ in range(depth):
+            chain.conv(channels, (3, 3), (1, 1, 1, 1)).relu()
+        chain.pool()
+    if size == 224:
+        chain.linear(4096).relu().linear(4096).relu()
+    return chain.linear(1000 if size == 224 else 10)
+
+
+def compile_vgg16(size: int, density: float, seed: int) -> tuple[Program, float]:
+    """The Program for 16 × 256 multipliers, and the seconds it took to compile."""
+    chain, rng = vgg16(size), np.random.default_rng(seed)
+    live = all_live(chain) if density == 1 else random_live(rng, chain, ROWS, density)
+    machine, _ = fitted_machine(chain.training_graph(), live, ROWS, PARTS["4,096 multipliers"] // ROWS)
+    machine = replace(machine, max_classes=max(16, chain.x.shape[0]))
+    began = time.perf_counter()
+    program = compiled(chain, machine, live=live).program
+    return program, time.perf_counter() - began
+
+
+def vgg16_figures(size: int, density: float, seed: int) -> tuple[list[Figure], Bar]:
+    """Cycles of a training step on machines as large as the parts, and the time that takes."""
+    case = f"VGG-16, {size}×{size}, density {density:g}"
+    program, compiling = compile_vgg16(size, density, seed)
+    figures = [Figure(f"{case}: compile", compiling, "s", Provenance.MEASURED),
+               Figure(f"{case}: index entries", len(program.entries), "entries", Provenance.ESTIMATED)]
+    seconds = []
+    for name, multipliers in PARTS.items():
+        lanes = multipliers // ROWS
+        larger = replace(program, machine=replace(program.machine, lanes=lanes))
+        for _ in range(RUNS):
+            began = time.perf_counter()
+            predicted = predict(larger)
+            seconds.append(time.perf_counter() - began)
+        step = predicted[: program.entries_at["infer"]]
+        cycles, issued = sum(phase.cycles for phase in step), sum(phase.issued for phase in step)
+        figures += [Figure(f"{case}, {name}, {ROWS}×{lanes}: {what}", value, unit, Provenance.ESTIMATED)
+                    for what, value, unit in ((f"training step of {lanes} images", cycles, "cycles"),
+                                              ("cycles with a lattice step", issued / cycles, "1"))]
+    taken = float(np.median(seconds))
+    figures.append(Figure(f"{case}: prediction, median of {len(seconds)}", taken, "s", Provenance.MEASURED))
+    print(case, f"compiled in {compiling:.1f} s, predicted in {taken:.2f} s", flush=True)
+    return figures, Bar(f"{case}: seconds per prediction", taken, "<=", 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=220)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    figures: list[Figure] = []
+    totals: dict[str, int] = {}
+    for machine in MACHINES:
+        case = f"rows={machine.rows} lanes={machine.lanes}{' groups' if machine.groups else ''}"
+        for what, value in compare(machine, arguments.cases, arguments.seed):
+            figures.append(Figure(f"{case}: {what}", value, what.split()[0], Provenance.SIMULATED))
+            totals[what] = totals.get(what, 0) + value
+            print(case, what, value, flush=True)
+    bars = [Bar("random networks × machines", totals["networks"], ">=", 1000),
+            Bar("commands whose cycles or issued steps differ", totals["commands that differ"], "==", 0)]
+    for size in (32, 224):
+        for density in (1.0, 0.1):
+            found, bar = vgg16_figures(size, density, arguments.seed)
+            figures += found
+            bars.append(bar)
+    write_results("cost_model", seeds=[arguments.seed], figures=figures, bars=bars,
+                  notes="Seconds were taken while other programs used both cores.")
+
+
+if __name__ == "__main__":
+    main()

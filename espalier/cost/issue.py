@@ -1,0 +1,146 @@
+"""When the blocks of FP and BP are fetched and worked off: the time of :mod:`espalier.cost.work`.
+
+The front is three sources (tiles, segments, blocks), each with a pipeline and a landing queue behind it, then the
+Issuer. A source sends one item per cycle while its queue has credit::
+
+    sent[k]  = max(sent[k-1] + 1, when what it is made of was taken + 1, taken[k-16] + 2)
+    taken[k] = max(sent[k] + pipeline, when the item before was done)
+
+A tile makes at least one segment, and a segment costs the EntryFetcher at least one cycle. So each item of the first
+two queues occupies whoever takes it for a cycle or more, and a credit comes back after at most 7 cycles, less than 16:
+once filled, these queues neither run empty nor want credit, and no time depends on them.
+
+The last queue can run empty, since an empty segment costs a cycle and gives no block. What remains is, for a block
+of ``steps`` (at least 1) that ``empty`` segments precede::
+
+    fetched = max(fetched[-1] + 1, taken[-16] + 2) + empty
+    taken   = max(fetched + 5, done[-1])
+    done    = taken + steps,  and for the last of a tile at least the end before + the rows of that tile
+
+Where ``empty`` is 0 the Issuer does not wait: with ``fetched[-1] + 5 <= taken[-1]``, both ``fetched[-1] + 6`` and
+``taken[-16] + 7`` are at most ``taken[-1] + 1 <= done[-1]``. So of a run of blocks without an empty segment between
+only the first can wait; the last is fetched at ``max(fetched of the first + blocks - 1, taken[-16] + 2)``.
+
+Where something is added to results, the Issuer reads it in ``rows`` cycles, :data:`ADD_CYCLES` after the tile's end:
+holes in which it makes no step. They only put off what is done, so all of the above holds with them.
+
+A tile changes the state of the queue, which looks back over 16 blocks, and takes some cycles. Both depend on nothing
+but the tile and the state, relative to the end of the tile before, and are computed once for each pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, assert_never
+
+from espalier.cost.latencies import ADD_CYCLES, CREDIT_CYCLES, FETCH_CYCLES, QUEUE_DEPTH
+from espalier.cost.work import Loop, Tile
+
+Hole = tuple[int, int]  #: cycles in which no step is made: the first, and the one after the last
+
+
+class Queue(NamedTuple):
+    """The queue before the Issuer at the end of a tile, in cycles from then.
+
+    Members
+    -------
+    fetched : int
+        When the last block (or empty segment) was fetched.
+    spacing : int
+        Until when the next tile may not end.
+    taken : tuple of int
+        When each of the last ``QUEUE_DEPTH`` blocks was taken, the oldest first; later where that makes no
+        difference, so that equal behaviour is an equal state.
+    holes : tuple of Hole
+        To come, in order.
+    """
+
+    fetched: int
+    spacing: int
+    taken: tuple[int, ...]
+    holes: tuple[Hole, ...] = ()
+
+    @classmethod
+    def at(cls, fetched: int, spacing: int, taken: list[int], holes: Sequence[Hole] = ()) -> Queue:
+        """The state, with times that make no difference moved to the latest that make none."""
+        full = taken[0] + CREDIT_CYCLES - 1  # there is no credit until then
+        if fetched > full:
+            taken = [max(time, fetched + 1 + ahead - CREDIT_CYCLES) for ahead, time in enumerate(taken)]
+        return cls(max(fetched, full), spacing, tuple(taken),
+                   tuple((max(start, 1), stop) for start, stop in holes if stop > 1))
+
+
+EMPTY = Queue.at(-FETCH_CYCLES - 1, 0, [-FETCH_CYCLES - QUEUE_DEPTH] * QUEUE_DEPTH)  #: the first block is there at 0
+
+
+class Stopwatch:
+    """Cycles from when the first block can be taken to the end of the last tile.
+
+    Parameters
+    ----------
+    adds : bool
+        Whether something is added to results.
+    """
+
+    def __init__(self, *, adds: bool = False) -> None:
+        self.adds = adds
+        self.known: dict[tuple[Loop | Tile, Queue], tuple[Queue, int]] = {}
+
+    def cycles(self, work: Loop) -> int:
+        """Of a whole phase."""
+        return self._after(work, EMPTY)[1]
+
+    def _after(self, part: Loop | Tile, queue: Queue) -> tuple[Queue, int]:
+        """The state after a part of the work, and the cycles it takes."""
+        key = part, queue
+        found = self.known.get(key)
+        if found is None:
+            match part:
+                case Tile():
+                    found = tile_after(part, queue, self.adds)
+                case Loop():
+                    found = self._looped(part, queue)
+                case _:
+                    assert_never(part)
+            self.known[key] = found
+        return found
+
+    def _looped(self, loop: Loop, queue: Queue) -> tuple[Queue, int]:
+        total = 0
+        for turn in range(loop.times):
+            before, cycles = queue, 0
+            for part in loop.body:
+                queue, more = self._after(part, queue)
+                cycles += more
+            if queue == before:  # and so after each turn to come
+                return queue, total + (loop.times - turn) * cycles
+            total += cycles
+        return queue, total
+
+
+def tile_after(tile: Tile, queue: Queue, adds: bool) -> tuple[Queue, int]:
+    """The state at the end of a tile, and the cycles from the end of the one before to that."""
+    fetched, taken, now = queue.fetched, [*queue.taken], 0
+    for run in tile.runs:
+        first = max(fetched + 1, taken[0] + CREDIT_CYCLES) + run.empty
+        begin = max(first + FETCH_CYCLES, now)
+        taken += [_after(begin, steps, queue.holes) for steps in run.begins]
+        credit = taken[-QUEUE_DEPTH - 1] if run.blocks > QUEUE_DEPTH else taken[run.blocks - 1]
+        fetched = max(first + run.blocks - 1, credit + CREDIT_CYCLES)
+        taken, now = taken[-QUEUE_DEPTH:], _after(begin, run.steps, queue.holes)
+    end = now if now >= queue.spacing else _after(queue.spacing - 1, 1, queue.holes)
+    holes = [(start - end, stop - end) for start, stop in queue.holes]
+    if adds:
+        holes.append((ADD_CYCLES, ADD_CYCLES + tile.rows))
+    return Queue.at(fetched - end, tile.rows, [time - end for time in taken], holes), end
+
+
+def _after(time: int, steps: int, holes: Sequence[Hole]) -> int:
+    """The cycle of the last of so many steps after ``time``."""
+    for start, stop in holes:
+        if not steps or time + steps < start:
+            break
+        if stop > time + 1:
+            steps -= max(0, start - time - 1)
+            time = stop - 1
+    return time + steps

@@ -1,0 +1,53 @@
+"""Cycles that the engine's pipelines and its control take, whatever the network is.
+
+The gateware owns these numbers; ``tests/cost/test_latencies.py`` holds both against each other.
+"""
+
+from __future__ import annotations
+
+from espalier.arch.machine import Machine
+from espalier.numerics.loss import EXP_FRAC, RECIPROCAL_FRAC
+
+QUEUE_DEPTH = 16    #: items on the way to a landing queue or in it
+CREDIT_CYCLES = 2   #: from an item's leaving such a queue to the launch of another in its place
+FETCH_CYCLES = 5    #: from the launch of a block by the EntryFetcher to the cycle in which the Issuer can take it
+FILL_CYCLES = 16    #: from a phase's launch to the cycle in which the Issuer can take its first block
+CONTROL_CYCLES = 3  #: of a command beside fill, steps, waits and drain
+LOSS_CONTROL_CYCLES = 5  #: of a loss beside the unit's own
+END_CYCLES = 5      #: of the command that stops a program
+
+OPERAND_CYCLES, LATTICE_CYCLES = 8, 3
+DRAIN_CYCLES = 9    #: from a row of sums to the write of its words
+ADD_CYCLES = 8      #: from a tile's last step to the one that reads what is added to its first result
+UPDATE_CYCLES = 20  #: from a gradient to the write of its weight
+GROUPS_CYCLES = 3   #: more, where gradients add up over groups
+WRITE_CYCLES = 1
+
+LOSS_READ_CYCLES = 3      #: from a class to its logits
+LOSS_BEST_CYCLES = 2      #: from an element's turn to the write of its lane's largest logit
+LOSS_RESULT_CYCLES = 10   #: from an element's turn to its exponential or gradient
+QUOTIENT_BITS_A_CYCLE = 2
+
+
+def drain_cycles(machine: Machine) -> int:
+    """From the last step of FP or BP to the write of the last row that it completes."""
+    return _sum_cycles(machine) + DRAIN_CYCLES + WRITE_CYCLES
+
+
+def update_cycles(machine: Machine) -> int:
+    """From the last step of WU to the write of the last weight."""
+    levels = max(1, (machine.lanes - 1).bit_length())
+    return _sum_cycles(machine) + levels + UPDATE_CYCLES + machine.groups * GROUPS_CYCLES + WRITE_CYCLES
+
+
+def _sum_cycles(machine: Machine) -> int:
+    return OPERAND_CYCLES + LATTICE_CYCLES + machine.rows - 1
+
+
+def loss_cycles(machine: Machine, classes: int, *, hinge: bool) -> int:
+    """Of the loss unit on one group: a fetch, two or three walks over the logits, and a division for each lane."""
+    slots = max(machine.lanes, LOSS_BEST_CYCLES + 1, LOSS_READ_CYCLES + 1)
+    walk = 1 + classes * slots + max(0, LOSS_RESULT_CYCLES - (slots - machine.lanes))
+    quotient = -(-(RECIPROCAL_FRAC - EXP_FRAC + 1) // QUOTIENT_BITS_A_CYCLE)
+    divide = machine.lanes * (quotient + 3)
+    return 1 + LOSS_READ_CYCLES + (2 * walk if hinge else 3 * walk + divide)

@@ -1,0 +1,111 @@
+"""From an FP or BP command and its index lists to the work of the front: which segments each tile has.
+
+Tiles that see the same taps of the same block are one, and so are blocks whose lists have the same shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, product
+from typing import TypeVar
+
+from espalier.arch.machine import Machine
+from espalier.cost.work import Loop, Tile
+from espalier.program.program import Command, Program
+
+Item = TypeVar("Item")
+Taps = tuple[int, int]  #: of one axis: the first that is inside the map, and the one after the last
+
+
+class Lists:
+    """The index lists of a Program, as far as cycles depend on them.
+
+    Members
+    -------
+    counts : list of int
+        Steps of each entry at one pixel.
+    table : sequence of int
+        Segment pointers into ``counts``.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.machine: Machine = program.machine
+        self.counts = [entry.count for entry in program.entries]
+        self.table = program.table
+
+    def pointers(self, command: Command, block: int) -> tuple[int, ...]:
+        """The segment pointers of one block of a command: the bias, each tap, and the end."""
+        slots = command.kernel_y * command.kernel_x + 1
+        start = command.table + block * slots
+        return tuple(self.table[start: start + slots + 1])
+
+    def rows(self, command: Command, block: int) -> int:
+        """Valid rows of the results of a block."""
+        return command.last_rows if block + 1 == command.blocks else self.machine.rows
+
+
+def work_of(command: Command, lists: Lists) -> Loop:
+    """All tiles of an FP or BP command in the order of the TileCounter: by block, then by pixel or by pool window."""
+    size = 2 if command.pool_out else 1
+    ys, xs = ([*_runs(_windows(taps_inside(command, axis), size))] for axis in "yx")
+    known: dict[tuple[object, ...], Loop] = {}
+    blocks = []
+    for block in range(command.blocks):
+        pointers, rows = lists.pointers(command, block), lists.rows(command, block)
+        counts = lists.counts[pointers[0]: pointers[-1]]
+        local = tuple(pointer - pointers[0] for pointer in pointers)
+        key = (rows, local, *counts)
+        if key not in known:
+            tiles = _BlockTiles(command, local, counts, rows)
+            known[key] = Loop(tuple(
+                Loop(tuple(Loop(tuple(tiles[at] for at in product(y, x)), across) for x, across in xs), down)
+                for y, down in ys))
+        blocks.append(known[key])
+    return Loop(tuple(Loop((block,), times) for block, times in _runs(blocks)))
+
+
+def taps_inside(command: Command, axis: str) -> list[Taps]:
+    """The taps that stay inside the source map, for each row (``"y"``) or column (``"x"``) of tiles."""
+    source, kernel, pad, stride, out = (getattr(command, f"{name}_{axis}")
+                                        for name in ("source", "kernel", "pad", "stride", "out"))
+    return [(max(0, pad - at), max(0, min(kernel, source + pad - at))) for at in range(0, out << stride, 1 << stride)]
+
+
+class _BlockTiles(dict[tuple[Taps, Taps], Tile]):
+    """The tiles of one block by the taps they see, each made when it is first asked for."""
+
+    def __init__(self, command: Command, pointers: Sequence[int], counts: Sequence[int], rows: int) -> None:
+        self.command, self.pointers, self.counts, self.rows = command, pointers, counts, rows
+
+    def __missing__(self, taps: tuple[Taps, Taps]) -> Tile:
+        self[taps] = tile = Tile.of(self.rows, [*self._segments(*taps)])
+        return tile
+
+    def _segments(self, y: Taps, x: Taps) -> Iterator[Sequence[int]]:
+        """As the SegmentCutter cuts: whole; or the bias, then the rest in one piece or by rows of taps."""
+        height, width = self.command.kernel_y, self.command.kernel_x
+        if (y, x) == ((0, height), (0, width)):
+            yield self.counts
+            return
+        if self.command.bias:
+            yield self._between(0, 1)
+        if x == (0, width) or y[0] == y[1]:
+            yield self._between(1 + y[0] * width, 1 + y[1] * width)
+        else:
+            for row in range(*y):
+                yield self._between(1 + row * width + x[0], 1 + row * width + x[1])
+
+    def _between(self, low: int, high: int) -> Sequence[int]:
+        return self.counts[self.pointers[low]: self.pointers[high]]
+
+
+def _windows(taps: Sequence[Taps], size: int) -> Iterator[tuple[Taps, ...]]:
+    """The tiles of one axis, ``size`` at a time."""
+    for at in range(0, len(taps) - size + 1, size):
+        yield tuple(taps[at: at + size])
+
+
+def _runs(items: Iterable[Item]) -> Iterator[tuple[Item, int]]:
+    """Items and how often each comes in a row."""
+    for item, group in groupby(items):
+        yield item, len([*group])

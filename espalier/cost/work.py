@@ -1,0 +1,83 @@
+"""What the front of the engine works off in FP and BP: tiles, their live blocks, and the empty segments between.
+
+This is the order, without any time: :mod:`espalier.cost.issue` adds that. :mod:`espalier.cost.tiles` makes it from a
+command. Most tiles of a map see the same taps, so it is a nest of loops over few different tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from espalier.cost.latencies import QUEUE_DEPTH
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Blocks of a tile that are fetched in successive cycles, after empty segments that cost a cycle each.
+
+    Members
+    -------
+    empty : int
+        Segments without a block before the first.
+    blocks, steps : int
+        Of the run.
+    begins : tuple of int
+        Steps of the run before each of its last blocks, of which there are up to ``QUEUE_DEPTH + 1``.
+    """
+
+    empty: int
+    blocks: int
+    steps: int
+    begins: tuple[int, ...]
+
+    @classmethod
+    def of(cls, empty: int, counts: Sequence[int]) -> Run:
+        """The run of blocks with so many steps each."""
+        steps = begin = sum(counts)
+        begins: list[int] = []
+        for count in reversed(counts[-QUEUE_DEPTH - 1:]):
+            begin -= count
+            begins.append(begin)
+        return cls(empty=empty, blocks=len(counts), steps=steps, begins=tuple(reversed(begins)))
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """The work of one tile: its runs, and the rows of its results. ``issued``: its steps that multiply."""
+
+    runs: tuple[Run, ...]
+    rows: int
+    issued: int
+
+    @classmethod
+    def of(cls, rows: int, segments: Sequence[Sequence[int]]) -> Tile:
+        """The tile of segments of blocks with so many steps each.
+
+        The last one ends the tile: where it is empty, with a step of nothing.
+        """
+        issued = sum(map(sum, segments))
+        runs: list[Run] = []
+        counts: list[int] = []
+        empty = 0
+        for segment in (*segments[:-1], segments[-1] or [1]):
+            if counts and not segment:
+                runs.append(Run.of(empty, counts))
+                empty, counts = 0, []
+            empty += not segment
+            counts += segment
+        return cls((*runs, Run.of(empty, counts)), rows, issued)
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """What it holds, one after the other, and all of that ``times`` over."""
+
+    body: tuple[Loop | Tile, ...]
+    times: int = 1
+
+    @cached_property
+    def issued(self) -> int:
+        """Steps that multiply."""
+        return self.times * sum(part.issued for part in self.body)

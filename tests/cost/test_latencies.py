@@ -1,0 +1,49 @@
+"""The cycles that the model takes for granted are those of the gateware."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import pytest
+from amaranth.hdl import Elaboratable, Fragment
+from bench.machines import DEPTHS, GROUPED, TWO_BY_FOUR
+
+from espalier.arch.machine import Machine
+from espalier.cost import latencies
+from espalier.gateware.accelerator import Accelerator
+from espalier.gateware.front import Front
+from espalier.gateware.landing_queue import DEPTH_BITS
+from espalier.gateware.loss_unit import LossUnit
+
+Component = TypeVar("Component", bound=Elaboratable)
+ISSUER_CYCLES = 2  #: from taking a block to the step that is seen
+
+
+def elaborated(component: Component) -> Component:
+    Fragment.get(component, None)
+    return component
+
+
+@pytest.mark.parametrize("machine", [TWO_BY_FOUR, GROUPED, Machine(rows=1, lanes=1, **DEPTHS),
+                                     Machine(rows=4, lanes=9, **DEPTHS)],
+                         ids=lambda machine: f"{machine.rows}x{machine.lanes}")
+def test_a_command_drains_as_the_accelerator_does(machine: Machine) -> None:
+    accelerator = elaborated(Accelerator(machine))
+    assert accelerator.sequencer.drain_cycles == latencies.drain_cycles(machine)
+    assert accelerator.sequencer.update_cycles == latencies.update_cycles(machine)
+    assert accelerator.front.add_cycles == latencies.ADD_CYCLES
+    assert accelerator.loss.read_latency == latencies.LOSS_READ_CYCLES
+
+
+def test_the_front_fills_and_queues_as_the_model_says() -> None:
+    assert Front.fill_cycles == latencies.FILL_CYCLES + ISSUER_CYCLES
+    assert 1 << DEPTH_BITS == latencies.QUEUE_DEPTH
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 4, 5, 13, 64])
+def test_a_loss_takes_what_its_unit_says(lanes: int) -> None:
+    machine = Machine(**{**GROUPED.to_json(), "lanes": lanes})
+    unit = elaborated(LossUnit(lanes=lanes, word_bits=8, max_classes=16, read_latency=latencies.LOSS_READ_CYCLES))
+    for classes in range(1, 17):
+        for hinge in (False, True):
+            assert unit.cycles(classes, hinge=hinge) == latencies.loss_cycles(machine, classes, hinge=hinge)
