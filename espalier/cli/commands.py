@@ -186,6 +186,8 @@ def compile_command(
     device: Annotated[str, typer.Option(help="The part; sets the limits.")] = "ecp5-85f",
     rows: Annotated[int | None, typer.Option(help="Of the lattice: 1, 2, 4, 8 or 16; default: the fastest.")] = None,
     lanes: Annotated[int | None, typer.Option(help="Images computed together; default: the fastest.")] = None,
+    trees: Annotated[int | None, typer.Option(help="Weights updated in a cycle, a power of two up to the rows; "
+                                                   "default: 1.")] = None,
     word_bits: Annotated[int | None, typer.Option(help="2..16; default: the network's widest word.")] = None,
     multipliers: Annotated[int | None, typer.Option(help="At most so many, if the part has more.")] = None,
     block_rams: Annotated[int | None, typer.Option(help="At most so many, if the part has more.")] = None,
@@ -204,9 +206,9 @@ def compile_command(
     """Compile a network for a machine: Verilog, Program and memory images."""
     steps = steps_told()
     request = flow.CompileRequest(
-        device=device, rows=rows, lanes=lanes, word_bits=word_bits, multipliers=multipliers, block_rams=block_rams,
-        machine=machine, batch=batch, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay,
-        data=data, data_root=data_root)
+        device=device, rows=rows, lanes=lanes, trees=trees, word_bits=word_bits, multipliers=multipliers,
+        block_rams=block_rams, machine=machine, batch=batch, learning_rate=learning_rate, momentum=momentum,
+        weight_decay=weight_decay, data=data, data_root=data_root)
     design = flow.compile_network(source, output_dir, request, stop_after=stop_after, dump_passes=dump,
                                   dry_run=dry_run, steps=steps)
     if design is None:

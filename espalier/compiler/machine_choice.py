@@ -42,6 +42,8 @@ class Constraints:
         None takes the widest format of the network.
     rows, lanes : int or None
         None leaves the choice.
+    trees : int
+        Lane trees, at most; a lattice of fewer rows has as many as those.
     batch : int or None
         Images of a training step; more than ``lanes`` adds the memory that sums gradients over groups.
         None makes every step one group.
@@ -54,6 +56,7 @@ class Constraints:
     word_bits: int | None = None
     rows: int | None = None
     lanes: int | None = None
+    trees: int = 1
     batch: int | None = None
 
     def block_rams_of(self, machine: Machine) -> int:
@@ -88,7 +91,8 @@ def memory_banks(machine: Machine) -> tuple[tuple[int, int, int], ...]:
     Segment pointers are read in pairs, from two copies. The last is the loss unit's table.
     """
     sizes = machine.memories()
-    banked = {"gradients": machine.gradient_depth, "weights": machine.weight_depth}
+    updated = dict.fromkeys(("masters", "momenta", "gradient_sums"), machine.master_depth // machine.trees)
+    banked = {"gradients": machine.gradient_depth, "weights": machine.weight_depth, **updated}
     banks = [(words // banked.get(name, words), banked.get(name, words), bits)
              for name, (words, bits) in sizes.items()]
     return (*banks, (1, machine.index_depth, sum(entry_fields(machine).values())),
@@ -117,8 +121,8 @@ def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDA
             smallest = min(smallest or least, least, key=constraints.takes)
             continue
         blocks = blocks_of(layers, live, rows)
-        cycles = sum(map(estimated_cycles, blocks))
         narrowest = _narrowest(layers, loss, blocks, rows, constraints)
+        cycles = sum(estimated_cycles(item, narrowest.tree_rows) for item in blocks)
         for lanes in _lane_counts(rows, constraints):
             groups = constraints.batch is not None and constraints.batch > lanes
             machine = replace(narrowest, lanes=lanes, groups=groups)
@@ -185,7 +189,8 @@ def _lane_counts(rows: int, constraints: Constraints) -> Iterator[int]:
         return
     if constraints.multipliers is None:
         raise FitError(f"{constraints.name} sets no limit to multipliers, so the number of lanes must be given")
-    most = max(1, min(MAX_LANES, (constraints.multipliers - MULTIPLIERS_BESIDE_LATTICE) // rows))
+    beside = MULTIPLIERS_BESIDE_LATTICE + (min(constraints.trees, rows) - 1) * UPDATE_MULTIPLIERS
+    most = max(1, min(MAX_LANES, (constraints.multipliers - beside) // rows))
     for lanes in range(min(most, batch or most), 0, -1):
         if batch is None or batch % lanes == 0:
             yield lanes
@@ -198,31 +203,32 @@ def _narrowest(layers: tuple[Layer, ...], loss: Loss, blocks: tuple[LayerBlocks,
     depths = {name: -(-needed // DEPTH_STEP) * DEPTH_STEP
               for name, needed in required_depths(layers, blocks, place(layers, rows), rows).items()}
     return Machine(rows=rows, lanes=1, word_bits=word_bits, max_classes=max(16, loss.classes), groups=False,
-                   acc_bits=max(required_acc_bits(layers, blocks), 2 * word_bits), **depths)
+                   trees=min(constraints.trees, rows), **depths,
+                   acc_bits=max(required_acc_bits(layers, blocks), 2 * word_bits))
 
 
-def estimated_cycles(item: LayerBlocks) -> int:
+def estimated_cycles(item: LayerBlocks, tree_rows: int) -> int:
     """Lattice cycles of one layer's FP, BP and WU for one group of lanes, without fills and barriers.
 
     FP and BP take a cycle for each live column or row of a block at each pixel, and at least one for each
-    vector of results; WU takes one for each pixel of a live column, and at least one for each gradient.
+    vector of results; WU takes one for each pixel of a live column, and at least ``tree_rows``.
     """
-    return sum(phase_estimates(item))
+    return sum(phase_estimates(item, tree_rows))
 
 
-def phase_estimates(item: LayerBlocks) -> tuple[int, int, int]:
+def phase_estimates(item: LayerBlocks, tree_rows: int) -> tuple[int, int, int]:
     """The FP, BP and WU parts of :func:`estimated_cycles`."""
     layer, rows = item.layer, item.rows
     out_pixels, in_pixels = layer.conv_shape[1] * layer.conv_shape[2], layer.in_shape[1] * layer.in_shape[2]
     bias = layer.bias is not None
     forward, backward = [bias * out_pixels] * item.out_blocks, [0] * item.source_blocks
-    update = bias * item.out_blocks * max(out_pixels, rows)
+    update = bias * item.out_blocks * max(out_pixels, tree_rows)
     adding = 0 if layer.addend is None else layer.conv_shape[0] * out_pixels
     for block in item.blocks:
         inside = _inside(layer, block.ky, block.kx)
         forward[block.out] += block.columns * inside
         backward[block.source] += min(rows, layer.weight_shape[0] - block.out * rows) * inside
-        update += block.columns * max(inside, rows)
+        update += block.columns * max(inside, tree_rows)
     return (sum(max(work, rows * out_pixels) for work in forward) + adding,
             0 if layer.input_gradient_format is None else sum(max(work, rows * in_pixels) for work in backward),
             0 if layer.weight_gradient_format is None else update)

@@ -66,8 +66,8 @@ def _command(command: Command, lists: Lists) -> PhaseCycles:
 def _update(command: Command, lists: Lists) -> tuple[int, int]:
     """Steps and waits of WU, and the steps that multiply.
 
-    A tile is a column: its pixels, and at least as many cycles as the column before it has rows. The list of a block is
-    one segment, and where it is empty a step of nothing, so the Issuer is never kept waiting
+    A tile is a column: its pixels, and at least as many cycles as the rows of the column before it take to leave. The
+    list of a block is one segment, and where it is empty a step of nothing, so the Issuer is never kept waiting
     (:mod:`espalier.cost.issue`).
     """
     blocks = range(command.blocks)
@@ -79,7 +79,7 @@ def _update(command: Command, lists: Lists) -> tuple[int, int]:
     counts = np.array(lists.counts[pointers[0, 0]: pointers[-1, -1]])
     inside = np.repeat(np.tile(_pixels(command), command.blocks), np.diff(pointers, axis=1).ravel())
     pixels = np.maximum(inside, 1)  # a tap that is inside nowhere takes a step of nothing
-    rows = np.repeat([lists.rows(command, block) for block in blocks], entries)
+    rows = np.repeat([min(lists.rows(command, block), lists.machine.tree_rows) for block in blocks], entries)
     before = np.repeat(nothing, entries)
     first = np.maximum(pixels + np.diff(before, prepend=0), np.concatenate([[0], rows[:-1]]))
     others = (counts - 1) * np.maximum(pixels, rows)

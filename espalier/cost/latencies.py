@@ -31,17 +31,14 @@ QUOTIENT_BITS_A_CYCLE = 2
 
 def drain_cycles(machine: Machine) -> int:
     """From the last step of FP or BP to the write of the last row that it completes."""
-    return _sum_cycles(machine) + DRAIN_CYCLES + WRITE_CYCLES
+    return OPERAND_CYCLES + LATTICE_CYCLES + machine.rows - 1 + DRAIN_CYCLES + WRITE_CYCLES
 
 
 def update_cycles(machine: Machine) -> int:
     """From the last step of WU to the write of the last weight."""
     levels = max(1, (machine.lanes - 1).bit_length())
-    return _sum_cycles(machine) + levels + UPDATE_CYCLES + machine.groups * GROUPS_CYCLES + WRITE_CYCLES
-
-
-def _sum_cycles(machine: Machine) -> int:
-    return OPERAND_CYCLES + LATTICE_CYCLES + machine.rows - 1
+    return (OPERAND_CYCLES + LATTICE_CYCLES + machine.tree_rows - 1 + levels + UPDATE_CYCLES
+            + machine.groups * GROUPS_CYCLES + WRITE_CYCLES)
 
 
 def loss_cycles(machine: Machine, classes: int, *, hinge: bool) -> int:

@@ -61,6 +61,8 @@ class CompileRequest:
         A part of ``espalier.targets``; sets the limits.
     rows, lanes, word_bits : int or None
         Given, or chosen.
+    trees : int or None
+        Lane trees, each with an update unit; None is one.
     multipliers, block_rams : int or None
         Tighter limits than the part's.
     machine : Path or None
@@ -79,6 +81,7 @@ class CompileRequest:
     device: str = "ecp5-85f"
     rows: int | None = None
     lanes: int | None = None
+    trees: int | None = None
     word_bits: int | None = None
     multipliers: int | None = None
     block_rams: int | None = None
@@ -91,7 +94,7 @@ class CompileRequest:
     data_root: Path | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("rows", "lanes", "word_bits", "multipliers", "block_rams")
+        given = [name for name in ("rows", "lanes", "trees", "word_bits", "multipliers", "block_rams")
                  if getattr(self, name) is not None]
         if self.machine is not None and given:
             raise DataError(f"A given machine has its {given[0].replace('_', ' ')} already: leave out that or the "
@@ -109,7 +112,8 @@ class CompileRequest:
         return Constraints(
             name=device.name, multipliers=_tighter(device.multipliers, self.multipliers),
             block_rams=_tighter(device.block_rams, self.block_rams), block_rams_for=device.block_rams_for,
-            word_bits=self.word_bits, rows=self.rows, lanes=self.lanes, batch=self.batch)
+            word_bits=self.word_bits, rows=self.rows, lanes=self.lanes, batch=self.batch,
+            trees=1 if self.trees is None else self.trees)
 
 
 def _tighter(limit: int | None, given: int | None) -> int | None:

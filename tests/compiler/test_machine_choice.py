@@ -87,7 +87,7 @@ def test_estimates_of_a_dense_convolution_are_its_useful_work():
     layers, _ = legalise(net.training_graph())
     item = blocks_of(layers, all_live(net), 1)[0]
     inside = sum((8 - abs(ky - 1)) * (8 - abs(kx - 1)) for ky in range(3) for kx in range(3))
-    assert phase_estimates(item) == (8 * (inside + 64), 0, 8 * (inside + 64))
+    assert phase_estimates(item, 1) == (8 * (inside + 64), 0, 8 * (inside + 64))
 
 
 @pytest.mark.parametrize(("limits", "sentence"), [

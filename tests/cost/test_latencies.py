@@ -25,6 +25,7 @@ def elaborated(component: Component) -> Component:
 
 
 @pytest.mark.parametrize("machine", [TWO_BY_FOUR, GROUPED, Machine(rows=1, lanes=1, **DEPTHS),
+                                     Machine(rows=16, lanes=1, trees=8, **DEPTHS),
                                      Machine(rows=4, lanes=9, **DEPTHS)],
                          ids=lambda machine: f"{machine.rows}x{machine.lanes}")
 def test_a_command_drains_as_the_accelerator_does(machine: Machine) -> None:
