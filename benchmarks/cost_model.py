@@ -2,10 +2,10 @@
 
     python benchmarks/cost_model.py [--cases 220]
 
-Cases are for each machine. A case is a random network (kernels, paddings, pools, biases, linear layers, live blocks)
-that trains for a batch and infers a group in simulation of the Verilog; busy cycles and issued steps of every command
-are compared. VGG-16 has random live blocks. Its machines have the multipliers of the parts named, and on chip the
-memories for all of it, which no part has.
+Cases are for each machine. A case is a random network (kernels, strides, paddings, sums, pools, biases, linear layers,
+live blocks) that trains for a batch and infers a group in simulation of the Verilog; busy cycles and issued steps of
+every command are compared. VGG-16 has random live blocks. Its machines have the multipliers of the parts named, and on
+chip the memories for all of it, which no part has.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from espalier.engines.base import Network
 from espalier.engines.rtl import RtlEngine
 from espalier.errors import FitError, UnsupportedError
 from espalier.numerics.fixed import Fixed
+from espalier.numerics.window import Window
 from espalier.program.program import Program
 from espalier.records import Bar, Figure, Provenance
 
@@ -37,8 +38,8 @@ DEPTHS = {"activation_depth": 4096, "gradient_depth": 4096, "weight_depth": 8192
           "table_depth": 4096, "program_depth": 64}
 MACHINES = (Machine(rows=1, lanes=2, acc_bits=48, **DEPTHS), Machine(rows=2, lanes=3, acc_bits=48, **DEPTHS),
             Machine(rows=4, lanes=2, word_bits=8, acc_bits=32, groups=True, **DEPTHS),
-            Machine(rows=8, lanes=1, acc_bits=48, **DEPTHS),
-            Machine(rows=16, lanes=5, word_bits=8, acc_bits=32, groups=True, **DEPTHS))
+            Machine(rows=8, lanes=1, acc_bits=48, trees=2, **DEPTHS),
+            Machine(rows=16, lanes=5, word_bits=8, acc_bits=32, groups=True, trees=16, **DEPTHS))
 FORMATS = {16: Formats(gradient=Fixed.of(16, 12)),
            8: Formats(weight=Fixed.of(8, 6), result=Fixed.of(8, 4), gradient=Fixed.of(8, 4),
                       weight_gradient=Fixed.of(32, 6))}
@@ -52,16 +53,24 @@ RUNS = 5
 
 
 def random_chain(rng: np.random.Generator, word_bits: int) -> Chain:
-    """Up to three convolutions, then one or two linear layers."""
+    """Up to three convolutions, some with a sum behind them, then one or two linear layers."""
     formats = FORMATS[word_bits]
     chain = Chain((int(rng.integers(1, 7)), *map(int, rng.integers(1, 15, 2))), formats.result)
     for _ in range(rng.integers(4)):
         kernel = tuple(int(min(rng.integers(1, 8), 2 * size)) for size in chain.x.shape[1:])
         least = [max(0, -(-(taps - size) // 2)) for taps, size in zip(kernel, chain.x.shape[1:], strict=True)]
         low, high = ([int(rng.integers(*pads)) for pads in zip(least, kernel, strict=True)] for _ in range(2))
-        chain.conv(int(rng.integers(1, 20)), kernel, (*low, *high), bias=bool(rng.integers(2)), formats=formats)
+        stride = tuple(int(rng.choice([1, 1, 2, 4])) if size >= 4 else 1 for size in chain.x.shape[1:])
+        chain.conv(int(rng.integers(1, 20)), kernel, bias=bool(rng.integers(2)), formats=formats,
+                   window=Window(kernel, stride, (*low, *high)))
         if rng.integers(2):
             chain.relu()
+        if not rng.integers(3):
+            start = chain.x
+            chain.conv(start.shape[0], (3, 3), (1, 1, 1, 1), formats=formats).add(start)
+            if rng.integers(2):
+                chain.relu()
+            continue
         if not any(size % 2 for size in chain.x.shape[1:]) and rng.integers(2):
             chain.pool()
     for number in range(rng.integers(1, 3)):
