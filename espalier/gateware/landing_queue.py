@@ -42,8 +42,8 @@ class LandingQueue(wiring.Component):
         m = Module()
         m.submodules.items = items = Memory(shape=self.shape, depth=1 << DEPTH_BITS, init=[])
         read, write = items.read_port(domain="comb"), items.write_port()
-        head, tail = Signal(DEPTH_BITS + 1), Signal(DEPTH_BITS + 1)  # one bit more: full is not empty
-        owed, left = Signal(DEPTH_BITS + 1), Signal()  # items on the way or here; one left in the cycle before
+        head, tail = (Signal(DEPTH_BITS + 1, name=name) for name in ("head", "tail"))  # one bit more: full is not empty
+        owed, left = Signal(DEPTH_BITS + 1, name="owed"), Signal()  # items on the way or here; one left a cycle ago
         m.d.comb += [
             write.addr.eq(tail), write.data.eq(self.i.payload), write.en.eq(self.i.valid),
             read.addr.eq(head), self.o.payload.eq(read.data), self.o.valid.eq(head != tail),
