@@ -70,6 +70,28 @@ def test_columns_and_rows_are_read_in_one_cycle(found):
             assert len(set(block[i] % rows)) == block.shape[1]
 
 
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_depthwise_blocks_have_their_diagonal(rows):
+    """Places of weights that are there, and no others, in blocks of a channel group and itself."""
+    chain = Chain((6, 3, 3)).conv(6, (2, 1), groups=6).linear(2)
+    item = layer_blocks(chain.layers()[0], all_live(chain), rows, 0)
+    assert {(b.out, b.source) for b in item.blocks} == {(k, k) for k in range(-(-6 // rows))}
+    places = item.addresses()["conv0.weight"].reshape(6, 2)
+    columns = {(b.out, b.ky): b.column for b in item.blocks}
+    expected = [[(columns[c // rows, tap] + c % rows) * rows + 2 * (c % rows) % rows for tap in range(2)]
+                for c in range(6)]
+    assert places.tolist() == expected
+
+
+def test_groups_that_share_a_block_wrong():
+    chain = Chain((6, 3, 3)).conv(4, (1, 1), groups=2).linear(2)
+    sentence = ("The 2 groups of 'conv0' do not consist of whole blocks of 2 channels: compile for a machine with "
+                "fewer rows")
+    with pytest.raises(FitError, match=f"^{re.escape(sentence)}$"):
+        layer_blocks(chain.layers()[0], all_live(chain), 2, 0)
+    assert len(layer_blocks(chain.layers()[0], all_live(chain), 1, 0).blocks) == 12
+
+
 def test_part_of_a_block_wrong():
     chain = Chain((4, 3, 3)).conv(4, (1, 1)).linear(2)
     live = all_live(chain)

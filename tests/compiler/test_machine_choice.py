@@ -40,13 +40,13 @@ def chosen(net: Chain, live, constraints: Constraints) -> Machine:
 
 
 @settings(deadline=None, max_examples=20)
-@given(multipliers=st.integers(17, 300), block_rams=st.integers(40, 300), rows=st.sampled_from(ROWS),
-       seed=st.integers(0, 99))
-def test_what_is_chosen_is_within_the_limits_and_holds_the_network(multipliers, block_rams, rows, seed):
+@given(multipliers=st.integers(60, 300), block_rams=st.integers(40, 300), rows=st.sampled_from(ROWS),
+       trees=st.sampled_from([1, 2, 8]), seed=st.integers(0, 99))
+def test_what_is_chosen_is_within_the_limits_and_holds_the_network(multipliers, block_rams, rows, trees, seed):
     net = chain()
     live = random_live(np.random.default_rng(seed), net, rows, 0.5)
-    machine = chosen(net, live, part(multipliers=multipliers, block_rams=block_rams))
-    assert multipliers_of(machine) <= multipliers
+    machine = chosen(net, live, part(multipliers=multipliers, block_rams=block_rams, trees=trees))
+    assert multipliers_of(machine) <= multipliers and machine.trees == min(trees, machine.rows)
     assert sum(count * block_rams_for(words, bits) for count, words, bits in memory_banks(machine)) <= block_rams
     compiled(net, machine, live=live)  # raises where it does not fit
 
@@ -92,6 +92,8 @@ def test_estimates_of_a_dense_convolution_are_its_useful_work():
 
 @pytest.mark.parametrize(("limits", "sentence"), [
     ({"rows": 3}, r"^Rows must be one of 1, 2, 4, 8, 16, not 3$"),
+    ({"rows": 8, "trees": 3}, r"^Lane trees must be a power of two up to the 8 rows, not 3$"),
+    ({"rows": 8, "trees": 0}, r"^Lane trees must be a power of two up to the 8 rows, not 0$"),
     ({"lanes": 0}, r"^Lanes must be in 1\.\.1024, not 0$"),
     ({"lanes": 4, "batch": 6}, r"^A batch must be whole groups of lanes, and 6 images are not whole groups of 4$"),
     ({"batch": 0}, r"^A batch must hold at least one image, not 0$"),

@@ -5,7 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espalier.arch.machine import ROWS
+from espalier.compiler.backward import backward
 from espalier.compiler.place import bank_vectors, place, vectors
+from espalier.numerics.window import Window
+from espalier.program.words import Opcode
 
 
 @st.composite
@@ -39,6 +42,42 @@ def test_live_tensors_do_not_overlap(layers, rows):
                  for layer in layers]
     assert all(disjoint(pair) for pair in itertools.pairwise(gradients))  # source and result of one BP
     assert all(start >= 0 and end <= memory.gradient_depth for start, end in gradients)
+
+
+@st.composite
+def branched(draw):
+    """The layers of residual blocks, with projections or without."""
+    chain = Chain((3, 8, 8)).conv(draw(st.integers(1, 9)), (1, 1)).relu()
+    for _ in range(draw(st.integers(1, 4))):
+        start, size = chain.x, chain.x.shape[1]
+        step, channels = draw(st.sampled_from([(1, start.shape[0]), (2 if size > 1 else 1, draw(st.integers(1, 20)))]))
+        chain.conv(draw(st.integers(1, 20)), (3, 3), (1, 1, 1, 1)).relu()
+        chain.conv(channels, (3, 3), window=Window((3, 3), (step, step), (1, 1, 1, 1)))
+        if chain.x.shape == start.shape:
+            chain.add(start)
+        else:
+            inner, chain.x = chain.x, start
+            chain.conv(channels, (1, 1), window=Window((1, 1), (step, step))).add(inner)
+        chain.relu()
+    return chain.average().linear(3).layers()
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(layers=branched(), rows=st.sampled_from(ROWS))
+def test_gradients_lie_apart_from_their_first_step_to_their_last(layers, rows):
+    """Written out: what each step reads and writes keeps its place until nothing reads it any more."""
+    memory, plan = place(layers, rows), backward(layers)
+    sizes = {layer.out: bank_vectors(layer.out_shape, rows) for layer in layers}
+    touched = [(-1, layers[-1].out)]
+    for number, step in enumerate(plan.steps):
+        layer = layers[step.layer]
+        values = [layer.out, step.add, layer.x if step.opcode == Opcode.BACKWARD else None]
+        touched += [(number, plan.owner(value)) for value in values if value is not None]
+    for number in range(-1, len(plan.steps)):
+        alive = {value for _, value in touched if min(n for n, v in touched if v == value) <= number
+                 <= max(n for n, v in touched if v == value)}
+        spans = [(memory.gradients[value], memory.gradients[value] + sizes[value]) for value in alive]
+        assert disjoint(spans) and all(start >= 0 and end <= memory.gradient_depth for start, end in spans)
 
 
 def test_gradient_depth_is_what_the_largest_neighbours_need():

@@ -224,7 +224,7 @@ def test_a_build_behind_a_symbolic_link_is_replaced_in_place(made, build, tmp_pa
     assert link.is_symlink() and load_design(build).machine.lanes == 2
 
 
-@pytest.mark.parametrize("flag", ["rows", "lanes", "word_bits", "multipliers", "block_rams"])
+@pytest.mark.parametrize("flag", ["rows", "lanes", "trees", "word_bits", "multipliers", "block_rams"])
 def test_a_machine_given_twice_wrong(build, flag):
     with pytest.raises(DataError, match=rf"^A given machine has its {flag.replace('_', ' ')} already: leave out that "):
         CompileRequest(machine=build / "machine.json", **{flag: 4})
