@@ -24,7 +24,7 @@ def make():
 
 
 def strided():
-    return nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 4, 3, stride=2), flatten=nn.Flatten(), fc=nn.Linear(36, 10)))
+    return nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 4, 3, stride=3), flatten=nn.Flatten(), fc=nn.Linear(16, 10)))
 
 
 def sigmoid():

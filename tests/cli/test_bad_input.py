@@ -287,7 +287,7 @@ def test_train_wrong(capsys, tmp_path, monkeypatch, flags, sentence):
 
 
 @pytest.mark.parametrize(("factory", "sentence"), [
-    ("strided", r"^Layer 'conv' has groups 1, stride \(2, 2\), .*: this engine runs convolutions with all of them 1$"),
+    ("strided", r"^Layer 'conv' has a stride of \(3, 3\) on a \(8, 8\) map: this engine takes strides that "),
     ("sigmoid", r"squash"),
     ("not_a_number", r"'fc\.weight'"),
     ("imaginary", r"^Layer 'fc' \(Linear\) has the complex weight 'fc\.weight', and weights must be real: give its "),

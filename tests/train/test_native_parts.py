@@ -72,7 +72,7 @@ def between_layers(graph: Graph, place: int) -> list[str]:
 @draws
 def test_any_network_of_the_engine_in_parts(draw: Draw) -> None:
     loss = LOSSES[draw.integer(0, 1)]
-    chain = draw.data.draw(chains(16, loss == "square_hinge"))
+    chain = draw.data.draw(chains(16, 1, loss == "square_hinge"))
     check(chain, draw, between_layers(chain.graph(), draw.integer(-1, 0)), loss)
 
 

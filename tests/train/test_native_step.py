@@ -157,7 +157,7 @@ def test_any_network(draw: Draw) -> None:
 @draws
 def test_any_network_of_the_engine(draw: Draw) -> None:
     loss = LOSSES[draw.integer(0, 1)]
-    chain = draw.data.draw(chains(16, loss == "square_hinge"))
+    chain = draw.data.draw(chains(16, 1, loss == "square_hinge"))
     graph = Graph("chain", (chain.image,), tuple(chain.parameters), tuple(chain.ops), (chain.x,))
     check(differentiate(graph, loss, chain.gradient_formats), draw.random, draw.batch, draw.extreme, 0.6)
 
