@@ -181,6 +181,8 @@ class _Layers:
         if source is None and stored != self.graph.inputs[0].name:
             raise UnsupportedError(f"Layer {op.out.name!r} reads {op.x.name!r}, which this engine does not keep: of a "
                                    f"layer with a rectifier or a pool it keeps what these make")
+        if gradient_name(op.out.name) not in {value.name for value in self.graph.values()}:
+            raise UnsupportedError(f"Layer {op.out.name!r} does not lead to the logits: remove it")
         flat = stored != op.x.name or len(op.x.shape) == 1
         self.layers.append(_layer(self.graph, op, stored, source, flat))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from espalier.compiler.legalise import Layer
 from espalier.errors import FitError
+from espalier.numerics.convolution import ungrouped
 from espalier.numerics.live import block_grid, expand_blocks, live_blocks
 
 Live = Mapping[str, NDArray[np.bool_]]  #: which elements of each parameter live, in its own shape
@@ -86,12 +88,11 @@ def weight_numbers(layer: Layer) -> NDArray[np.int64]:
     """Which element of the parameter, flat, each weight (O, I, KH, KW) is; -1 between groups and dilated taps."""
     outs, ins, *kernel = layer.weight_shape
     taps = [(size - 1) // step + 1 for size, step in zip(kernel, layer.dilation, strict=True)]
-    groups, own = layer.groups, ins // layer.groups
-    elements = np.arange(outs * own * taps[0] * taps[1]).reshape(groups, outs // groups, own, *taps)
-    numbers = np.full((groups, outs // groups, groups, own, *kernel), -1, dtype=np.int64)
-    for group in range(groups):
-        numbers[group, :, group, :, :: layer.dilation[0], :: layer.dilation[1]] = elements[group]
-    return numbers.reshape(layer.weight_shape)
+    shape = (outs, ins // layer.groups, *taps)
+    numbers = np.full(layer.weight_shape, -1, dtype=np.int64)
+    numbers[:, :, :: layer.dilation[0], :: layer.dilation[1]] = ungrouped(
+        np.arange(prod(shape)).reshape(shape), layer.groups, fill=-1)
+    return numbers
 
 
 def live_weights(layer: Layer, live: Live) -> NDArray[np.bool_]:

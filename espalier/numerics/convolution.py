@@ -63,6 +63,18 @@ def conv2d_weight_grad(x: NDArray, g: NDArray, window: Window, groups: int = 1,
     return out if live is None else np.where(live, out, 0)
 
 
+def ungrouped(w: NDArray, groups: int, fill: int = 0) -> NDArray:
+    """Weights (O, I/groups, KH, KW) as (O, I, KH, KW), with ``fill`` between groups."""
+    if groups == 1:
+        return w
+    outs, own = w.shape[0] // groups, w.shape[1]
+    found = np.full((w.shape[0], own * groups, *w.shape[2:]), fill, dtype=w.dtype)
+    for group in range(groups):
+        mine = slice(group * outs, (group + 1) * outs)
+        found[mine, group * own: (group + 1) * own] = w[mine]
+    return found
+
+
 def bias_grad(g: NDArray) -> NDArray:
     """WU of a bias: ``g`` (N, O, OH, OW) summed over batch and pixels."""
     return g.sum(axis=(0, 2, 3))

@@ -16,6 +16,7 @@ from espalier.ir.interpret import aligned_bias, frac_of, product_frac
 from espalier.ir.ops import Add, AveragePool, Concat, Conv2d, GlobalAveragePool, Linear, MaxPool, Reshape
 from espalier.ir.types import Fixed, Value
 from espalier.numerics.activation import AVERAGE_FRAC, average_reciprocal
+from espalier.numerics.convolution import ungrouped
 from espalier.numerics.window import Window
 from espalier.opencl import kernels as k
 from espalier.opencl import lists as ls
@@ -221,7 +222,7 @@ class _Lowering:
             own = self._weights(op.w, w.depthwise(array, layout.block), self._weight_type(op, x))
             return k.depthwise(self._read(x), own, b, window, sums), "window", array.size * pixels
         packed = self.options.weight_layout
-        every = w.dense(w.ungrouped(array, groups), layout.block, result.block, packed=packed)
+        every = w.dense(ungrouped(array, groups), layout.block, result.block, packed=packed)
         type_ = self._weight_type(op, x)
         if type_ == "int8" and not packed:
             type_ = "int16"  # TVM's vectors of bytes that do not lie side by side are wrong OpenCL C

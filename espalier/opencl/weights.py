@@ -25,18 +25,6 @@ def depthwise(weights: NDArray, block: int) -> NDArray:
     return np.ascontiguousarray(found.reshape(-1, block, *found.shape[1:]).transpose(0, 2, 3, 1))
 
 
-def ungrouped(weights: NDArray, groups: int) -> NDArray:
-    """Weights (O, I/groups, KH, KW) as (O, I, KH, KW): zeros between groups."""
-    if groups == 1:
-        return weights
-    outs, ins, *kernel = weights.shape
-    found = np.zeros((outs, ins * groups, *kernel), dtype=weights.dtype)
-    for group in range(groups):
-        mine = slice(group * outs // groups, (group + 1) * outs // groups)
-        found[mine, group * ins: (group + 1) * ins] = weights[mine]
-    return found
-
-
 def bias(array: NDArray, block: int) -> NDArray:
     """A bias (O,), filled up to whole blocks."""
     return _filled(array, 0, block)

@@ -222,6 +222,14 @@ def test_what_is_fused_is_not_kept_wrong():
                                              "does not keep, for it is fused to the first of them")
 
 
+def test_layer_that_leads_nowhere_wrong():
+    chain = image().conv(4, (1, 1))
+    start = chain.x
+    chain.average()
+    chain.x = start
+    refused(chain.linear(3), "Layer 'mean1' does not lead to the logits: remove it")
+
+
 def test_average_is_a_depthwise_convolution_by_a_constant():
     """Without the zeros at the end of its word, as long as no result is finer than the products."""
     chain = image().conv(4, (1, 1)).average(Window((2, 2), (2, 2))).average().linear(3)
