@@ -15,6 +15,10 @@ MAX_KERNEL = 1 << KERNEL_BITS
 MAX_STRIDE_SHIFT = 3  #: strides are powers of two up to this one
 MAX_MAP = 1 << COORDINATE_BITS - 1
 MAX_GROUPS = 256      #: groups of images in a batch, at most
+PORT_BITS = (32, 64, 128, 256, 512, 1024)  #: data bits of a port to external memory
+EXTERNAL_BITS = 32    #: bits of a byte address in external memory
+BURST_BYTES = 4096    #: no burst crosses a multiple of it (AXI4), and every tensor begins at one
+MAX_BURST_BEATS = 64  #: of one burst
 MULTIPLIERS_BESIDE_LATTICE = 16  #: at most: addresses, loss and one update unit
 UPDATE_MULTIPLIERS = 6  #: of each further update unit
 
@@ -49,6 +53,8 @@ class Machine:
     trees : int
         Lane trees, each with an update unit behind it: so many weights are updated in a cycle. A power of two up to
         ``rows``. WU spends at least ``rows / trees`` cycles on a column, however few pixels it has.
+    port_bits : int
+        Data bits of an AXI4 port to external memory, to which activations are spilled; 0: there is none.
     """
 
     rows: int
@@ -64,6 +70,7 @@ class Machine:
     max_classes: int = 16
     groups: bool = False
     trees: int = 1
+    port_bits: int = 0
 
     def __post_init__(self) -> None:
         if self.rows not in ROWS:
@@ -76,6 +83,8 @@ class Machine:
             raise FitError(f"Accumulator width must be in {2 * self.word_bits}..62 bits, not {self.acc_bits}")
         if self.trees < 1 or self.trees.bit_count() != 1 or self.trees > self.rows:
             raise FitError(f"Lane trees must be a power of two up to the {self.rows} rows, not {self.trees}")
+        if self.port_bits and self.port_bits not in PORT_BITS:
+            raise FitError(f"A port to external memory has {', '.join(map(str, PORT_BITS))} bits, not {self.port_bits}")
         for name in ("activation_depth", "gradient_depth", "weight_depth", "index_depth", "table_depth",
                      "program_depth", "max_classes"):
             if getattr(self, name) < 2:
@@ -101,9 +110,24 @@ class Machine:
         """Bits of a weight gradient summed over the lanes (and, with ``groups``, over MAX_GROUPS groups)."""
         return self.acc_bits + (self.lanes - 1).bit_length() + ((MAX_GROUPS - 1).bit_length() if self.groups else 0)
 
+    @property
+    def vector_bits(self) -> int:
+        """Bits of a vector in the activation memory."""
+        return self.lanes * (self.word_bits + CODE_BITS)
+
+    @property
+    def vector_beats(self) -> int:
+        """Beats of the port to external memory that a vector takes."""
+        return -(-self.vector_bits // self.port_bits)
+
+    @property
+    def burst_beats(self) -> int:
+        """Beats of a whole burst: what begins at a multiple of so many never crosses BURST_BYTES."""
+        return min(MAX_BURST_BEATS, 8 * BURST_BYTES // self.port_bits)
+
     def memories(self) -> dict[str, tuple[int, int]]:
         """(words, bits per word) of each memory by name."""
-        vector = self.lanes * (self.word_bits + CODE_BITS)
+        vector = self.vector_bits
         wide = self.word_bits + 16
         sums = {"gradient_sums": (self.master_depth, self.sum_bits)} if self.groups else {}
         return {"activations": (self.activation_depth, vector),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +12,14 @@ from espalier.arch.machine import Machine
 from espalier.compiler.backward import Backward, backward
 from espalier.compiler.legalise import Layer, Loss
 from espalier.compiler.lists import Block, LayerBlocks
-from espalier.compiler.place import Memory, PhaseAxis, phases
-from espalier.errors import UnsupportedError
+from espalier.compiler.place import Memory, PhaseAxis, phases, vectors
+from espalier.errors import FitError, UnsupportedError
 from espalier.ir.differentiate import gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.types import MapShape
 from espalier.numerics.update import BufferedSgd
 from espalier.program.program import Command, Entry, Placement, Program
-from espalier.program.words import Opcode, command_fields
+from espalier.program.words import PAGE_BITS, PAGE_SHIFT, Opcode, command_fields
 
 Place = tuple[int, int, int]  #: of blocks in a list: the block that the list is ordered by, and the tap
 
@@ -29,10 +30,13 @@ def emit(machine: Machine, graph: Graph, layers: tuple[Layer, ...], loss: Loss, 
     plan = backward(layers)
     commands = _Commands(machine, layers, blocks, memory)
     infer = [*(commands.forward(k) for k in range(len(layers))), commands.loss(loss)]
-    train, last_of_step = list(infer), []
-    for step in plan.steps:
-        train += (commands.backward(step.layer, step.add) if step.opcode == Opcode.BACKWARD else
-                  [commands.update(step.layer, rules)])
+    train = [*(commands.spilling(command) for command in infer[:-1]), *commands.refetches(len(layers)), infer[-1]]
+    loss_command, last_of_step = len(train) - 1, []
+    for time, step in enumerate(plan.steps, start=len(layers) + 1):
+        first, *others = (*commands.refetches(time), *(
+            commands.backward(step.layer, step.add) if step.opcode == Opcode.BACKWARD else
+            [commands.update(step.layer, rules)]))
+        train += [replace(first, fence=int(time in memory.fences)), *others]
         last_of_step.append(len(train) - 1)
     end = Command(opcode=Opcode.END, layer="end")
     addresses = {name: places.reshape(graph.value(name).shape)
@@ -42,7 +46,7 @@ def emit(machine: Machine, graph: Graph, layers: tuple[Layer, ...], loss: Loss, 
         entries=tuple(commands.lists.entries), table=tuple(commands.lists.table), addresses=addresses,
         constants=_constants(blocks),
         weight_formats={name: layer.weight_format for layer in layers for name in (layer.weight, layer.bias) if name},
-        placements=_placements(layers, memory, plan, [*last_of_step, len(layers)]), image=layers[0].in_shape,
+        placements=_placements(layers, memory, plan, [*last_of_step, loss_command]), image=layers[0].in_shape,
         image_base=memory.activations[layers[0].x], image_format=layers[0].x_format)
 
 
@@ -130,8 +134,22 @@ class _Commands:
         self.machine, self.layers, self.items, self.memory = machine, layers, blocks, memory
         self.makers = {layer.out: layer for layer in layers}
         self.lists = _Lists(machine.rows)
+        self.external = self._external_places()
         self.tables = [self.lists.forward(item, memory.activations[item.layer.x], item.layer.in_shape)
                        for item in blocks]
+
+    def _external_places(self) -> dict[str, tuple[int, int]]:
+        """For each spilled tensor, its first page and its beats."""
+        found: dict[str, tuple[int, int]] = {}
+        page, machine = 0, self.machine
+        for name in self.memory.spilled:
+            beats = vectors(self.makers[name].out_shape) * machine.vector_beats
+            found[name] = page, beats
+            page += -(-beats * machine.port_bits // 8 >> PAGE_SHIFT)
+        if page > 1 << PAGE_BITS:
+            raise FitError(f"The network would spill {page << PAGE_SHIFT} bytes, and external memory has addresses of "
+                           f"{PAGE_BITS + PAGE_SHIFT} bits: take fewer lanes")
+        return found
 
     def _offset(self, address: int, other: int) -> int:
         """From ``address`` to ``other``, as the machine adds it: modulo the addresses that there are."""
@@ -171,6 +189,28 @@ class _Commands:
             add=int(layer.addend is not None), add_offset=self._offset(out, added),
             limit=layer.out_format.high,
             shift=self._shift(layer, "FP", layer.x_format.frac + layer.weight_format.frac, layer.out_format.frac))
+
+    def spilling(self, command: Command) -> Command:
+        """An FP command as a training step has it: what is not on chip all the time goes to external memory, too."""
+        layer = next(layer for layer in self.layers if layer.name == command.layer)
+        if layer.out not in self.external:
+            return command
+        page, beats = self.external[layer.out]
+        return replace(command, spill=1, external=page, beats=beats)
+
+    def refetches(self, time: int) -> list[Command]:
+        """What is asked back before the commands of a time."""
+        found = []
+        for name in self.memory.refetches.get(time, ()):
+            layer = self.makers[name]
+            channels, height, width = layer.out_shape
+            plane = height * width
+            block = plane * self.machine.rows if channels > self.machine.rows else 0
+            page, beats = self.external[name]
+            found.append(Command(
+                opcode=Opcode.REFETCH, layer=layer.name, out_base=self.memory.activations[name], out_plane=plane,
+                out_block=block, external=page, beats=beats, **self._blocks(channels)))
+        return found
 
     def backward(self, k: int, add: str | None) -> list[Command]:
         """One command for each phase of the source map."""

@@ -44,6 +44,8 @@ class Constraints:
         None leaves the choice.
     trees : int
         Lane trees, at most; a lattice of fewer rows has as many as those.
+    port_bits : int
+        Of a port to external memory; with one, all activations that can be are spilled.
     batch : int or None
         Images of a training step; more than ``lanes`` adds the memory that sums gradients over groups.
         None makes every step one group.
@@ -57,6 +59,7 @@ class Constraints:
     rows: int | None = None
     lanes: int | None = None
     trees: int = 1
+    port_bits: int = 0
     batch: int | None = None
 
     def block_rams_of(self, machine: Machine) -> int:
@@ -199,11 +202,11 @@ def _lane_counts(rows: int, constraints: Constraints) -> Iterator[int]:
 def _narrowest(layers: tuple[Layer, ...], loss: Loss, blocks: tuple[LayerBlocks, ...], rows: int,
                constraints: Constraints) -> Machine:
     """The machine of one lane that holds the network."""
-    word_bits = _word_bits(layers, constraints)
+    word_bits, memory = _word_bits(layers, constraints), place(layers, rows, spill=constraints.port_bits > 0)
     depths = {name: -(-needed // DEPTH_STEP) * DEPTH_STEP
-              for name, needed in required_depths(layers, blocks, place(layers, rows), rows).items()}
+              for name, needed in required_depths(layers, blocks, memory, rows).items()}
     return Machine(rows=rows, lanes=1, word_bits=word_bits, max_classes=max(16, loss.classes), groups=False,
-                   trees=min(constraints.trees, rows), **depths,
+                   trees=min(constraints.trees, rows), port_bits=constraints.port_bits, **depths,
                    acc_bits=max(required_acc_bits(layers, blocks), 2 * word_bits))
 
 

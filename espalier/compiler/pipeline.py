@@ -55,7 +55,9 @@ def step_legalise(build: Build) -> Build:
 
 def step_place(build: Build) -> Build:
     """Give every tensor its addresses."""
-    return replace(build, memory=placement.place(build.layers, build.machine.rows))
+    machine = build.machine
+    return replace(build, memory=placement.place(build.layers, machine.rows, machine.activation_depth,
+                                                 spill=machine.port_bits > 0))
 
 
 def step_schedule(build: Build) -> Build:

@@ -1,13 +1,14 @@
-"""Where tensors lie. Activations are a stack; gradients live as long as a step reads them."""
+"""Where tensors lie. Activations are a stack, partly spilled; gradients live as long as a step reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from espalier.compiler.backward import Backward, backward
 from espalier.compiler.legalise import Layer
+from espalier.compiler.spill import stack
 from espalier.ir.types import MapShape
 from espalier.numerics.live import block_grid
 from espalier.program.words import Opcode
@@ -19,13 +20,16 @@ class Memory:
 
     ``activations`` has every stored value by name. The image is there twice, one group behind the other, so that one
     can be loaded while the other is in use. ``gradients`` has those of layers' stored results, by the results' names,
-    that anything needs.
+    that anything needs. ``spilled``, ``refetches`` and ``fences`` are those of :class:`espalier.compiler.spill.Stack`.
     """
 
     activations: Mapping[str, int]
     gradients: Mapping[str, int]
     activation_depth: int
     gradient_depth: int
+    spilled: tuple[str, ...] = ()
+    refetches: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    fences: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +55,13 @@ def bank_vectors(shape: MapShape, rows: int) -> int:
     return -(-shape[0] // rows) * shape[1] * shape[2]
 
 
-def place(layers: tuple[Layer, ...], rows: int) -> Memory:
+def place(layers: tuple[Layer, ...], rows: int, activation_depth: int | None = None, *, spill: bool = False) -> Memory:
     """Stack the activations; put each gradient where no other lies that lives at the same time.
 
-    One after the other they take the two ends of the banks in turn, which for a chain of layers, where neighbours
+    Where the stack is deeper than ``activation_depth`` and there is external memory to ``spill`` to, as few activations
+    as possible are spilled; without a depth, as many.
+
+    Gradients take the two ends of the banks in turn, one after the other, which for a chain of layers, where neighbours
     alone live at the same time, is the best that can be. Where they do not find room so, the banks become deeper.
     """
     activations, top = {layers[0].x: 0}, 2 * vectors(layers[0].in_shape)
@@ -62,6 +69,16 @@ def place(layers: tuple[Layer, ...], rows: int) -> Memory:
         activations[layer.out] = top
         top += vectors(layer.out_shape)
     plan = backward(layers)
+    memory = _gradients(layers, plan, rows, activations, top)
+    if not spill or (activation_depth is not None and top <= activation_depth):
+        return memory
+    found = stack(layers, plan, activation_depth)
+    return replace(memory, activations=found.places, activation_depth=found.depth, spilled=found.spilled,
+                   refetches=found.refetches, fences=found.fences)
+
+
+def _gradients(layers: tuple[Layer, ...], plan: Backward, rows: int, activations: Mapping[str, int], top: int
+               ) -> Memory:
     lifetimes = _lifetimes(layers, plan, rows)
     depth = max(sum(other.size for other in lifetimes if other.first <= item.first <= other.last)
                 for item in lifetimes)

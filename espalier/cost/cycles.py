@@ -13,6 +13,7 @@ from espalier.cost.latencies import (
     END_CYCLES,
     FILL_CYCLES,
     LOSS_CONTROL_CYCLES,
+    REFETCH_CYCLES,
     drain_cycles,
     loss_cycles,
     update_cycles,
@@ -56,6 +57,8 @@ def _command(command: Command, lists: Lists) -> PhaseCycles:
             cycles += around + update_cycles(machine)
         case Opcode.LOSS:
             cycles = loss_cycles(machine, command.classes, hinge=bool(command.hinge)) + LOSS_CONTROL_CYCLES
+        case Opcode.REFETCH:
+            cycles = REFETCH_CYCLES
         case Opcode.END:
             cycles = END_CYCLES
         case _:

@@ -14,6 +14,7 @@ FETCH_CYCLES = 5    #: from the launch of a block by the EntryFetcher to the cyc
 FILL_CYCLES = 16    #: from a phase's launch to the cycle in which the Issuer can take its first block
 CONTROL_CYCLES = 3  #: of a command beside fill, steps, waits and drain
 LOSS_CONTROL_CYCLES = 5  #: of a loss beside the unit's own
+REFETCH_CYCLES = 4  #: of asking a spilled tensor back
 END_CYCLES = 5      #: of the command that stops a program
 
 OPERAND_CYCLES, LATTICE_CYCLES = 8, 3

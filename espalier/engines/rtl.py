@@ -9,8 +9,8 @@ from espalier.arch.machine import MAX_GROUPS, Machine
 from espalier.cost.cycles import PhaseCycles
 from espalier.engines import host
 from espalier.engines.base import Network, State, Totals
-from espalier.engines.verilator import SLOW, WAIT_IDLE, Simulation, build_simulator
-from espalier.errors import DataError
+from espalier.engines.verilator import SLOW, WAIT_IDLE, MemoryTiming, Simulation, build_simulator
+from espalier.errors import DataError, ToolError
 from espalier.gateware.accelerator import RESET_CYCLES
 from espalier.gateware.host import READ_CYCLES
 from espalier.gateware.verilog import verilog
@@ -18,6 +18,7 @@ from espalier.ir.differentiate import gradient_name
 from espalier.program.program import Program
 from espalier.program.words import Opcode, Space, Status
 
+MEMORY_ERRORS = {1: "a read", 2: "a write", 3: "reads and writes"}
 GROUPS_AT_ONCE = 64          #: groups of images sent to the simulation in one call
 
 
@@ -28,16 +29,20 @@ class RtlEngine:
     ----------
     netlist : str, optional
         What synthesis made of the machine, with models of its cells, to be run in place of the RTL.
+    timing : MemoryTiming, optional
+        Of external memory, for a machine with a port to it.
 
     Raises ToolError where the simulator cannot be built.
     """
 
-    def __init__(self, network: Network, netlist: str | None = None) -> None:
+    def __init__(self, network: Network, netlist: str | None = None, timing: MemoryTiming | None = None) -> None:
         self.network = network
         self.program: Program = network.program
         machine = self.program.machine
         library = build_simulator(verilog(machine)) if netlist is None else build_simulator(netlist, SLOW)
         self.simulation = Simulation(library, machine.program_depth)
+        if timing is not None:
+            self.simulation.time_memory(timing)
         self.gradients = self.simulation.trace_gradients(machine.master_depth)
         self.reset()
         self._send(host.program_writes(self.program))
@@ -131,8 +136,12 @@ class RtlEngine:
             raise DataError(f"Labels must be in 0..{classes - 1}, and reach from {labels.min()} to {labels.max()}")
 
     def _totals(self) -> Totals:
-        low, high, correct = (int(self._read(host.address(Space.CONTROL, status))[0])
-                              for status in (Status.LOSS_LOW, Status.LOSS_HIGH, Status.CORRECT))
+        low, high, correct, errors = (
+            int(self._read(host.address(Space.CONTROL, status))[0])
+            for status in (Status.LOSS_LOW, Status.LOSS_HIGH, Status.CORRECT, Status.ERRORS))
+        if errors:
+            raise ToolError(f"External memory answered with an error to {MEMORY_ERRORS[errors]}: what the machine "
+                            f"computed since is not to be used")
         loss = host.signed(np.array([high << 32 | low]), 48)
         return Totals(loss=int(loss[0]), correct=correct)
 

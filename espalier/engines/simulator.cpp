@@ -2,6 +2,9 @@
 #include "Vespalier.h"
 #include "verilated.h"
 #include <cstdint>
+#ifdef ESPALIER_MEMORY
+#include "memory.h"
+#endif
 
 namespace {
 
@@ -12,6 +15,9 @@ struct Simulation {
     uint64_t* cycles_at = nullptr;  // by command position
     uint64_t* issued_at = nullptr;  // by command position
     int32_t* gradients = nullptr;   // by place, or null
+#ifdef ESPALIER_MEMORY
+    ExternalMemory memory;
+#endif
 };
 
 // The 32-bit words of a port, however wide it is.
@@ -22,6 +28,15 @@ template <std::size_t words> uint32_t word(const VlWide<words>& port, int index)
 bool tick(Simulation& s) {
     s.top.clk = 0;
     s.top.eval();
+#ifdef ESPALIER_MEMORY
+    if (s.top.rst) {
+        s.memory.reset();
+    } else {
+        s.memory.drive(s.top);
+        s.top.eval();
+        s.memory.look(s.top);
+    }
+#endif
     const bool accepted = s.top.write_valid && s.top.write_ready;
     if (s.top.busy) {
         s.cycles_at[s.top.position]++;
@@ -60,6 +75,20 @@ void simulation_reset(void* handle, uint64_t cycles) {
 void simulation_delete(void* handle) { delete static_cast<Simulation*>(handle); }
 
 uint64_t simulation_cycles(void* handle) { return static_cast<Simulation*>(handle)->cycles; }
+
+#ifdef ESPALIER_MEMORY
+void simulation_memory_timing(void* handle, const uint32_t* timing) {
+    static_cast<Simulation*>(handle)->memory.set_timing(timing);
+}
+
+void simulation_memory_counts(void* handle, uint64_t* counts) {
+    static_cast<Simulation*>(handle)->memory.counts(counts);
+}
+
+uint64_t simulation_memory_read(void* handle, uint64_t address, uint8_t* data, uint64_t count) {
+    return static_cast<Simulation*>(handle)->memory.read(address, data, count);
+}
+#endif
 
 void simulation_trace_gradients(void* handle, int32_t* gradients) {
     static_cast<Simulation*>(handle)->gradients = gradients;

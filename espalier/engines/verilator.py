@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import os
 import tempfile
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -43,8 +44,11 @@ def build_simulator(source: str, speed: tuple[str, ...] = FAST) -> Path:
     compiler = find_compiler()
     if compiler is None:
         raise ToolError("RTL simulation needs a C++ compiler: install g++")
-    shim = resources.files("espalier.engines").joinpath("simulator.cpp").read_text()
-    library = cache_folder() / f"{content_key(source, shim, *VERILATOR_OPTIONS, *speed)}.so"
+    shim, memory = (resources.files("espalier.engines").joinpath(name).read_text()
+                    for name in ("simulator.cpp", "memory.h"))
+    external = ("-DESPALIER_MEMORY",) if "m_axi_awvalid" in source else ()
+    speed = (*speed, *external)
+    library = cache_folder() / f"{content_key(source, shim, memory if external else '', *VERILATOR_OPTIONS, *speed)}.so"
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +57,7 @@ def build_simulator(source: str, speed: tuple[str, ...] = FAST) -> Path:
         work = Path(folder)
         (work / f"{TOP}.v").write_text(source)
         (work / "simulator.cpp").write_text(shim)
+        (work / "memory.h").write_text(memory)
         run_command([str(program), *VERILATOR_OPTIONS, "--Mdir", str(work), str(work / f"{TOP}.v")], "Verilator",
                     env={**os.environ, "VERILATOR_ROOT": str(root)})
         parts = sorted(work.glob("*.cpp"))
@@ -85,6 +90,46 @@ def _runtime(compiler: str, root: Path) -> Path:
     return made
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryTiming:
+    """How external memory answers.
+
+    Members
+    -------
+    latency : int
+        Cycles from a burst's address to its first beat, and from its last beat to the answer.
+    beat_cycles : int
+        A beat, read or written, follows another after so many cycles: the inverse of the bandwidth.
+    refresh_every, refresh_cycles : int
+        Every so many cycles (0: never) none moves for so many.
+    stalls : tuple of int
+        Percent of cycles in which each of the channels AW, W, B, AR, R does not answer.
+    seed : int
+        Of the stalls.
+    errors : int
+        Percent of answers that are errors.
+    """
+
+    latency: int = 30
+    beat_cycles: int = 1
+    refresh_every: int = 0
+    refresh_cycles: int = 0
+    stalls: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
+    seed: int = 0
+    errors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryTraffic:
+    """Beats and bursts of a port to external memory, and how often it broke the rules of AXI4."""
+
+    beats_read: int
+    beats_written: int
+    bursts_read: int
+    bursts_written: int
+    broken_rules: int
+
+
 class Simulation:
     """A running simulation: writes, reads, and counters of cycles by command position."""
 
@@ -96,6 +141,9 @@ class Simulation:
         self.issued_at = np.zeros(size, dtype=np.uint64)   #: cycles with a lattice step by command
         self._handle = self._library.simulation_new(self.cycles_at.ctypes.data, self.issued_at.ctypes.data)
         self._gradients: NDArray[np.int32] | None = None
+        self.external = hasattr(self._library, "simulation_memory_timing")  #: the machine has a port to memory
+        if self.external:
+            self._declare_memory()
 
     def _declare(self) -> None:
         library, pointer, u64 = self._library, ctypes.c_void_p, ctypes.c_uint64
@@ -107,6 +155,31 @@ class Simulation:
                 ("read", None, [pointer, pointer, pointer, u64, ctypes.c_uint32])):
             function = getattr(library, f"simulation_{name}")
             function.restype, function.argtypes = result, arguments
+
+    def _declare_memory(self) -> None:
+        library, pointer, u64 = self._library, ctypes.c_void_p, ctypes.c_uint64
+        for name, arguments in (("timing", [pointer, pointer]), ("counts", [pointer, pointer]),
+                                ("read", [pointer, u64, pointer, u64])):
+            function = getattr(library, f"simulation_memory_{name}")
+            function.restype, function.argtypes = None, arguments
+
+    def time_memory(self, timing: MemoryTiming) -> None:
+        """From now on external memory takes this time."""
+        words = np.array([timing.latency, timing.beat_cycles, timing.refresh_every, timing.refresh_cycles,
+                          *timing.stalls, timing.seed, timing.errors], dtype=np.uint32)
+        self._library.simulation_memory_timing(self._handle, words.ctypes.data)
+
+    def memory_traffic(self) -> MemoryTraffic:
+        """What went through the port to external memory since the start."""
+        counts = np.zeros(5, dtype=np.uint64)
+        self._library.simulation_memory_counts(self._handle, counts.ctypes.data)
+        return MemoryTraffic(*map(int, counts))
+
+    def read_memory(self, address: int, count: int) -> bytes:
+        """So many bytes of external memory."""
+        data = np.zeros(count, dtype=np.uint8)
+        self._library.simulation_memory_read(self._handle, address, data.ctypes.data, count)
+        return data.tobytes()
 
     @property
     def cycles(self) -> int:

@@ -63,6 +63,8 @@ class CompileRequest:
         Given, or chosen.
     trees : int or None
         Lane trees, each with an update unit; None is one.
+    port_bits : int or None
+        Data bits of a port to external memory; None is no port.
     multipliers, block_rams : int or None
         Tighter limits than the part's.
     machine : Path or None
@@ -83,6 +85,7 @@ class CompileRequest:
     lanes: int | None = None
     trees: int | None = None
     word_bits: int | None = None
+    port_bits: int | None = None
     multipliers: int | None = None
     block_rams: int | None = None
     machine: Path | None = None
@@ -94,7 +97,8 @@ class CompileRequest:
     data_root: Path | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("rows", "lanes", "trees", "word_bits", "multipliers", "block_rams")
+        given = [name for name in ("rows", "lanes", "trees", "word_bits", "port_bits", "multipliers",
+                                   "block_rams")
                  if getattr(self, name) is not None]
         if self.machine is not None and given:
             raise DataError(f"A given machine has its {given[0].replace('_', ' ')} already: leave out that or the "
@@ -113,7 +117,7 @@ class CompileRequest:
             name=device.name, multipliers=_tighter(device.multipliers, self.multipliers),
             block_rams=_tighter(device.block_rams, self.block_rams), block_rams_for=device.block_rams_for,
             word_bits=self.word_bits, rows=self.rows, lanes=self.lanes, batch=self.batch,
-            trees=1 if self.trees is None else self.trees)
+            trees=1 if self.trees is None else self.trees, port_bits=self.port_bits or 0)
 
 
 def _tighter(limit: int | None, given: int | None) -> int | None:

@@ -52,7 +52,8 @@ def dense_machine(design: Design) -> Machine:
     machine, layers = design.machine, layers_of(design)
     live = {name: np.ones_like(mask) for name, mask in design.live.items()}
     blocks = blocks_of(layers, live, machine.rows)
-    needed = required_depths(layers, blocks, place(layers, machine.rows), machine.rows)
+    memory = place(layers, machine.rows, machine.activation_depth, spill=machine.port_bits > 0)
+    needed = required_depths(layers, blocks, memory, machine.rows)
     return replace(machine, acc_bits=max(machine.acc_bits, required_acc_bits(layers, blocks)),
                    **{name: max(depth, getattr(machine, name)) for name, depth in needed.items()})
 
@@ -77,7 +78,8 @@ def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[
     for phase, dense_cycles in zip(counted, dense_counts, strict=True):
         kind = _phase(phase.opcode)
         if kind is None:
-            others.append(OtherCycles(name=phase.layer, cycles=phase.cycles, dense_cycles=dense_cycles))
+            name = f"{phase.layer} asked back" if phase.opcode == Opcode.REFETCH else phase.layer
+            others.append(OtherCycles(name=name, cycles=phase.cycles, dense_cycles=dense_cycles))
         else:
             rows.append(LayerCycles(layer=phase.layer, phase=kind, cycles=phase.cycles, useful_macs=useful[phase.layer],
                                     dense_cycles=dense_cycles))
@@ -125,7 +127,7 @@ def _phase(opcode: Opcode) -> Phase | None:
             return Phase.BP
         case Opcode.UPDATE:
             return Phase.WU
-        case Opcode.LOSS | Opcode.END:
+        case Opcode.LOSS | Opcode.REFETCH | Opcode.END:
             return None
         case _:
             assert_never(opcode)

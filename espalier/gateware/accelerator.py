@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Const, DomainRenamer, Module, Mux, ResetSignal, Signal, Value
+from amaranth.hdl import Array, C, Cat, Const, DomainRenamer, Module, Mux, ResetSignal, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -10,6 +10,15 @@ from espalier.arch.machine import Machine
 from espalier.gateware.arithmetic import delay_line
 from espalier.gateware.drain import Drain, LaneTree, RowCounter
 from espalier.gateware.entries import step_layout
+from espalier.gateware.external import (
+    Refetcher,
+    Spiller,
+    axi_channels,
+    place_fields,
+    read_channels,
+    refetch_fields,
+    write_channels,
+)
 from espalier.gateware.front import Front
 from espalier.gateware.host import WRITE, HostReader, HostWriter, spaces_of
 from espalier.gateware.lattice import Lattice
@@ -25,6 +34,7 @@ from espalier.numerics.update import GRADIENT_BITS
 from espalier.program.words import BUS_BITS, Opcode, bits_for
 
 WRITE_CYCLES = 1   #: from what writes a memory to the memory's port
+HOLD_CYCLES = 4    #: from a vector's coming to a queue to the step that it holds up
 RESET_CYCLES = 64  #: how long to hold reset, for what is in flight to run out
 
 
@@ -41,6 +51,7 @@ class Accelerator(wiring.Component):
     busy : a program is running; from the third cycle after its start word was taken
     position : number of the command in force (for measuring)
     issuing : a step left the issuer in the cycle before (for measuring)
+    m_axi_* : an AXI4 master, where the machine has a port to external memory
     gradient_valid, gradient_address, gradient : each weight's gradient as it meets its master (for verifying), a bit
         and 32 bits of each for every update unit
     """
@@ -51,7 +62,8 @@ class Accelerator(wiring.Component):
             "write_valid": In(1), "write_ready": Out(1), "write": In(WRITE), "read_address": In(32),
             "read_data": Out(32), "busy": Out(1), "position": Out(bits_for(machine.program_depth)), "issuing": Out(1),
             "gradient_valid": Out(machine.trees), "gradient_address": Out(BUS_BITS * machine.trees),
-            "gradient": Out(GRADIENT_BITS * machine.trees)})
+            "gradient": Out(GRADIENT_BITS * machine.trees),
+            **{f"m_axi_{name}": member for name, member in axi_channels(machine).items()}})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -72,6 +84,9 @@ class Accelerator(wiring.Component):
         self.rows, self.drain = RowCounter(machine), Drain(machine)
         self.loss = LossUnit(lanes=machine.lanes, word_bits=machine.word_bits, max_classes=machine.max_classes,
                              read_latency=3)
+        if machine.port_bits:
+            self.spiller = Spiller(machine, sums + Drain.latency_cycles + 2 * machine.rows + HOLD_CYCLES)
+            self.refetcher = Refetcher(machine)
         assert self.sequencer.update_cycles <= RESET_CYCLES and self.sequencer.drain_cycles <= RESET_CYCLES
         for name in ("sequencer", "writer", "reader", "front", "activations", "gradients", "weights", "rows", "loss"):
             m.submodules[name] = getattr(self, name)
@@ -90,6 +105,8 @@ class Accelerator(wiring.Component):
         self._weight_memory(m)
         self._update(m)
         self._loss(m)
+        if machine.port_bits:
+            self._external(m)
         return m
 
     def _control(self, m: Module) -> None:
@@ -154,12 +171,44 @@ class Accelerator(wiring.Component):
             with m.Default():
                 m.d.sync += memory.read_address.eq(self.operands.activation_address)
         engine = drain.activation_write
+        fetched, address, vector = self._fetched()
         m.d.comb += [self.operands.activation.eq(memory.read_data), drain.mask.eq(memory.read_data),
-                     writer.blocked.eq(engine)]
+                     writer.blocked.eq(engine | fetched)]
         m.d.data += [
-            memory.write_en.eq(engine | writer.activation_en),
-            memory.write_address.eq(Mux(engine, drain.write.out, writer.item)),
-            memory.write_data.eq(Mux(engine, drain.write_data.as_value(), writer.vector.as_value()))]
+            memory.write_en.eq(engine | fetched | writer.activation_en),
+            memory.write_address.eq(Mux(engine, drain.write.out, Mux(fetched, address, writer.item))),
+            memory.write_data.eq(Mux(engine, drain.write_data.as_value(),
+                                     Mux(fetched, vector, writer.vector.as_value())))]
+
+    def _fetched(self) -> tuple[Value, Value, Value]:
+        """What comes from external memory for the activation memory: whether, where to, and the vector."""
+        if not self.machine.port_bits:
+            return C(0), C(0), C(0)
+        return self.refetcher.valid, self.refetcher.address, self.refetcher.vector.as_value()
+
+    def _external(self, m: Module) -> None:
+        """The port to external memory."""
+        machine, sequencer, drain, command = self.machine, self.sequencer, self.drain, self.command
+        spiller, refetcher = self.spiller, self.refetcher
+        m.submodules.spiller, m.submodules.refetcher = spiller, refetcher
+        spills, errors = Signal(), Signal(2)
+        m.d.sync += [spills.eq(command.spill & (command.opcode == Opcode.FORWARD)),
+                     errors.eq(Mux(self.writer.start & self.writer.start_word.clear, 0,
+                                   errors | Cat(refetcher.error, spiller.error)))]
+        m.d.comb += [
+            spiller.start.eq(sequencer.launch & command.spill), spiller.base.eq(self.writer.external),
+            spiller.valid.eq(drain.activation_write & spills), spiller.vector.eq(drain.write_data),
+            refetcher.start.eq(sequencer.launch_refetch), refetcher.base.eq(self.writer.external),
+            refetcher.written.eq(~spiller.busy), refetcher.taken.eq(~drain.activation_write),
+            sequencer.external_ready.eq(Mux(command.opcode == Opcode.REFETCH, refetcher.ready, spiller.ready)),
+            sequencer.external_busy.eq(spiller.busy | refetcher.busy), self.front.hold.eq(spiller.hold & spills),
+            self.reader.errors.eq(errors)]
+        for fields, target in ((place_fields(machine), spiller.place), (refetch_fields(machine), refetcher.tensor)):
+            m.d.comb += [target[name].eq(command[name]) for name in fields]
+        for part, channels in ((spiller, write_channels(machine)), (refetcher, read_channels(machine))):
+            for name, member in channels.items():
+                inside, outside = getattr(part, name), getattr(self, f"m_axi_{name}")
+                m.d.comb += outside.eq(inside) if member.flow is Out else inside.eq(outside)
 
     def _gradient_memory(self, m: Module) -> None:
         """Read by the operands; written by the drain in BP, and by the loss."""

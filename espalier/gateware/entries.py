@@ -152,6 +152,8 @@ class Issuer(wiring.Component):
 
     Members
     -------
+    hold : In(1)
+        No tile may end.
     step : Out(step_layout)
         Registered; marked ``valid`` for one cycle.
     finished : Out(1)
@@ -161,7 +163,7 @@ class Issuer(wiring.Component):
     def __init__(self, machine: Machine, add_cycles: int):
         self.machine, self.add_cycles = machine, add_cycles
         super().__init__({"command": In(command_layout(machine)),
-                          "i": In(stream.Signature(span_layout(machine))),
+                          "i": In(stream.Signature(span_layout(machine))), "hold": In(1),
                           "step": Out(step_layout(machine)), "finished": Out(1)})
 
     def elaborate(self, platform: object) -> Module:
@@ -184,8 +186,9 @@ class Issuer(wiring.Component):
         m.d.comb += [
             pixels_done.eq(self.y_done & self.x_done),
             tile_end.eq(ends & pixels_done & (self.update | self.terms_done)),
-            go.eq(held & ~adding & ~(tile_end & waiting)),
-            done.eq(held & ~adding & pixels_done & self.terms_done & ~(ends & waiting)), self.i.ready.eq(~held | done)]
+            go.eq(held & ~adding & ~(tile_end & (waiting | self.hold))),
+            done.eq(held & ~adding & pixels_done & self.terms_done & ~(ends & (waiting | self.hold))),
+            self.i.ready.eq(~held | done)]
         rows, most = span.task.tile.rows, self.machine.tree_rows
         turns = Signal.like(rows)  # cycles in which a tile's rows leave
         m.d.comb += turns.eq(Mux(self.update & (rows > most), most, rows))

@@ -38,6 +38,7 @@ class Front(wiring.Component):
         Stable from the cycle before ``start`` until the last step.
     start : In(1)
         Begin.
+    hold : In
     step, finished : Out
         Of the :class:`Issuer`.
     table_en, index_en, address, pointer, entry : In
@@ -49,8 +50,8 @@ class Front(wiring.Component):
     def __init__(self, machine: Machine, add_cycles: int):
         self.machine, self.add_cycles = machine, add_cycles
         super().__init__({
-            "command": In(command_layout(machine)), "start": In(1), "step": Out(step_layout(machine)),
-            "finished": Out(1), "table_en": In(1), "index_en": In(1),
+            "command": In(command_layout(machine)), "start": In(1), "hold": In(1),
+            "step": Out(step_layout(machine)), "finished": Out(1), "table_en": In(1), "index_en": In(1),
             "address": In(max(bits_for(machine.table_depth), bits_for(machine.index_depth))),
             "pointer": In(bits_for(machine.index_depth + 1)), "entry": In(entry_layout(machine).size)})
 
@@ -76,7 +77,8 @@ class Front(wiring.Component):
         for part in (tiles, reach, cutter, spans, issuer):
             m.d.comb += part.command.eq(self.command)
         m.d.comb += [
-            tiles.start.eq(self.start), self.step.eq(issuer.step), self.finished.eq(issuer.finished),
+            tiles.start.eq(self.start), issuer.hold.eq(self.hold), self.step.eq(issuer.step),
+            self.finished.eq(issuer.finished),
             table.write_en.eq(self.table_en), table.write_address.eq(self.address), table.write_data.eq(self.pointer),
             entries.write_en.eq(self.index_en), entries.write_address.eq(self.address),
             entries.write_data.eq(self.entry)]

@@ -6,7 +6,7 @@ from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from espalier.arch.machine import Machine
+from espalier.arch.machine import EXTERNAL_BITS, Machine
 from espalier.gateware.layouts import command_layout, entry_layout, struct, vector_layout
 from espalier.gateware.operands import Operands, probe_layout
 from espalier.program.words import (
@@ -53,7 +53,7 @@ class HostWriter(wiring.Component):
             "momentum_en": Out(1), "activation_en": Out(1), "write_any": Out(1),
             "offset": Out(SPACE_SHIFT), "item": Out(SPACE_SHIFT),
             "command": Out(self.command_bits), "entry": Out(self.entry_bits), "vector": Out(vector_layout(machine)),
-            "labels": Out(data.ArrayLayout(self.bits, 2 * machine.lanes))})
+            "labels": Out(data.ArrayLayout(self.bits, 2 * machine.lanes)), "external": Out(EXTERNAL_BITS)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -76,6 +76,8 @@ class HostWriter(wiring.Component):
             item |= Mux(self.spaces[target], offset >> stride_bits, 0)
         with m.If(self.valid & self.spaces[Space.LABELS]):
             m.d.sync += self.labels[offset[: bits_for(2 * self.machine.lanes)]].eq(self.write.data)
+        with m.If(self.valid & self.spaces[Space.EXTERNAL]):
+            m.d.sync += self.external.eq(self.write.data)
         command, entry, vector = (Cat(before[:words[space] - 1], self.write.data)
                                   for space in (Space.PROGRAM, Space.INDEX, Space.ACTIVATIONS))
         m.d.comb += [
@@ -95,7 +97,7 @@ class HostReader(wiring.Component):
             "address": In(32), "data": Out(BUS_BITS), "busy": In(1), "probe": Out(probe_layout(machine)),
             "vector": In(vector_layout(machine)), "weight": In(signed(machine.word_bits)),
             "update_address": Out(bits_for(machine.master_depth)), "update_momentum": Out(1),
-            "update_word": In(BUS_BITS), "correct": In(32), "loss": In(signed(48)), "cycles": In(32)})
+            "update_word": In(BUS_BITS), "correct": In(32), "loss": In(signed(48)), "cycles": In(32), "errors": In(2)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -113,7 +115,7 @@ class HostReader(wiring.Component):
         with m.Else():
             m.d.comb += [self.probe.bank.eq(offset[:bank_bits]), self.probe.address.eq(vector)]
         status = {Status.BUSY: self.busy, Status.CORRECT: self.correct, Status.LOSS_LOW: self.loss[:32],
-                  Status.LOSS_HIGH: self.loss[32:], Status.CYCLES: self.cycles}
+                  Status.LOSS_HIGH: self.loss[32:], Status.CYCLES: self.cycles, Status.ERRORS: self.errors}
         state = Signal(BUS_BITS)
         with m.Switch(offset[:3]):
             for name, value in status.items():

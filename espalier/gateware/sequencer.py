@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Signal, unsigned
+from amaranth.hdl import C, Module, Signal, Value, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -36,6 +36,11 @@ class Sequencer(wiring.Component):
         Its number.
     launch, launch_loss : Out(1)
         One cycle at the beginning of a phase.
+    launch_refetch : Out(1)
+        One cycle for a REFETCH, which is over at once.
+    external_ready, external_busy : In(1)
+        Of the port to external memory: it takes one more tensor; something is on the way. The first holds up REFETCH
+        and FP that spills, the second a fence.
     parity, first, last : Out(1)
         Of the group in work, from ``word``.
     """
@@ -47,7 +52,8 @@ class Sequencer(wiring.Component):
         super().__init__({
             "start": In(1), "word": In(struct(start_fields())), "command": Out(command_layout(machine)),
             "position": Out(self.position_bits), "busy": Out(1), "launch": Out(1), "launch_loss": Out(1),
-            "finished": In(1), "loss_done": In(1), "parity": Out(1), "first": Out(1), "last": Out(1),
+            "launch_refetch": Out(1), "external_ready": In(1), "external_busy": In(1), "finished": In(1),
+            "loss_done": In(1), "parity": Out(1), "first": Out(1), "last": Out(1),
             "write_en": In(1), "write_address": In(self.position_bits),
             "write_data": In(command_layout(machine).size)})
 
@@ -58,7 +64,7 @@ class Sequencer(wiring.Component):
         m.d.comb += [program.write_en.eq(self.write_en), program.write_address.eq(self.write_address),
                      program.write_data.eq(self.write_data), program.read_address.eq(self.position)]
         wait = Signal(range(max(self.drain_cycles, self.update_cycles)))
-        single = Signal()
+        single, kept = Signal(), self._kept()
         with m.FSM():
             with m.State("IDLE"), m.If(self.start):
                 m.d.sync += [self.position.eq(self.word.entry), self.parity.eq(self.word.parity),
@@ -75,7 +81,11 @@ class Sequencer(wiring.Component):
             with m.State("LAUNCH"):
                 with m.If(self.command.opcode == Opcode.END):
                     m.next = "STOP"
-                with m.Else():
+                with m.Elif(self.command.opcode == Opcode.REFETCH):
+                    m.d.comb += self.launch_refetch.eq(~kept)
+                    with m.If(~kept):
+                        self._go_on(m, single)
+                with m.Elif(~kept):
                     m.d.comb += [self.launch.eq(self.command.opcode != Opcode.LOSS),
                                  self.launch_loss.eq(self.command.opcode == Opcode.LOSS)]
                     m.next = "RUN"
@@ -92,13 +102,23 @@ class Sequencer(wiring.Component):
             with m.State("DRAIN"):
                 m.d.sync += wait.eq(wait - 1)
                 with m.If(wait == 0):
-                    m.d.sync += self.position.eq(self.position + 1)
-                    m.next = "HOLD"
-                    with m.If(~single):
-                        m.next = "FETCH"
+                    self._go_on(m, single)
             with m.State("HOLD"):  # in place of a fetch: the last word is written now
                 m.next = "STOP"
             with m.State("STOP"):
                 m.d.sync += [self.busy.eq(0), self.command.opcode.eq(Opcode.END)]
                 m.next = "IDLE"
         return m
+
+    def _go_on(self, m: Module, single: Signal) -> None:
+        m.d.sync += self.position.eq(self.position + 1)
+        m.next = "HOLD"
+        with m.If(~single):
+            m.next = "FETCH"
+
+    def _kept(self) -> Value:
+        """Whether the command may not be launched yet."""
+        if not self.machine.port_bits:
+            return C(0)
+        asks = self.command.spill | (self.command.opcode == Opcode.REFETCH)
+        return self.command.fence & self.external_busy | asks & ~self.external_ready

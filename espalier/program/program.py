@@ -65,6 +65,11 @@ class Command:
         WU: of each block only the weights with i = j are there (a depthwise layer).
     classes, logit_frac, gradient_frac, gradient_width, hinge : int
         Loss unit.
+    spill : int
+        FP: whether results go to external memory, too: ``beats`` of its port, from page ``external`` on. REFETCH
+        brings them back: ``out_base``, ``out_block``, ``out_plane``, ``blocks`` and ``last_rows`` say to where.
+    fence : int
+        Whether the command waits until all that was spilled is written and all that was asked back is there.
     """
 
     opcode: Opcode
@@ -114,11 +119,16 @@ class Command:
     gradient_frac: int = 0
     gradient_width: int = 0
     hinge: int = 0
+    spill: int = 0
+    fence: int = 0
+    external: int = 0
+    beats: int = 0
 
     def encode(self, machine: Machine) -> int:
-        """The command word."""
-        return pack(command_fields(machine), {f.name: getattr(self, f.name) for f in fields(self)
-                                              if f.name != "layer"})
+        """The command word. What a machine has no field for is zero."""
+        names = command_fields(machine)
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layer"}
+        return pack(names, {name: value for name, value in values.items() if value or name in names})
 
 
 @dataclass(frozen=True, slots=True)

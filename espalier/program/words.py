@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import IntEnum
 
-from espalier.arch.machine import COORDINATE_BITS, KERNEL_BITS, MAX_STRIDE_SHIFT, Machine
+from espalier.arch.machine import BURST_BYTES, COORDINATE_BITS, EXTERNAL_BITS, KERNEL_BITS, MAX_STRIDE_SHIFT, Machine
 
 BUS_BITS = 32      #: bits of a host data word
 SPACE_SHIFT = 28   #: a host address is ``space << SPACE_SHIFT | offset``
 STRIDE_BITS = MAX_STRIDE_SHIFT.bit_length()
+PAGE_SHIFT = (BURST_BYTES - 1).bit_length()
+PAGE_BITS = EXTERNAL_BITS - PAGE_SHIFT  #: of a tensor's place in external memory
 
 
 class Opcode(IntEnum):
@@ -20,6 +22,7 @@ class Opcode(IntEnum):
     BACKWARD = 2  #: BP of one layer
     UPDATE = 3    #: WU of one layer, and the update of its weights
     LOSS = 4      #: loss, its gradient, and counting of correct answers
+    REFETCH = 5   #: begin to bring a spilled tensor back; the next command does not wait for it
 
 
 class Space(IntEnum):
@@ -35,6 +38,7 @@ class Space(IntEnum):
     ACTIVATIONS = 7  #: write: vectors of 16-bit halves, two lanes a word; read: one lane with its code
     GRADIENTS = 8    #: read only: offset ``(address * rows + bank)`` then lane
     LABELS = 9       #: offset ``parity * lanes + lane``
+    EXTERNAL = 10    #: write, at any offset: where in external memory the machine's own part begins, in bytes
 
 
 class Status(IntEnum):
@@ -45,6 +49,7 @@ class Status(IntEnum):
     LOSS_LOW = 2    #: the sum of losses since the last clear, low 32 bits
     LOSS_HIGH = 3   #: its high 16 bits
     CYCLES = 4      #: clock cycles busy since the last clear, modulo 2**32
+    ERRORS = 5      #: whether external memory answered with an error since the last clear: bit 0 to a read, 1 a write
 
 
 def bits_for(count: int) -> int:
@@ -76,6 +81,8 @@ def command_fields(machine: Machine) -> dict[str, int]:
     gradient = bits_for(machine.gradient_depth)
     address = max(activation, gradient)
     size = COORDINATE_BITS
+    beats = EXTERNAL_BITS - (machine.port_bits // 8 - 1).bit_length()
+    external = {"spill": 1, "fence": 1, "external": PAGE_BITS, "beats": beats} if machine.port_bits else {}
     return {
         "opcode": 3, "table": bits_for(machine.table_depth), "blocks": bits_for(machine.table_depth),
         "last_rows": bits_for(machine.rows + 1), "bias": 1,
@@ -91,7 +98,7 @@ def command_fields(machine: Machine) -> dict[str, int]:
         "gradient_shift": 6, "weight_width": 5, "diagonal": 1,
         "rate": 16, "rate_shift": 6, "momentum": 16, "momentum_shift": 6, "decay": 16, "decay_shift": 6,
         "classes": bits_for(machine.max_classes + 1), "logit_frac": 5, "gradient_frac": 5, "gradient_width": 5,
-        "hinge": 1,
+        "hinge": 1, **external,
     }
 
 

@@ -1,0 +1,138 @@
+"""Which activations leave the chip between FP and BP, and where they lie while they are on it.
+
+Activations are a stack: the first that FP makes is the last that BP and WU read. Where not all of them fit the
+activation memory, the oldest go to external memory as they are made and come back, to the same place, during the step
+before the first that needs them. What a step reads, and what comes for the next, is on chip at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+
+from espalier.compiler.backward import Backward
+from espalier.compiler.legalise import Layer
+from espalier.ir.types import MapShape
+from espalier.program.words import Opcode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """Addresses of all activations on chip, the depth that they need, and those that are spilled, oldest first.
+
+    Times are numbers of layers in FP, then that of the loss, then those of the backward pass's steps.
+    ``refetches`` has, for a time, what has to be asked back before its commands; ``fences`` the times before
+    which it has to be there, and nothing else has to.
+    """
+
+    places: Mapping[str, int]
+    depth: int
+    spilled: tuple[str, ...] = ()
+    refetches: Mapping[int, tuple[str, ...]]
+    fences: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Value:
+    """An activation of so many vectors: when it is made, when FP reads it last, and when BP and WU first and last."""
+
+    name: str
+    size: int
+    made: int
+    forward: int
+    returns: int | None
+    last: int
+
+    def spans(self, spilled: bool) -> list[tuple[int, int]]:
+        """The times in which it is on chip."""
+        if not spilled or self.returns is None:
+            return [(self.made, self.last)]
+        return [(self.made, self.forward), (self.returns - 1, self.last)]
+
+    @property
+    def leaves(self) -> bool:
+        """Whether there is a time between at which nothing needs it."""
+        return self.returns is not None and self.returns - 1 > self.forward + 1
+
+
+def stack(layers: tuple[Layer, ...], plan: Backward, depth: int | None) -> Stack:
+    """Place the activations in a memory so deep, spilling as few as that takes; None: in the least that there can be.
+
+    If even that does not fit ``depth``, the least is what comes back. The image stays, twice, at the beginning.
+    """
+    values = _values(layers, plan)
+    oldest = [value.name for value in values if value.leaves]
+    if depth is not None:
+        for count in range(len(oldest) + 1):
+            places = _placed(values, set(oldest[:count]), depth)
+            if places is not None:
+                return _stack(values, tuple(oldest[:count]), places, depth)
+    least = max(sum(value.size for value in values if _lives(value, value.name in oldest, time))
+                for time in range(max(value.last for value in values) + 1))
+    places = _placed(values, set(oldest), least)
+    while places is None:
+        least += max(1, least >> 6)
+        places = _placed(values, set(oldest), least)
+    return _stack(values, tuple(oldest), places, least)
+
+
+def _stack(values: list[_Value], spilled: tuple[str, ...], places: Mapping[str, int], depth: int) -> Stack:
+    returns = {value.name: value.returns for value in values}
+    refetches: dict[int, tuple[str, ...]] = {}
+    for name in spilled:
+        time = returns[name]
+        assert time is not None, "it leaves"
+        refetches[time - 1] = (*refetches.get(time - 1, ()), name)
+    return Stack(places=places, depth=depth, spilled=spilled, refetches=refetches,
+                 fences=frozenset(time + 1 for time in refetches))
+
+
+def _values(layers: tuple[Layer, ...], plan: Backward) -> list[_Value]:
+    """All stored activations, the image first, in the order in which they are made."""
+    loss = len(layers)
+    reads: dict[str, list[int]] = {layers[0].x: []}
+    for k, layer in enumerate(layers):
+        reads[layer.out] = [k]
+        for name in (layer.x, layer.addend):
+            if name is not None:
+                reads[name].append(k)
+    reads[layers[-1].out].append(loss)
+    for number, step in enumerate(plan.steps):
+        assert step.opcode in (Opcode.BACKWARD, Opcode.UPDATE), "there are no others"
+        reads[layers[step.layer].x].append(loss + 1 + number)
+    shapes: dict[str, MapShape] = {layers[0].x: layers[0].in_shape, **{layer.out: layer.out_shape for layer in layers}}
+    made = {layer.out: k for k, layer in enumerate(layers)}
+    found = []
+    for name, times in reads.items():
+        channels, height, width = shapes[name]
+        image = name not in made
+        forward, later = [t for t in times if t <= loss], [t for t in times if t > loss]
+        found.append(_Value(name=name, size=(2 if image else 1) * channels * height * width, made=made.get(name, 0),
+                            forward=max(forward, default=0), returns=None if image or not later else later[0],
+                            last=max(times)))
+    return found
+
+
+def _lives(value: _Value, spilled: bool, time: int) -> bool:
+    return any(first <= time <= last for first, last in value.spans(spilled))
+
+
+def _placed(values: list[_Value], spilled: set[str], depth: int) -> dict[str, int] | None:
+    """The places of all in a memory so deep, or None: the image, then the largest first, each as low as it can lie."""
+    image, *others = values
+    placed: list[tuple[_Value, int]] = []
+    for value in (image, *sorted(others, key=lambda value: -value.size)):
+        taken = sorted((base, base + other.size) for other, base in placed
+                       if _meet(value.spans(value.name in spilled), other.spans(other.name in spilled)))
+        ends = accumulate((end for _, end in taken), max, initial=0)
+        starts = [*(base for base, _ in taken), depth]
+        base = next((end for end, start in zip(ends, starts, strict=True) if start - end >= value.size), None)
+        if base is None:
+            return None
+        placed.append((value, base))
+    return {value.name: base for value, base in placed}
+
+
+def _meet(ours: list[tuple[int, int]], theirs: list[tuple[int, int]]) -> bool:
+    return any(first <= last and begin <= end for first, end in ours for begin, last in theirs)

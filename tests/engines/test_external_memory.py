@@ -1,0 +1,168 @@
+"""Activations spilled to external memory and brought back: RTL equals interpreter, whatever the memory does."""
+
+import numpy as np
+import pytest
+from bench.networks import Chain, Formats, all_live, compiled, random_live, random_state, random_words
+
+from espalier.arch.machine import Machine
+from espalier.cost.cycles import predict
+from espalier.cost.traffic import traffic
+from espalier.engines.interpreter import InterpreterEngine
+from espalier.engines.rtl import RtlEngine
+from espalier.engines.verify import verify_step
+from espalier.engines.verilator import MemoryTiming
+from espalier.errors import FitError, ToolError
+from espalier.numerics.fixed import Fixed
+from espalier.program.words import PAGE_SHIFT, Opcode
+
+DEPTHS = {"gradient_depth": 1024, "weight_depth": 1024, "index_depth": 4096, "table_depth": 2048, "program_depth": 128}
+MACHINES = (Machine(rows=2, lanes=3, acc_bits=48, port_bits=32, activation_depth=500, **DEPTHS),
+            Machine(rows=4, lanes=2, word_bits=8, acc_bits=32, groups=True, trees=2, port_bits=128,
+                    activation_depth=420, **DEPTHS))
+FORMATS = {16: Formats(gradient=Fixed.of(16, 12)),
+           8: Formats(weight=Fixed.of(8, 6), result=Fixed.of(8, 4), gradient=Fixed.of(8, 4),
+                      weight_gradient=Fixed.of(32, 6))}
+FAST = MemoryTiming(latency=0)
+
+
+def named(machine):
+    return f"{machine.rows}x{machine.lanes}x{machine.port_bits}"
+
+
+def random_timing(rng):
+    return MemoryTiming(
+        latency=int(rng.integers(0, 200)), beat_cycles=int(rng.integers(1, 5)), refresh_every=int(rng.integers(0, 600)),
+        refresh_cycles=int(rng.integers(0, 50)), stalls=tuple(map(int, rng.integers(0, 80, 5))),
+        seed=int(rng.integers(1 << 31)))
+
+
+def random_chain(rng, word_bits):
+    """Three to six convolutions, among them sums and pools, and a linear layer."""
+    formats = FORMATS[word_bits]
+    chain = Chain((int(rng.integers(1, 4)), *(2 * int(size) for size in rng.integers(2, 6, 2))), formats.result)
+    for _ in range(rng.integers(3, 6)):
+        start = chain.x
+        chain.conv(int(rng.integers(1, 11)), (3, 3), (1, 1, 1, 1), bias=bool(rng.integers(2)), formats=formats)
+        if rng.integers(2):
+            chain.relu()
+        if not rng.integers(3):
+            start = chain.x
+            chain.conv(start.shape[0], (3, 3), (1, 1, 1, 1), formats=formats).add(start)
+        elif not any(size % 2 for size in chain.x.shape[1:]) and rng.integers(2):
+            chain.pool()
+    return chain.linear(5, formats=formats)
+
+
+def spilling_network(rng, machine):
+    """A random network that the machine can only hold with what it spills."""
+    while True:
+        chain = random_chain(rng, machine.word_bits)
+        live = random_live(rng, chain, machine.rows, float(rng.choice([1.0, 0.5, 0.2])))
+        try:
+            network = compiled(chain, machine, live=live)
+        except FitError:
+            continue
+        if traffic(network.program).written:
+            return network, random_state(rng, chain, live)
+
+
+def images(rng, network, count):
+    program = network.program
+    return random_words(rng, program.image_format, (count, *program.image), 0.4), rng.integers(0, 5, count)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("machine", MACHINES, ids=named)
+def test_steps_with_stalls_on_every_channel(machine, seed):
+    rng = np.random.default_rng([seed, machine.rows])
+    network, state = spilling_network(rng, machine)
+    rtl, reference = RtlEngine(network, timing=random_timing(rng)), InterpreterEngine(network)
+    for _ in range(2):
+        verify_step(network, state, *images(rng, network, machine.lanes), reference=reference, candidate=rtl).check()
+        state = reference.state()
+    rtl.load(state)
+    groups = 1 + machine.groups
+    batches = images(rng, network, 2 * groups * machine.lanes)
+    assert rtl.train(*batches, groups * machine.lanes) == reference.train(*batches, groups * machine.lanes)
+    ours, theirs = reference.state(), rtl.state()
+    assert [name for name in ours if not np.array_equal(ours[name], theirs[name])] == []
+    found, expected, steps = rtl.simulation.memory_traffic(), traffic(network.program), 2 + 2 * groups
+    assert found.broken_rules == 0
+    assert found.beats_read * machine.port_bits // 8 == steps * expected.read
+    assert found.beats_written * machine.port_bits // 8 == steps * expected.written
+    rtl.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("machine", MACHINES, ids=named)
+def test_memory_costs_cycles_only_where_something_waits_for_it(machine, seed):
+    """At fences, and in FP that spills faster than the port writes; all else takes what is predicted."""
+    rng = np.random.default_rng([seed, machine.lanes])
+    network, _ = spilling_network(rng, machine)
+    rtl, program = RtlEngine(network, timing=FAST), network.program
+    rtl.train(*images(rng, network, machine.lanes), machine.lanes)
+    step = program.commands[:program.entries_at["infer"]]
+    assert any(command.fence for command in step)
+    for command, phase, expected in zip(step, rtl.phase_cycles(), predict(program), strict=False):
+        assert phase.issued == expected.issued
+        if command.fence or command.spill:
+            assert phase.cycles >= expected.cycles
+        else:
+            assert phase.cycles == expected.cycles
+    rtl.close()
+
+
+def test_what_is_spilled_is_in_external_memory():
+    """In the order in which it is made: block by block, pixel by pixel, channel by channel."""
+    machine = MACHINES[0]
+    rng = np.random.default_rng(1)
+    network, state = spilling_network(rng, machine)
+    rtl = RtlEngine(network)
+    rtl.load(state)
+    found = rtl.traced_step(*images(rng, network, machine.lanes))
+    program = network.program
+    for command in program.commands:
+        if not command.spill:
+            continue
+        placement = next(p for p in program.placements if program.commands[p.command] == command)
+        channels, height, width = placement.shape
+        raw = rtl.simulation.read_memory(command.external << PAGE_SHIFT, command.beats * machine.port_bits // 8)
+        vectors = np.frombuffer(raw, dtype=np.uint8).reshape(channels * height * width, -1)
+        bits = np.unpackbits(vectors, axis=1, bitorder="little")[:, :machine.vector_bits].reshape(-1, machine.lanes, 18)
+        words = (bits[:, :, :16] << np.arange(16, dtype=np.int64)).sum(2)
+        words = np.where(words >> 15, words - (1 << 16), words)
+        order = [(c, p) for block in range(0, channels, machine.rows) for p in range(height * width)
+                 for c in range(block, min(block + machine.rows, channels))]
+        expected = found[placement.value].reshape(machine.lanes, channels, -1)
+        assert np.array_equal(words, [expected[:, c, p] for c, p in order])
+    rtl.close()
+
+
+def test_an_error_of_the_memory_is_told():
+    network, state = spilling_network(np.random.default_rng(2), MACHINES[0])
+    rtl = RtlEngine(network, timing=MemoryTiming(errors=100))
+    rtl.load(state)
+    with pytest.raises(ToolError, match="External memory answered with an error to reads and writes"):
+        rtl.train(*images(np.random.default_rng(0), network, MACHINES[0].lanes), MACHINES[0].lanes)
+    rtl.close()
+
+
+@pytest.mark.parametrize("cycles", [200, 700, 1500])
+def test_reset_in_the_middle_of_a_step(monkeypatch, cycles):
+    """The port forgets what was under way, and so does the memory here: then all is as at first."""
+    rng = np.random.default_rng(3)
+    network, state = spilling_network(rng, MACHINES[0])
+    rtl, reference = RtlEngine(network), InterpreterEngine(network)
+    batch = images(rng, network, MACHINES[0].lanes)
+    with monkeypatch.context() as patch, pytest.raises(ToolError, match="did not finish"):
+        patch.setattr(RtlEngine, "_cycles_limit", cycles)
+        rtl.train(*batch, MACHINES[0].lanes)
+    rtl.reset()
+    verify_step(network, state, *batch, reference=reference, candidate=rtl).check()
+    rtl.close()
+
+
+def test_a_network_that_fits_spills_nothing():
+    chain = Chain((1, 4, 4)).conv(3, (3, 3), (1, 1, 1, 1), formats=FORMATS[16]).relu().linear(4, formats=FORMATS[16])
+    program = compiled(chain, MACHINES[0], live=all_live(chain)).program
+    assert not any(command.spill or command.fence or command.opcode == Opcode.REFETCH for command in program.commands)
