@@ -62,19 +62,16 @@ def stack(layers: tuple[Layer, ...], plan: Backward, depth: int | None) -> Stack
     If even that does not fit ``depth``, the least is what comes back. The image stays, twice, at the beginning.
     """
     values = _values(layers, plan)
-    oldest = [value.name for value in values if value.leaves]
-    if depth is not None:
+    oldest = tuple(value.name for value in values if value.leaves)
+    least = max(sum(value.size for value in values if _lives(value, value.name in oldest, time))
+                for time in range(max(value.last for value in values) + 1))
+    depth = least if depth is None else max(least, depth)
+    while True:
         for count in range(len(oldest) + 1):
             places = _placed(values, set(oldest[:count]), depth)
             if places is not None:
-                return _stack(values, tuple(oldest[:count]), places, depth)
-    least = max(sum(value.size for value in values if _lives(value, value.name in oldest, time))
-                for time in range(max(value.last for value in values) + 1))
-    places = _placed(values, set(oldest), least)
-    while places is None:
-        least += max(1, least >> 6)
-        places = _placed(values, set(oldest), least)
-    return _stack(values, tuple(oldest), places, least)
+                return _stack(values, oldest[:count], places, depth)
+        depth += max(1, depth >> 6)
 
 
 def _stack(values: list[_Value], spilled: tuple[str, ...], places: Mapping[str, int], depth: int) -> Stack:

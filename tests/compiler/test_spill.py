@@ -1,0 +1,91 @@
+"""Placing activations where some leave the chip: who is there when, and what is asked back when."""
+
+import numpy as np
+import pytest
+from bench.networks import Chain
+
+from espalier.compiler.backward import backward
+from espalier.compiler.legalise import legalise
+from espalier.compiler.place import place, vectors
+from espalier.compiler.spill import stack
+from espalier.program.words import Opcode
+
+
+def residual():
+    chain = Chain((3, 8, 8)).conv(5, (3, 3), (1, 1, 1, 1)).relu()
+    start = chain.x
+    chain.conv(5, (3, 3), (1, 1, 1, 1)).relu().conv(5, (3, 3), (1, 1, 1, 1))
+    return chain.add(start).relu().conv(7, (3, 3), (1, 1, 1, 1)).relu().pool().linear(4)
+
+
+def deep(count=6):
+    chain = Chain((2, 6, 6))
+    for _ in range(count):
+        chain.conv(4, (3, 3), (1, 1, 1, 1)).relu()
+    return chain.linear(3)
+
+
+CHAINS = [deep, residual]
+
+
+def layers_of(chain):
+    return legalise(chain.training_graph(), frozenset())[0]
+
+
+def on_chip(layers, found):
+    """For each time, which values must lie in the memory: made or asked back, and read then or later."""
+    plan, loss = backward(layers), len(layers)
+    reads = {layers[0].x: [0]}
+    for k, layer in enumerate(layers):
+        reads[layer.out] = [k]
+        for name in {layer.x, layer.addend} - {None}:
+            reads[name].append(k)
+    reads[layers[-1].out].append(loss)
+    for number, step in enumerate(plan.steps):
+        reads[layers[step.layer].x].append(loss + 1 + number)
+    back = {name: time for time, names in found.refetches.items() for name in names}
+    for time in range(loss + 1 + len(plan.steps)):
+        yield {name for name, times in reads.items() if min(times) <= time <= max(times)
+               and (name not in back or time >= back[name] or any(time <= t < back[name] for t in times))}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("part", [1.0, 0.8, 0.6, 0.4, None])
+def test_no_two_values_share_a_place_at_a_time(chain, part):
+    layers = layers_of(chain())
+    shapes = {layers[0].x: layers[0].in_shape, **{layer.out: layer.out_shape for layer in layers}}
+    sizes = {name: vectors(shape) * (2 if name == layers[0].x else 1) for name, shape in shapes.items()}
+    found = stack(layers, backward(layers), None if part is None else int(part * sum(sizes.values())))
+    for present in on_chip(layers, found):
+        spans = sorted((found.places[name], found.places[name] + sizes[name]) for name in present)
+        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert not spans or spans[-1][1] <= found.depth
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_the_oldest_leave_first_and_no_more_than_must(chain):
+    layers = layers_of(chain())
+    order = [layer.out for layer in layers]
+    most, counts = stack(layers, backward(layers), None), []
+    for depth in range(most.depth, place(layers, 2).activation_depth + 1):
+        found = stack(layers, backward(layers), depth)
+        assert found.depth == depth and found.spilled == most.spilled[: len(found.spilled)]
+        counts.append(len(found.spilled))
+    assert list(most.spilled) == sorted(most.spilled, key=order.index)
+    assert counts[0] == len(most.spilled) and counts[-1] == 0 and np.all(np.diff(counts) <= 0)
+
+
+def test_what_comes_back_is_asked_for_a_step_before_it_is_read():
+    layers = layers_of(deep())
+    plan, found = backward(layers), stack(layers_of(deep()), backward(layers_of(deep())), None)
+    for time, names in found.refetches.items():
+        assert time + 1 in found.fences
+        step = plan.steps[time - len(layers)]
+        assert [layers[step.layer].x] == list(names) and step.opcode == Opcode.BACKWARD
+
+
+def test_without_external_memory_or_with_room_all_stay():
+    layers = layers_of(deep())
+    whole = place(layers, 2)
+    assert not whole.spilled and place(layers, 2, whole.activation_depth, spill=True) == whole
+    assert place(layers, 2, 10) == whole  # what is too deep is refused later, with the numbers

@@ -1,0 +1,133 @@
+"""The port to external memory keeps the rules of AXI4 (Arm IHI 0022, A3.2 and A3.4), whatever memory and engine do."""
+
+import pytest
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from bench.proof import holds
+
+from espalier.arch.machine import BURST_BYTES, Machine
+from espalier.gateware.external import Bursts, Refetcher, Spiller
+
+MACHINE = Machine(rows=1, lanes=1, word_bits=2, acc_bits=4, activation_depth=8, gradient_depth=2, weight_depth=2,
+                  index_depth=2, table_depth=2, port_bits=32)
+UNDER_WAY = 1
+
+
+def waits(m, name, valid, ready, payload):
+    """Whether an offer that was not taken in the cycle before is gone or another one."""
+    waiting, before = Signal(name=f"{name}_waiting"), Signal(len(payload), name=f"{name}_before")
+    m.d.sync += [waiting.eq(valid & ~ready), before.eq(payload)]
+    return waiting & (~valid | (payload != before))
+
+
+class BurstsBench(wiring.Component):
+    """Tensors at any page, of any length: no burst crosses a boundary, none is longer than what is left.
+
+    For the induction ``bad`` says, too, that the registers are what they should be.
+    """
+
+    def __init__(self):
+        super().__init__({"start": In(1), "page": In(20), "beats": In(30), "go": In(1), "ready": In(1),
+                          "left": In(30), "allowed": Out(1), "bad": Out(1), "reached": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.bursts = dut = Bursts(MACHINE)
+        owed = Signal(30)  # beats of the tensor that nobody has asked for
+        m.d.comb += [dut.start.eq(self.start & dut.done), dut.place.external.eq(self.page),
+                     dut.place.beats.eq(self.beats), dut.go.eq(self.go), dut.ready.eq(self.ready)]
+        with m.If(dut.start):
+            m.d.sync += owed.eq(self.beats)
+        with m.Elif(dut.asked):
+            m.d.sync += owed.eq(owed - dut.beats)
+        first = dut.addr[:(BURST_BYTES - 1).bit_length()]
+        end = first + (dut.len + 1) * (MACHINE.port_bits // 8)
+        whole = MACHINE.burst_beats * MACHINE.port_bits // 8
+        m.d.comb += [
+            self.allowed.eq(1),
+            self.bad.eq(dut.valid & ((end > BURST_BYTES) | (dut.beats > owed) | (dut.beats == 0)
+                                     | (dut.len + 1 != dut.beats))
+                        | (self.left != owed) | ~dut.done & first[:(whole - 1).bit_length()].any()),
+            self.reached.eq(dut.asked & (dut.beats == 5) & (dut.addr != 0))]
+        return m
+
+
+class SpillerBench(wiring.Component):
+    """Tensors of one or two beats and their vectors at any time; a memory that answers when it likes."""
+
+    def __init__(self):
+        super().__init__({"start": In(1), "beats": In(2), "valid": In(1), "word": In(4), "awready": In(1),
+                          "wready": In(1), "bvalid": In(1), "allowed": Out(1), "bad": Out(1), "reached": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.spiller = dut = Spiller(MACHINE, UNDER_WAY)
+        owed, sent, ended, answered = (Signal(8, name=name) for name in ("owed", "sent", "ended", "answered"))
+        left = Signal(8)  # beats of the burst that were asked for and not sent
+        starts, comes = self.start & dut.ready, self.valid & (owed != 0) & ~dut.hold
+        m.d.comb += [
+            dut.start.eq(starts), dut.place.beats.eq(self.beats), dut.valid.eq(comes),
+            Cat(*(word.as_value() for word in dut.vector)).eq(self.word),
+            dut.awready.eq(self.awready), dut.wready.eq(self.wready), dut.bvalid.eq(self.bvalid)]
+        written = dut.wvalid & dut.wready
+        m.d.sync += [owed.eq(owed + Mux(starts, self.beats, 0) - comes), sent.eq(sent + written),
+                     ended.eq(ended + (written & dut.wlast)), answered.eq(answered + dut.bvalid)]
+        with m.If(dut.awvalid & dut.awready):
+            m.d.sync += left.eq(dut.awlen + 1)
+        with m.Elif(written):
+            m.d.sync += left.eq(left - 1)
+        m.d.comb += [
+            self.allowed.eq((self.beats != 0) & (self.beats != 3) & (~self.bvalid | (ended != answered))),
+            self.bad.eq(waits(m, "aw", dut.awvalid, dut.awready, Cat(dut.awaddr, dut.awlen))
+                        | waits(m, "w", dut.wvalid, dut.wready, Cat(dut.wdata, dut.wlast))
+                        | (dut.wvalid & ((left == 0) | (dut.wlast != (left == 1)))) | ((owed != 0) & ~dut.busy)
+                        | ((ended != answered) & ~dut.busy)),
+            self.reached.eq((sent == 3) & (answered == 2) & ~dut.busy)]
+        return m
+
+
+class RefetcherBench(wiring.Component):
+    """Tensors of one block at any time; a memory that answers, and a write port that is free, when they like."""
+
+    def __init__(self):
+        super().__init__({"start": In(1), "plane": In(2), "arready": In(1), "rvalid": In(1), "taken": In(1),
+                          "written": In(1), "allowed": Out(1), "bad": Out(1), "reached": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.refetcher = dut = Refetcher(MACHINE)
+        asked, came, stored, wanted = (Signal(8, name=name) for name in ("asked", "came", "stored", "wanted"))
+        starts = self.start & dut.ready
+        m.d.comb += [
+            dut.start.eq(starts), dut.tensor.beats.eq(self.plane), dut.tensor.out_plane.eq(self.plane),
+            dut.tensor.blocks.eq(1), dut.tensor.last_rows.eq(1), dut.written.eq(self.written),
+            dut.arready.eq(self.arready), dut.rvalid.eq(self.rvalid), dut.taken.eq(self.taken),
+            dut.rlast.eq(came + 1 == asked)]
+        m.d.sync += [
+            wanted.eq(wanted + Mux(starts, self.plane, 0)), came.eq(came + (dut.rvalid & dut.rready)),
+            asked.eq(asked + Mux(dut.arvalid & dut.arready, dut.arlen + 1, 0)),
+            stored.eq(stored + (dut.valid & dut.taken))]
+        m.d.comb += [
+            self.allowed.eq((self.plane != 0) & (~self.rvalid | (asked != came))),
+            self.bad.eq(waits(m, "ar", dut.arvalid, dut.arready, Cat(dut.araddr, dut.arlen))
+                        | waits(m, "vector", dut.valid, dut.taken, dut.address) | (asked > wanted) | (stored > came)
+                        | ((wanted != stored) & ~dut.busy)),
+            self.reached.eq((stored == 2) & (wanted == 2) & ~dut.busy)]
+        return m
+
+
+def test_no_burst_crosses_a_boundary(tmp_path):
+    """In all cycles."""
+    assert holds(tmp_path, BurstsBench(), 8, inductive=True, inside={"left": "bursts.left"})
+
+
+@pytest.mark.parametrize(("bench", "cycles"), [(SpillerBench, 12), (RefetcherBench, 14)])
+def test_offers_stay_until_they_are_taken(tmp_path, bench, cycles):
+    assert holds(tmp_path, bench(), cycles)
+
+
+@pytest.mark.parametrize("fault", [(r"(wlast = .*) == 1'h1", r"\1 == 1'h0"),
+                                   (r"assign go = .* & (.*);", r"assign go = \1;")])
+def test_a_fault_is_found(tmp_path, fault):
+    assert not holds(tmp_path, SpillerBench(), 12, fault=fault)
