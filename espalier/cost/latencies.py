@@ -15,6 +15,9 @@ FILL_CYCLES = 16    #: from a phase's launch to the cycle in which the Issuer ca
 CONTROL_CYCLES = 3  #: of a command beside fill, steps, waits and drain
 LOSS_CONTROL_CYCLES = 5  #: of a loss beside the unit's own
 REFETCH_CYCLES = 4  #: of asking a spilled tensor back
+LAUNCH_CYCLES = 3     #: from a command's first cycle to its launch
+DESCRIPTOR_CYCLES = 2  #: from the launch of a REFETCH to the cycle in which the port takes the tensor up
+STORE_CYCLES = 2      #: from a tensor's last beat to the cycle in which the port is not busy with it any more
 END_CYCLES = 5      #: of the command that stops a program
 
 OPERAND_CYCLES, LATTICE_CYCLES = 8, 3

@@ -35,11 +35,11 @@ class ExternalMemory {
   public:
     // Cycles of latency; a beat may follow after so many cycles (1: each cycle); refresh: every so many cycles (0:
     // never) none moves for so many; percent of cycles in which each channel does not answer (AW, W, B, AR, R); seed;
-    // percent of answers that are errors.
+    // percent of answers that are errors; bursts that are taken before the first of them is done.
     void set_timing(const uint32_t* t) {
         latency = t[0], beat_cycles = std::max(1u, t[1]), refresh_every = t[2], refresh_cycles = t[3];
         for (int channel = 0; channel < 5; channel++) stall[channel] = t[4 + channel];
-        random = 0x9e3779b97f4a7c15ull ^ t[9], errors = t[10];
+        random = 0x9e3779b97f4a7c15ull ^ t[9], errors = t[10], queue = std::max(1u, t[11]);
     }
 
     // Beats read, beats written, bursts read, bursts written, broken rules of the bus.
@@ -62,7 +62,7 @@ class ExternalMemory {
     // Set the master's inputs for this cycle.
     template <typename Top> void drive(Top& top) {
         const bool refreshing = refresh_every && cycle % refresh_every < refresh_cycles;
-        top.m_axi_awready = writes.size() < 4 && !stalls(0);
+        top.m_axi_awready = writes.size() < queue && !stalls(0);
         top.m_axi_wready = !writes.empty() && !refreshing && cycle >= next_beat && !stalls(1);
         if (!b_shown) {
             b_shown = !answers.empty() && cycle >= answers.front() && !stalls(2);
@@ -70,7 +70,7 @@ class ExternalMemory {
         }
         top.m_axi_bvalid = b_shown;
         top.m_axi_bresp = b_response;
-        top.m_axi_arready = reads.size() < 4 && !stalls(3);
+        top.m_axi_arready = reads.size() < queue && !stalls(3);
         if (!r_shown) {
             r_shown = !reads.empty() && cycle >= reads.front().ready_at && !refreshing && cycle >= next_beat &&
                       !stalls(4);
@@ -116,7 +116,7 @@ class ExternalMemory {
     }
 
   private:
-    uint32_t latency = 30, beat_cycles = 1, refresh_every = 0, refresh_cycles = 0, stall[5] = {}, errors = 0;
+    uint32_t latency = 30, beat_cycles = 1, refresh_every = 0, refresh_cycles = 0, stall[5] = {}, errors = 0, queue = 4;
     uint64_t random = 1, cycle = 0, next_beat = 0, counted[5] = {};
     std::unordered_map<uint64_t, std::vector<uint8_t>> pages;
     std::deque<Burst> writes, reads;

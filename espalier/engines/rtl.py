@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier.arch.machine import MAX_GROUPS, Machine
+from espalier.arch.memory import MemoryTiming
 from espalier.cost.cycles import PhaseCycles
 from espalier.engines import host
 from espalier.engines.base import Network, State, Totals
-from espalier.engines.verilator import SLOW, WAIT_IDLE, MemoryTiming, Simulation, build_simulator
+from espalier.engines.verilator import SLOW, WAIT_IDLE, Simulation, build_simulator
 from espalier.errors import DataError, ToolError
 from espalier.gateware.accelerator import RESET_CYCLES
 from espalier.gateware.host import READ_CYCLES

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from espalier.arch.memory import MemoryTiming
 from espalier.errors import ToolError
 from espalier.gateware.verilog import TOP
 from espalier.native import COMPILER_OPTIONS, cache_folder, content_key, find_compiler, run_command
@@ -90,35 +91,6 @@ def _runtime(compiler: str, root: Path) -> Path:
     return made
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryTiming:
-    """How external memory answers.
-
-    Members
-    -------
-    latency : int
-        Cycles from a burst's address to its first beat, and from its last beat to the answer.
-    beat_cycles : int
-        A beat, read or written, follows another after so many cycles: the inverse of the bandwidth.
-    refresh_every, refresh_cycles : int
-        Every so many cycles (0: never) none moves for so many.
-    stalls : tuple of int
-        Percent of cycles in which each of the channels AW, W, B, AR, R does not answer.
-    seed : int
-        Of the stalls.
-    errors : int
-        Percent of answers that are errors.
-    """
-
-    latency: int = 30
-    beat_cycles: int = 1
-    refresh_every: int = 0
-    refresh_cycles: int = 0
-    stalls: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
-    seed: int = 0
-    errors: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class MemoryTraffic:
     """Beats and bursts of a port to external memory, and how often it broke the rules of AXI4."""
@@ -166,7 +138,7 @@ class Simulation:
     def time_memory(self, timing: MemoryTiming) -> None:
         """From now on external memory takes this time."""
         words = np.array([timing.latency, timing.beat_cycles, timing.refresh_every, timing.refresh_cycles,
-                          *timing.stalls, timing.seed, timing.errors], dtype=np.uint32)
+                          *timing.stalls, timing.seed, timing.errors, timing.queue], dtype=np.uint32)
         self._library.simulation_memory_timing(self._handle, words.ctypes.data)
 
     def memory_traffic(self) -> MemoryTraffic:

@@ -5,12 +5,13 @@ import pytest
 from bench.networks import Chain, Formats, all_live, compiled, random_live, random_state, random_words
 
 from espalier.arch.machine import Machine
+from espalier.arch.memory import MemoryTiming
 from espalier.cost.cycles import predict
+from espalier.cost.memory import spill_load, with_memory
 from espalier.cost.traffic import traffic
 from espalier.engines.interpreter import InterpreterEngine
 from espalier.engines.rtl import RtlEngine
 from espalier.engines.verify import verify_step
-from espalier.engines.verilator import MemoryTiming
 from espalier.errors import FitError, ToolError
 from espalier.numerics.fixed import Fixed
 from espalier.program.words import PAGE_SHIFT, Opcode
@@ -109,6 +110,26 @@ def test_memory_costs_cycles_only_where_something_waits_for_it(machine, seed):
             assert phase.cycles >= expected.cycles
         else:
             assert phase.cycles == expected.cycles
+    rtl.close()
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("machine", MACHINES, ids=named)
+def test_waits_are_predicted(machine, seed):
+    """To the cycle, where spilled results leave as fast as they come."""
+    rng = np.random.default_rng([seed, machine.lanes])
+    load = 1.0
+    while load > 0.5:
+        network, _ = spilling_network(rng, machine)
+        timing = MemoryTiming(latency=int(rng.integers(150)), beat_cycles=int(rng.integers(1, 4)),
+                              queue=int(rng.integers(1, 6)))
+        program = network.program
+        base = predict(program)
+        load = max(spill_load(command, phase, timing)
+                   for command, phase in zip(program.commands, base, strict=True) if command.spill)
+    rtl, step = RtlEngine(network, timing=timing), program.entries_at["infer"]
+    rtl.train(*images(rng, network, machine.lanes), machine.lanes)
+    assert tuple(rtl.phase_cycles())[:step] == with_memory(program, base, timing)[:step]
     rtl.close()
 
 

@@ -1,0 +1,42 @@
+"""How external memory answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryTiming:
+    """The timing of external memory, in cycles of the machine.
+
+    Members
+    -------
+    latency : int
+        From a burst's address to its first beat, and from its last beat to the answer.
+    beat_cycles : int
+        A beat, read or written, follows another after so many: the inverse of the bandwidth.
+    queue : int
+        Bursts that it takes before the first of them is done, in each direction.
+    refresh_every, refresh_cycles : int
+        Every so many (0: never) none moves for so many.
+    stalls : tuple of int
+        Percent of cycles in which each of the channels AW, W, B, AR, R does not answer.
+    seed : int
+        Of the stalls.
+    errors : int
+        Percent of answers that are errors.
+    """
+
+    latency: int = 30
+    beat_cycles: int = 1
+    queue: int = 4
+    refresh_every: int = 0
+    refresh_cycles: int = 0
+    stalls: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
+    seed: int = 0
+    errors: int = 0
+
+    @property
+    def steady(self) -> bool:
+        """Whether it answers as fast at any time."""
+        return not any((self.refresh_every and self.refresh_cycles, *self.stalls, self.errors))
