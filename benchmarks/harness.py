@@ -54,12 +54,13 @@ class Prepared:
 
 def prepare(name: str, data: str, *, rows: int, lanes: int, density: float = 1.0, seed: int = 0,
             sgd: Sgd = SGD, probe: int = 256, exceptions: dict[str, float] | None = None,
-            dense_depths: bool = True) -> Prepared:
+            dense_depths: bool = True, port_bits: int = 0) -> Prepared:
     """Calibrate zoo network ``name`` on ``data``, prune it at once by magnitude, compile it.
 
     Pruning is per layer to one density in ``rows × rows`` blocks (``exceptions`` by weight name). Batch
     equals lanes. The machine has exactly the depths and accumulators that the *dense* network needs,
-    so that dense and pruned run on one machine; without ``dense_depths`` those that the pruned one needs.
+    so that dense and pruned run on one machine; without ``dense_depths`` those that the pruned one needs. With a port
+    to external memory all activations are spilled that can be.
     """
     split = normalise(load(data))
     graph, parameters = from_torch(build(name, seed=seed), input_shape(name), name)
@@ -70,7 +71,7 @@ def prepare(name: str, data: str, *, rows: int, lanes: int, density: float = 1.0
     rules = {value.name: buffered_rule(sgd, lanes, value.format, fixed.gradient_formats[gradient_name(value.name)])
              for value in fixed.graph.parameters}
     dense = {value.name: np.ones(value.shape, dtype=np.bool_) for value in fixed.graph.parameters}
-    machine, _ = fitted_machine(step, dense if dense_depths else live, rows, lanes)
+    machine, _ = fitted_machine(step, dense if dense_depths else live, rows, lanes, port_bits)
     program = compile_program(fixed.graph, loss=LOSS, gradient_formats=fixed.gradient_formats, live=live, rules=rules,
                               machine=machine)
     state = {key: np.where(live[parameter], fixed.state[key], 0) for parameter in live
@@ -79,7 +80,7 @@ def prepare(name: str, data: str, *, rows: int, lanes: int, density: float = 1.0
     assert isinstance(image_format, Fixed)
     return Prepared(
         network=Network(graph=step, program=program, rules=rules, live=live),
-        blocks=fitted_machine(step, live, rows, lanes)[1], state=state,
+        blocks=fitted_machine(step, live, rows, lanes, port_bits)[1], state=state,
         images=image_format.quantise(split.train.images), labels=split.train.labels,
         test_images=image_format.quantise(split.test.images), test_labels=split.test.labels,
         float_parameters=parameters)
@@ -97,17 +98,17 @@ def prune(fixed: Quantised, parameters: dict[str, NDArray], rows: int, density: 
     return {**live, **{name: mask.reshape(live[name].shape) for name, mask in masks.items()}}
 
 
-def fitted_machine(step: Graph, live: dict[str, NDArray[np.bool_]], rows: int, lanes: int
+def fitted_machine(step: Graph, live: dict[str, NDArray[np.bool_]], rows: int, lanes: int, port_bits: int = 0
                    ) -> tuple[Machine, tuple[LayerBlocks, ...]]:
     """The smallest machine of ``rows × lanes`` that holds the network, and the network's blocks."""
     layers, _ = legalise(step)
-    memory = place(layers, rows)
+    memory = place(layers, rows, spill=port_bits > 0)
     blocks: list[LayerBlocks] = []
     for layer in layers:
         blocks.append(layer_blocks(layer, live, rows, blocks[-1].columns if blocks else 0))
     depths = required_depths(layers, tuple(blocks), memory, rows)
     acc_bits = max(32, required_acc_bits(layers, tuple(blocks)))
-    return Machine(rows=rows, lanes=lanes, acc_bits=acc_bits, **depths), tuple(blocks)
+    return Machine(rows=rows, lanes=lanes, acc_bits=acc_bits, port_bits=port_bits, **depths), tuple(blocks)
 
 
 def training_optimiser(prepared: Prepared, sgd: Sgd) -> Optimiser:
