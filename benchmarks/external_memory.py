@@ -21,7 +21,7 @@ from utilisation_at_scale import SEED, Setting, in_fixed_point, random_live
 
 from espalier.arch.memory import MemoryTiming
 from espalier.compiler.pipeline import compile_program
-from espalier.cost.cycles import predict
+from espalier.cost.cycles import PhaseCycles, predict
 from espalier.cost.memory import spill_load, with_memory
 from espalier.cost.traffic import traffic
 from espalier.engines.interpreter import InterpreterEngine
@@ -110,13 +110,19 @@ def at_scale(name: str, setting: Setting) -> list[Figure]:
     return figures
 
 
-def told(head: str, program: Program, base: tuple, timing: MemoryTiming) -> list[Figure]:
+def memory_waits(program: Program, base: tuple[PhaseCycles, ...], timing: MemoryTiming) -> float:
+    """Cycles that one step waits: at fences, and while FP makes results faster than the port writes them."""
+    step = program.commands[:program.entries_at["infer"]]
+    fences = sum(after.cycles - before.cycles for _, before, after in
+                 zip(step, base, with_memory(program, base, timing), strict=False))
+    return fences + sum(max(0.0, spill_load(command, phase, timing) - 1) * phase.cycles
+                        for command, phase in zip(step, base, strict=False))
+
+
+def told(head: str, program: Program, base: tuple[PhaseCycles, ...], timing: MemoryTiming) -> list[Figure]:
     """Bytes, and what waits cost in one step."""
-    end, moved = program.entries_at["infer"], traffic(program)
-    loads = [spill_load(command, phase, timing) for command, phase in zip(program.commands[:end], base, strict=False)]
-    step = sum(phase.cycles for phase in base[:end])
-    waited = sum(phase.cycles for phase in with_memory(program, base, timing)[:end]) - step
-    waited += sum(max(0.0, load - 1) * phase.cycles for load, phase in zip(loads, base, strict=False))
+    moved, step = traffic(program), sum(phase.cycles for phase in base[:program.entries_at["infer"]])
+    waited = memory_waits(program, base, timing)
     found = [Figure(f"{head}: moved in a step", round((moved.read + moved.written) / 1e6, 2), "MB",
                     Provenance.ESTIMATED),
              Figure(f"{head}: waits", round(100 * waited / step, 3), "% of the step without", Provenance.ESTIMATED)]
