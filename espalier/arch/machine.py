@@ -17,6 +17,8 @@ MAX_MAP = 1 << COORDINATE_BITS - 1
 MAX_GROUPS = 256      #: groups of images in a batch, at most
 MULTIPLIERS_BESIDE_LATTICE = 16  #: at most: addresses, loss and one update unit
 UPDATE_MULTIPLIERS = 6  #: of each further update unit
+PAIR_BITS = 8  #: of the widest words of which two products fit a multiplier: packed they take 3 * 8 + 1 = 25 bits
+_FLAGS = ("groups", "pairs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,9 @@ class Machine:
     trees : int
         Lane trees, each with an update unit behind it: so many weights are updated in a cycle. A power of two up to
         ``rows``. WU spends at least ``rows / trees`` cycles on a column, however few pixels it has.
+    pairs : bool
+        Whether two rows share each hard multiplier of the lattice; for two rows or more and words of at most
+        :data:`PAIR_BITS` bits. Changes no result and no cycle.
     """
 
     rows: int
@@ -64,6 +69,7 @@ class Machine:
     max_classes: int = 16
     groups: bool = False
     trees: int = 1
+    pairs: bool = False
 
     def __post_init__(self) -> None:
         if self.rows not in ROWS:
@@ -76,6 +82,10 @@ class Machine:
             raise FitError(f"Accumulator width must be in {2 * self.word_bits}..62 bits, not {self.acc_bits}")
         if self.trees < 1 or self.trees.bit_count() != 1 or self.trees > self.rows:
             raise FitError(f"Lane trees must be a power of two up to the {self.rows} rows, not {self.trees}")
+        if self.pairs and self.rows < 2:
+            raise FitError(f"Pairs of products are those of two rows, and the machine has {self.rows}")
+        if self.pairs and self.word_bits > PAIR_BITS:
+            raise FitError(f"Pairs of products need words of at most {PAIR_BITS} bits, not {self.word_bits}")
         for name in ("activation_depth", "gradient_depth", "weight_depth", "index_depth", "table_depth",
                      "program_depth", "max_classes"):
             if getattr(self, name) < 2:
@@ -83,8 +93,13 @@ class Machine:
 
     @property
     def multipliers(self) -> int:
-        """Multipliers of the lattice."""
+        """Multipliers of the lattice: products in a cycle."""
         return self.rows * self.lanes
+
+    @property
+    def hard_multipliers(self) -> int:
+        """Multipliers of a part that the lattice takes: with ``pairs`` one for two products."""
+        return self.multipliers // 2 if self.pairs else self.multipliers
 
     @property
     def tree_rows(self) -> int:
@@ -118,8 +133,8 @@ class Machine:
     def from_json(cls, fields: dict[str, Any]) -> Machine:
         """The machine of :meth:`to_json`. Raises FitError for fields that are not a machine's."""
         for name, value in fields.items():
-            if type(value) is not (bool if name == "groups" else int):
-                wanted = "true or false" if name == "groups" else "a whole number"
+            if type(value) is not (bool if name in _FLAGS else int):
+                wanted = "true or false" if name in _FLAGS else "a whole number"
                 raise FitError(f"{name} of a machine must be {wanted}, not {value!r:.60}")
         try:
             return cls(**fields)

@@ -63,6 +63,8 @@ class CompileRequest:
         Given, or chosen.
     trees : int or None
         Lane trees, each with an update unit; None is one.
+    pairs : bool or None
+        Whether two rows share each hard multiplier; None where the part and the words allow it.
     multipliers, block_rams : int or None
         Tighter limits than the part's.
     machine : Path or None
@@ -82,6 +84,7 @@ class CompileRequest:
     rows: int | None = None
     lanes: int | None = None
     trees: int | None = None
+    pairs: bool | None = None
     word_bits: int | None = None
     multipliers: int | None = None
     block_rams: int | None = None
@@ -94,7 +97,7 @@ class CompileRequest:
     data_root: Path | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("rows", "lanes", "trees", "word_bits", "multipliers", "block_rams")
+        given = [name for name in ("rows", "lanes", "trees", "pairs", "word_bits", "multipliers", "block_rams")
                  if getattr(self, name) is not None]
         if self.machine is not None and given:
             raise DataError(f"A given machine has its {given[0].replace('_', ' ')} already: leave out that or the "
@@ -113,7 +116,7 @@ class CompileRequest:
             name=device.name, multipliers=_tighter(device.multipliers, self.multipliers),
             block_rams=_tighter(device.block_rams, self.block_rams), block_rams_for=device.block_rams_for,
             word_bits=self.word_bits, rows=self.rows, lanes=self.lanes, batch=self.batch,
-            trees=1 if self.trees is None else self.trees)
+            trees=1 if self.trees is None else self.trees, pairs=self.pairs, pair_bits=device.pair_bits)
 
 
 def _tighter(limit: int | None, given: int | None) -> int | None:

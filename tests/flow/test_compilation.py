@@ -130,6 +130,7 @@ def test_a_machine_that_is_too_small_wrong(made, build, tmp_path):
     ({"lanes": 4.0}, r"^lanes of a machine must be a whole number, not 4\.0$"),
     ({"rows": True}, r"^rows of a machine must be a whole number, not True$"),
     ({"groups": 1}, r"^groups of a machine must be true or false, not 1$"),
+    ({"pairs": 0}, r"^pairs of a machine must be true or false, not 0$"),
     ({"colour": 1}, r"^The machine description is not one of this version: .*'colour'$"),
 ])
 def test_a_machine_of_other_fields_wrong(made, build, tmp_path, change, sentence):
@@ -224,7 +225,7 @@ def test_a_build_behind_a_symbolic_link_is_replaced_in_place(made, build, tmp_pa
     assert link.is_symlink() and load_design(build).machine.lanes == 2
 
 
-@pytest.mark.parametrize("flag", ["rows", "lanes", "trees", "word_bits", "multipliers", "block_rams"])
+@pytest.mark.parametrize("flag", ["rows", "lanes", "trees", "pairs", "word_bits", "multipliers", "block_rams"])
 def test_a_machine_given_twice_wrong(build, flag):
     with pytest.raises(DataError, match=rf"^A given machine has its {flag.replace('_', ' ')} already: leave out that "):
         CompileRequest(machine=build / "machine.json", **{flag: 4})
