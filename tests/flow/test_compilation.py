@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from espalier import zoo
+from espalier.arch.machine import Machine
 from espalier.data import Dataset, Split, load
 from espalier.errors import DataError, FitError, FormatError, UnsupportedError
 from espalier.flow import CompileRequest, Steps, compile_network
@@ -98,6 +99,15 @@ def test_a_larger_batch_is_several_groups(made, tmp_path):
     assert design.machine.groups and design.batch == 6
 
 
+@pytest.mark.parametrize("fields", [{}, {"pairs": True}])
+def test_a_machine_reads_what_it_writes_and_what_is_older(build, fields):
+    described = {**json.loads((build / "machine.json").read_text()), "rows": 2, "word_bits": 8, **fields}
+    machine = Machine.from_json(described)
+    assert machine.to_json() == described and machine.hard_multipliers == machine.multipliers // (1 + machine.pairs)
+    del described["pairs"]
+    assert Machine.from_json(described) == replace(machine, pairs=False)
+
+
 def test_a_given_machine_is_kept(made, build, tmp_path):
     request = CompileRequest(machine=build / "machine.json")
     assert compile_network(made / "train", tmp_path / "b", request, dry_run=True).machine == load_design(build).machine
@@ -108,6 +118,9 @@ def test_a_given_machine_is_kept(made, build, tmp_path):
     (replace(SMALL, block_rams=3), FitError, r"^No machine for this network fits ecp5-85f: .* of 3 block RAMs; "),
     (replace(SMALL, rows=16), FitError, r"are not whole 16×16 blocks: "),
     (replace(SMALL, word_bits=8), FitError, r"has 16 bits and the machine's words have 8$"),
+    (replace(SMALL, pairs=True), FitError, r"^A multiplier of ecp5-85f makes no two products$"),
+    (replace(SMALL, device="xc7z020", pairs=True), FitError, r"^A multiplier of xc7z020 makes two products of words "),
+    (replace(SMALL, device="generic", pairs=True), FitError, r"^Pairs of products are those of two rows, and the "),
     (replace(SMALL, device="generic", lanes=None), FitError, r"^generic sets no limit to multipliers"),
     (replace(SMALL, learning_rate=100.0), FormatError, r"^The learning rate 100 over a batch of 2 is too large for "),
     (replace(SMALL, batch=3), FitError, r"^A batch must be whole groups of lanes"),
