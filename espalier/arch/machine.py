@@ -21,6 +21,8 @@ BURST_BYTES = 4096    #: no burst crosses a multiple of it (AXI4), and every ten
 MAX_BURST_BEATS = 64  #: of one burst
 MULTIPLIERS_BESIDE_LATTICE = 16  #: at most: addresses, loss and one update unit
 UPDATE_MULTIPLIERS = 6  #: of each further update unit
+PAIR_BITS = 8  #: of the widest words of which two products fit a multiplier: packed they take 3 * 8 + 1 = 25 bits
+_FLAGS = ("groups", "pairs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,9 @@ class Machine:
         ``rows``. WU spends at least ``rows / trees`` cycles on a column, however few pixels it has.
     port_bits : int
         Data bits of an AXI4 port to external memory, to which activations are spilled; 0: there is none.
+    pairs : bool
+        Whether two rows share each hard multiplier of the lattice; for two rows or more and words of at most
+        :data:`PAIR_BITS` bits. Changes no result and no cycle.
     """
 
     rows: int
@@ -71,6 +76,7 @@ class Machine:
     groups: bool = False
     trees: int = 1
     port_bits: int = 0
+    pairs: bool = False
 
     def __post_init__(self) -> None:
         if self.rows not in ROWS:
@@ -85,6 +91,10 @@ class Machine:
             raise FitError(f"Lane trees must be a power of two up to the {self.rows} rows, not {self.trees}")
         if self.port_bits and self.port_bits not in PORT_BITS:
             raise FitError(f"A port to external memory has {', '.join(map(str, PORT_BITS))} bits, not {self.port_bits}")
+        if self.pairs and self.rows < 2:
+            raise FitError(f"Pairs of products are those of two rows, and the machine has {self.rows}")
+        if self.pairs and self.word_bits > PAIR_BITS:
+            raise FitError(f"Pairs of products need words of at most {PAIR_BITS} bits, not {self.word_bits}")
         for name in ("activation_depth", "gradient_depth", "weight_depth", "index_depth", "table_depth",
                      "program_depth", "max_classes"):
             if getattr(self, name) < 2:
@@ -92,8 +102,13 @@ class Machine:
 
     @property
     def multipliers(self) -> int:
-        """Multipliers of the lattice."""
+        """Multipliers of the lattice: products in a cycle."""
         return self.rows * self.lanes
+
+    @property
+    def hard_multipliers(self) -> int:
+        """Multipliers of a part that the lattice takes: with ``pairs`` one for two products."""
+        return self.multipliers // 2 if self.pairs else self.multipliers
 
     @property
     def tree_rows(self) -> int:
@@ -142,8 +157,8 @@ class Machine:
     def from_json(cls, fields: dict[str, Any]) -> Machine:
         """The machine of :meth:`to_json`. Raises FitError for fields that are not a machine's."""
         for name, value in fields.items():
-            if type(value) is not (bool if name == "groups" else int):
-                wanted = "true or false" if name == "groups" else "a whole number"
+            if type(value) is not (bool if name in _FLAGS else int):
+                wanted = "true or false" if name in _FLAGS else "a whole number"
                 raise FitError(f"{name} of a machine must be {wanted}, not {value!r:.60}")
         try:
             return cls(**fields)

@@ -188,6 +188,8 @@ def compile_command(
     lanes: Annotated[int | None, typer.Option(help="Images computed together; default: the fastest.")] = None,
     trees: Annotated[int | None, typer.Option(help="Weights updated in a cycle, a power of two up to the rows; "
                                                    "default: 1.")] = None,
+    pairs: Annotated[bool | None, typer.Option(help="Two products of words of at most 8 bits by each hard multiplier; "
+                                                    "default: where the part can.")] = None,
     word_bits: Annotated[int | None, typer.Option(help="2..16; default: the network's widest word.")] = None,
     port_bits: Annotated[int | None, typer.Option(help="Of an AXI4 port to external memory, to which activations are "
                                                        "spilled; default: none, all on chip.")] = None,
@@ -208,7 +210,7 @@ def compile_command(
     """Compile a network for a machine: Verilog, Program and memory images."""
     steps = steps_told()
     request = flow.CompileRequest(
-        device=device, rows=rows, lanes=lanes, trees=trees, word_bits=word_bits, port_bits=port_bits,
+        device=device, rows=rows, lanes=lanes, trees=trees, pairs=pairs, word_bits=word_bits, port_bits=port_bits,
         multipliers=multipliers, block_rams=block_rams, machine=machine, batch=batch, learning_rate=learning_rate,
         momentum=momentum, weight_decay=weight_decay, data=data, data_root=data_root)
     design = flow.compile_network(source, output_dir, request, stop_after=stop_after, dump_passes=dump,
@@ -218,7 +220,8 @@ def compile_command(
         return
     chosen = design.machine
     done(steps, as_json, {"machine": chosen.to_json()},
-         [f"{design.graph.name} on {chosen.rows} rows × {chosen.lanes} lanes ({chosen.multipliers} multipliers), "
+         [f"{design.graph.name} on {chosen.rows} rows × {chosen.lanes} lanes ({chosen.multipliers} multipliers"
+          f"{' in pairs' if chosen.pairs else ''}), "
           f"{chosen.acc_bits}-bit accumulators" + (" (dry run: nothing was written)" if dry_run else "")])
 
 

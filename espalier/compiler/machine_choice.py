@@ -36,6 +36,8 @@ class Constraints:
         Of the part, for messages.
     multipliers, block_rams : int or None
         At most so many; None sets no limit.
+    pair_bits : int or None
+        Widest words of which a multiplier makes two products, 0 for none; None sets no limit.
     block_rams_for : callable
         Block RAMs of a memory of (words, bits).
     word_bits : int or None
@@ -46,6 +48,9 @@ class Constraints:
         Lane trees, at most; a lattice of fewer rows has as many as those.
     port_bits : int
         Of a port to external memory; with one, all activations that can be are spilled.
+    pairs : bool or None
+        Whether two rows share each multiplier; None where ``pair_bits`` says that the part can, the words are no
+        wider, and there are two rows.
     batch : int or None
         Images of a training step; more than ``lanes`` adds the memory that sums gradients over groups.
         None makes every step one group.
@@ -54,17 +59,23 @@ class Constraints:
     name: str = "any part"
     multipliers: int | None = None
     block_rams: int | None = None
+    pair_bits: int | None = None
     block_rams_for: Callable[[int, int], int] = _no_block_rams
     word_bits: int | None = None
     rows: int | None = None
     lanes: int | None = None
     trees: int = 1
     port_bits: int = 0
+    pairs: bool | None = None
     batch: int | None = None
 
     def block_rams_of(self, machine: Machine) -> int:
         """Block RAMs that the memories of ``machine`` take."""
         return sum(count * self.block_rams_for(words, bits) for count, words, bits in memory_banks(machine))
+
+    def pairs_in(self, rows: int, word_bits: int) -> bool:
+        """Whether a lattice of ``rows`` has pairs."""
+        return rows > 1 and word_bits <= (self.pair_bits or 0) if self.pairs is None else self.pairs
 
     def takes(self, machine: Machine) -> tuple[int, int]:
         """Block RAMs and multipliers of ``machine``, by which machines are ordered."""
@@ -84,8 +95,8 @@ class Constraints:
 
 
 def multipliers_of(machine: Machine) -> int:
-    """Multipliers of the lattice and, at most, of what is beside it."""
-    return machine.multipliers + MULTIPLIERS_BESIDE_LATTICE + (machine.trees - 1) * UPDATE_MULTIPLIERS
+    """Hard multipliers of the lattice and, at most, of what is beside it."""
+    return machine.hard_multipliers + MULTIPLIERS_BESIDE_LATTICE + (machine.trees - 1) * UPDATE_MULTIPLIERS
 
 
 def memory_banks(machine: Machine) -> tuple[tuple[int, int, int], ...]:
@@ -113,12 +124,13 @@ def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDA
     Raises
     ------
     FitError
-        Nothing fits, with the numbers of the smallest machine that was tried; or rows, lanes and batch
-        contradict the live set or each other.
+        Nothing fits, with the numbers of the smallest machine that was tried; or rows, lanes, batch and pairs
+        contradict the live set, the part or each other.
     """
+    _check_pairs(_word_bits(layers, constraints), constraints)
     found: list[tuple[float, int, Machine]] = []
     smallest: Machine | None = None
-    for rows in _legal_rows(layers, live, constraints.rows):
+    for rows in _legal_rows(layers, live, constraints):
         least = _least(layers, live, rows, constraints)
         if not constraints.hold(least):  # without laying out a million blocks
             smallest = min(smallest or least, least, key=constraints.takes)
@@ -126,7 +138,7 @@ def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDA
         blocks = blocks_of(layers, live, rows)
         narrowest = _narrowest(layers, loss, blocks, rows, constraints)
         cycles = sum(estimated_cycles(item, narrowest.tree_rows) for item in blocks)
-        for lanes in _lane_counts(rows, constraints):
+        for lanes in _lane_counts(narrowest, constraints):
             groups = constraints.batch is not None and constraints.batch > lanes
             machine = replace(narrowest, lanes=lanes, groups=groups)
             if constraints.hold(machine):
@@ -135,7 +147,9 @@ def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDA
             smallest = min(smallest or machine, machine, key=constraints.takes)
     if found:
         return min(found, key=lambda item: item[:2])[2]
-    assert smallest is not None
+    if smallest is None:
+        raise FitError("Pairs of products are those of two rows, and the live weights are not whole 2×2 blocks: leave "
+                       "out the pairs, or prune in blocks")
     raise FitError(f"No machine for this network fits {constraints.name}: the smallest that was tried, {smallest.rows} "
                    f"rows × {smallest.lanes} lanes, takes at least {constraints.needs(smallest)}; prune more, "
                    f"shrink the network, or choose a larger part")
@@ -149,16 +163,25 @@ def blocks_of(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], 
     return tuple(blocks)
 
 
-def _legal_rows(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], given: int | None
+def _check_pairs(word_bits: int, constraints: Constraints) -> None:
+    """Raise FitError where pairs are asked for and the part's multipliers make none of such words."""
+    widest = constraints.pair_bits
+    if constraints.pairs and widest is not None and word_bits > widest:
+        raise FitError(f"A multiplier of {constraints.name} makes two products of words of at most {widest} bits, not "
+                       f"{word_bits}" if widest else f"A multiplier of {constraints.name} makes no two products")
+
+
+def _legal_rows(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], constraints: Constraints
                 ) -> Iterator[int]:
-    """Numbers of rows whose blocks the live set is made of; the given one as it is."""
+    """Numbers of rows whose blocks the live set is made of, at least two for pairs; the given one as it is."""
+    given = constraints.rows
     if given is not None:
         if given not in ROWS:
             raise FitError(f"Rows must be one of {', '.join(map(str, ROWS))}, not {given}")
         yield given
         return
     alive = [(layer, live_weights(layer, live)) for layer in layers]
-    for rows in ROWS:
+    for rows in ROWS[1:] if constraints.pairs else ROWS:
         if all(aligned_groups(layer, rows) and whole_blocks(layer, weights, rows) for layer, weights in alive):
             yield rows
 
@@ -169,7 +192,8 @@ def _least(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], row
     columns = sum(int(live[layer.weight].sum()) for layer in layers if layer.weight is not None) // rows
     word_bits = _word_bits(layers, constraints)
     return Machine(rows=rows, lanes=1, word_bits=word_bits, acc_bits=2 * word_bits, weight_depth=max(2, columns),
-                   activation_depth=2, gradient_depth=2, index_depth=2, table_depth=2, program_depth=2)
+                   activation_depth=2, gradient_depth=2, index_depth=2, table_depth=2, program_depth=2,
+                   pairs=constraints.pairs_in(rows, word_bits))
 
 
 def _word_bits(layers: tuple[Layer, ...], constraints: Constraints) -> int:
@@ -178,8 +202,11 @@ def _word_bits(layers: tuple[Layer, ...], constraints: Constraints) -> int:
     return widest if constraints.word_bits is None else constraints.word_bits
 
 
-def _lane_counts(rows: int, constraints: Constraints) -> Iterator[int]:
-    """Numbers of lanes to try, the most first; at least one, even where the multipliers do not suffice for it."""
+def _lane_counts(narrowest: Machine, constraints: Constraints) -> Iterator[int]:
+    """Numbers of lanes to try, the most first; at least one, even where the multipliers do not suffice for it.
+
+    ``narrowest`` has one lane.
+    """
     batch, given = constraints.batch, constraints.lanes
     if batch is not None and batch < 1:
         raise FitError(f"A batch must hold at least one image, not {batch}")
@@ -192,8 +219,9 @@ def _lane_counts(rows: int, constraints: Constraints) -> Iterator[int]:
         return
     if constraints.multipliers is None:
         raise FitError(f"{constraints.name} sets no limit to multipliers, so the number of lanes must be given")
-    beside = MULTIPLIERS_BESIDE_LATTICE + (min(constraints.trees, rows) - 1) * UPDATE_MULTIPLIERS
-    most = max(1, min(MAX_LANES, (constraints.multipliers - beside) // rows))
+    lane = narrowest.hard_multipliers
+    beside = multipliers_of(narrowest) - lane
+    most = max(1, min(MAX_LANES, (constraints.multipliers - beside) // lane))
     for lanes in range(min(most, batch or most), 0, -1):
         if batch is None or batch % lanes == 0:
             yield lanes
@@ -206,7 +234,8 @@ def _narrowest(layers: tuple[Layer, ...], loss: Loss, blocks: tuple[LayerBlocks,
     depths = {name: -(-needed // DEPTH_STEP) * DEPTH_STEP
               for name, needed in required_depths(layers, blocks, memory, rows).items()}
     return Machine(rows=rows, lanes=1, word_bits=word_bits, max_classes=max(16, loss.classes), groups=False,
-                   trees=min(constraints.trees, rows), port_bits=constraints.port_bits, **depths,
+                   trees=min(constraints.trees, rows), pairs=constraints.pairs_in(rows, word_bits),
+                   port_bits=constraints.port_bits, **depths,
                    acc_bits=max(required_acc_bits(layers, blocks), 2 * word_bits))
 
 

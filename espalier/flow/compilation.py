@@ -65,6 +65,8 @@ class CompileRequest:
         Lane trees, each with an update unit; None is one.
     port_bits : int or None
         Data bits of a port to external memory; None is no port.
+    pairs : bool or None
+        Whether two rows share each hard multiplier; None where the part and the words allow it.
     multipliers, block_rams : int or None
         Tighter limits than the part's.
     machine : Path or None
@@ -84,6 +86,7 @@ class CompileRequest:
     rows: int | None = None
     lanes: int | None = None
     trees: int | None = None
+    pairs: bool | None = None
     word_bits: int | None = None
     port_bits: int | None = None
     multipliers: int | None = None
@@ -97,7 +100,7 @@ class CompileRequest:
     data_root: Path | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("rows", "lanes", "trees", "word_bits", "port_bits", "multipliers",
+        given = [name for name in ("rows", "lanes", "trees", "pairs", "word_bits", "port_bits", "multipliers",
                                    "block_rams")
                  if getattr(self, name) is not None]
         if self.machine is not None and given:
@@ -117,7 +120,8 @@ class CompileRequest:
             name=device.name, multipliers=_tighter(device.multipliers, self.multipliers),
             block_rams=_tighter(device.block_rams, self.block_rams), block_rams_for=device.block_rams_for,
             word_bits=self.word_bits, rows=self.rows, lanes=self.lanes, batch=self.batch,
-            trees=1 if self.trees is None else self.trees, port_bits=self.port_bits or 0)
+            trees=1 if self.trees is None else self.trees, pairs=self.pairs, pair_bits=device.pair_bits,
+            port_bits=self.port_bits or 0)
 
 
 def _tighter(limit: int | None, given: int | None) -> int | None:

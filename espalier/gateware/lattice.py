@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from collections.abc import Iterator
+
+from amaranth.hdl import Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import Machine
 from espalier.gateware.layouts import values_layout
 from espalier.gateware.multiplier import Multiplier
+from espalier.gateware.pair_multiplier import PairMultiplier
 
 
 class Lattice(wiring.Component):
@@ -17,6 +20,7 @@ class Lattice(wiring.Component):
     An operand of zero adds nothing. With ``last`` the sums, this cycle's products included, move to
     a second set of registers and the accumulators start again from zero; the second set then leaves
     row by row while the next tile adds up. :attr:`latency_cycles` from the operands to the first row.
+    With ``machine.pairs`` two rows share each hard multiplier.
 
     Members
     -------
@@ -53,8 +57,8 @@ class Lattice(wiring.Component):
         held = [[Signal(signed(machine.acc_bits), name=f"held_{row}_{lane}") for lane in range(machine.lanes)]
                 for row in range(machine.rows)]
         for lane in range(machine.lanes):
-            for row in range(machine.rows):
-                total = self._cell(m, row, lane, clear)
+            for row, product in enumerate(self._products(m, lane)):
+                total = self._cell(m, row, lane, product, clear)
                 following = held[row + 1][lane] if row + 1 < machine.rows else total  # then no row of the tile is left
                 m.d.sync += held[row][lane].eq(Mux(last, total, following))
             m.d.comb += [self.row[lane].eq(held[0][lane]),
@@ -62,14 +66,26 @@ class Lattice(wiring.Component):
                            for tree in range(machine.trees))]
         return m
 
-    def _cell(self, m: Module, row: int, lane: int, clear: Signal) -> Signal:
-        """Multiply and add up; the sum with this cycle's product."""
+    def _products(self, m: Module, lane: int) -> Iterator[Value]:
+        """Multiply; the product of each row."""
+        x, bits = self.x[lane], self.machine.word_bits
+        if self.machine.pairs:
+            for row in range(0, self.machine.rows, 2):
+                m.submodules[f"pair_{row}_{lane}"] = pair = PairMultiplier(bits)
+                m.d.comb += [pair.x.eq(x), pair.low.eq(self.b[row][lane]), pair.high.eq(self.b[row + 1][lane])]
+                yield from (pair.low_product, pair.high_product)
+            return
+        for row in range(self.machine.rows):
+            m.submodules[f"multiplier_{row}_{lane}"] = multiplier = Multiplier(bits)
+            m.d.comb += [multiplier.x.eq(x), multiplier.y.eq(self.b[row][lane])]
+            yield multiplier.product
+
+    def _cell(self, m: Module, row: int, lane: int, product: Value, clear: Signal) -> Signal:
+        """Add up; the sum with this cycle's product."""
         name = f"{row}_{lane}"
-        m.submodules[f"multiplier_{name}"] = multiplier = Multiplier(self.machine.word_bits)
         acc = Signal(signed(self.machine.acc_bits), name=f"acc_{name}")
         total = Signal(signed(self.machine.acc_bits), name=f"total_{name}")
-        m.d.comb += [multiplier.x.eq(self.x[lane]), multiplier.y.eq(self.b[row][lane]),
-                     total.eq(acc + multiplier.product)]
+        m.d.comb += total.eq(acc + product)
         m.d.sync += acc.eq(total)
         with m.If(clear):
             m.d.sync += acc.eq(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 
-MODULES = ("ram.v", "multiplier.v")
+MODULES = ("ram.v", "pair_multiplier.v", "multiplier.v")
 
 
 class VerilogTarget:

@@ -23,12 +23,16 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*")
 
 
 class Architecture(Enum):
-    """What Yosys maps to; the value is the synthesis command."""
+    """What Yosys maps to; the value begins the names of its files."""
 
     ECP5 = "synth_ecp5"
     SERIES7 = "synth_xilinx"
     CYCLONE5 = "synth_intel_alm"
 
+
+#: The synthesis command of each; all of them flatten the design.
+_COMMANDS = {Architecture.ECP5: "synth_ecp5", Architecture.SERIES7: "synth_xilinx -flatten",
+             Architecture.CYCLONE5: "synth_intel_alm"}
 
 #: Figure name -> the cell types it counts and the weight of each, as people of that family name them.
 RESOURCES: dict[Architecture, dict[str, dict[str, int]]] = {
@@ -109,7 +113,7 @@ def synthesise(verilog: Path, top: str, output: Path, *, architecture: Architect
 
     Into ``output``: ``netlist.json`` (for nextpnr), ``netlist.v`` (the same, for gate-level
     simulation), ``stat.json`` (the tool's statistics) and ``yosys.log``. On the other architectures
-    than ECP5 the names begin with the command, so that they can share the directory. A run that
+    than ECP5 the names begin with that of the command, so that they can share the directory. A run that
     fails leaves only the log and earlier results.
 
     Parameters
@@ -145,7 +149,7 @@ def _script(top: str, architecture: Architecture, parameters: Mapping[str, int],
     netlist_json, netlist_verilog, statistics = names
     set_parameters = [f"chparam -set {name} {value} {top}" for name, value in sorted(parameters.items())]
     return "; ".join([f"read_verilog -D{architecture.name} design.v", *set_parameters,
-                      f"{architecture.value} -top {top} -run :check", *_CHECK, f"write_json {netlist_json}",
+                      f"{_COMMANDS[architecture]} -top {top} -run :check", *_CHECK, f"write_json {netlist_json}",
                       f"write_verilog -noattr {netlist_verilog}", f"tee -o {statistics} stat -json"])
 
 

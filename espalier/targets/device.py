@@ -41,6 +41,8 @@ class Device:
         Hard multipliers that take two signed operands of ``multiplier_bits``.
     multiplier_bits : int
         Widest signed operand of one hard multiplier; products of wider ones take several.
+    pair_bits : int or None
+        Widest words of which one hard multiplier makes two products, ``a * x`` and ``b * x``; 0 where none does.
     block_rams : int or None
         Block RAMs of ``block_ram_bits`` each.
     block_ram_shapes : tuple of RamShape
@@ -60,6 +62,7 @@ class Device:
     speed: str
     multipliers: int | None
     multiplier_bits: int
+    pair_bits: int | None
     block_rams: int | None
     block_ram_bits: int
     block_ram_shapes: tuple[RamShape, ...]

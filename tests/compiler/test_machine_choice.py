@@ -90,6 +90,34 @@ def test_estimates_of_a_dense_convolution_are_its_useful_work():
     assert phase_estimates(item, 1) == (8 * (inside + 64), 0, 8 * (inside + 64))
 
 
+def test_pairs_take_half_a_multiplier_for_each_product():
+    single, paired = (chosen(chain(), all_live(chain()), part(rows=8, word_bits=8, multipliers=80, pair_bits=bits))
+                      for bits in (0, 8))
+    assert not single.pairs and (single.lanes, single.hard_multipliers) == (8, 64)
+    assert paired.pairs and (paired.lanes, paired.multipliers, paired.hard_multipliers) == (16, 128, 64)
+    assert multipliers_of(paired) == multipliers_of(single) == 80
+
+
+@pytest.mark.parametrize(("limits", "pairs"), [
+    ({"pair_bits": 8}, True), ({"pair_bits": 7}, False), ({"pair_bits": None}, False),
+    ({"pair_bits": 8, "pairs": False}, False), ({"pair_bits": None, "pairs": True}, True),
+    ({"pair_bits": 8, "rows": 1}, False)])
+def test_pairs_are_where_part_words_and_rows_allow_or_as_asked(limits, pairs):
+    limits = {"rows": 4, "lanes": 2, "word_bits": 8, **limits}
+    assert chosen(chain(), all_live(chain()), part(**limits)).pairs is pairs
+
+
+def test_pairs_asked_for_leave_out_one_row():
+    assert chosen(chain(), all_live(chain()), part(lanes=1, word_bits=8, multipliers=17, pairs=True)).rows == 2
+
+
+def test_pairs_of_unstructured_weights_wrong():
+    net = chain()
+    live = random_live(np.random.default_rng(0), net, 1, 0.2)
+    with pytest.raises(FitError, match=r"^Pairs of products are those of two rows, and the live weights are not "):
+        chosen(net, live, part(word_bits=8, pairs=True))
+
+
 @pytest.mark.parametrize(("limits", "sentence"), [
     ({"rows": 3}, r"^Rows must be one of 1, 2, 4, 8, 16, not 3$"),
     ({"rows": 8, "trees": 3}, r"^Lane trees must be a power of two up to the 8 rows, not 3$"),
@@ -102,6 +130,10 @@ def test_estimates_of_a_dense_convolution_are_its_useful_work():
                           r"takes at least 17 of 16 multipliers and \d+ of 208 block RAMs; "),
     ({"block_rams": 3}, r"the smallest that was tried, 1 rows × 1 lanes, takes at least 17 of 156 multipliers and \d+ "
                         r"of 3 "),
+    ({"rows": 1, "word_bits": 8, "pairs": True}, r"^Pairs of products are those of two rows, and the machine has 1$"),
+    ({"pairs": True}, r"^Pairs of products need words of at most 8 bits, not 16$"),
+    ({"pairs": True, "pair_bits": 8}, r"^A multiplier of part-x makes two products of words of at most 8 bits, not"),
+    ({"pairs": True, "pair_bits": 0, "word_bits": 8}, r"^A multiplier of part-x makes no two products$"),
     ({"rows": 16, "lanes": 16}, r"16 rows × 16 lanes, takes at least 272 of 156 multipliers"),
 ])
 def test_constraints_wrong(limits, sentence):

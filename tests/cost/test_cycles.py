@@ -20,7 +20,8 @@ EXAMPLES = settings(deadline=None, max_examples=30, derandomize=True, phases=[Ph
 
 
 def named(machine: Machine) -> str:
-    return f"{machine.rows}x{machine.lanes}x{machine.word_bits}" + ("groups" if machine.groups else "")
+    return f"{machine.rows}x{machine.lanes}x{machine.word_bits}" + ("groups" if machine.groups else "") + (
+        "pairs" if machine.pairs else "")
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=named)

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from espalier import zoo
+from espalier.arch.machine import Machine
 from espalier.data import Dataset, Split, load
 from espalier.errors import DataError, FitError, FormatError, UnsupportedError
 from espalier.flow import CompileRequest, Steps, compile_network
@@ -98,6 +99,15 @@ def test_a_larger_batch_is_several_groups(made, tmp_path):
     assert design.machine.groups and design.batch == 6
 
 
+@pytest.mark.parametrize("fields", [{}, {"pairs": True}])
+def test_a_machine_reads_what_it_writes_and_what_is_older(build, fields):
+    described = {**json.loads((build / "machine.json").read_text()), "rows": 2, "word_bits": 8, **fields}
+    machine = Machine.from_json(described)
+    assert machine.to_json() == described and machine.hard_multipliers == machine.multipliers // (1 + machine.pairs)
+    del described["pairs"]
+    assert Machine.from_json(described) == replace(machine, pairs=False)
+
+
 def test_a_given_machine_is_kept(made, build, tmp_path):
     request = CompileRequest(machine=build / "machine.json")
     assert compile_network(made / "train", tmp_path / "b", request, dry_run=True).machine == load_design(build).machine
@@ -108,6 +118,9 @@ def test_a_given_machine_is_kept(made, build, tmp_path):
     (replace(SMALL, block_rams=3), FitError, r"^No machine for this network fits ecp5-85f: .* of 3 block RAMs; "),
     (replace(SMALL, rows=16), FitError, r"are not whole 16×16 blocks: "),
     (replace(SMALL, word_bits=8), FitError, r"has 16 bits and the machine's words have 8$"),
+    (replace(SMALL, pairs=True), FitError, r"^A multiplier of ecp5-85f makes no two products$"),
+    (replace(SMALL, device="xc7z020", pairs=True), FitError, r"^A multiplier of xc7z020 makes two products of words "),
+    (replace(SMALL, device="generic", pairs=True), FitError, r"^Pairs of products are those of two rows, and the "),
     (replace(SMALL, device="generic", lanes=None), FitError, r"^generic sets no limit to multipliers"),
     (replace(SMALL, learning_rate=100.0), FormatError, r"^The learning rate 100 over a batch of 2 is too large for "),
     (replace(SMALL, batch=3), FitError, r"^A batch must be whole groups of lanes"),
@@ -130,6 +143,7 @@ def test_a_machine_that_is_too_small_wrong(made, build, tmp_path):
     ({"lanes": 4.0}, r"^lanes of a machine must be a whole number, not 4\.0$"),
     ({"rows": True}, r"^rows of a machine must be a whole number, not True$"),
     ({"groups": 1}, r"^groups of a machine must be true or false, not 1$"),
+    ({"pairs": 0}, r"^pairs of a machine must be true or false, not 0$"),
     ({"colour": 1}, r"^The machine description is not one of this version: .*'colour'$"),
 ])
 def test_a_machine_of_other_fields_wrong(made, build, tmp_path, change, sentence):
@@ -224,7 +238,7 @@ def test_a_build_behind_a_symbolic_link_is_replaced_in_place(made, build, tmp_pa
     assert link.is_symlink() and load_design(build).machine.lanes == 2
 
 
-@pytest.mark.parametrize("flag", ["rows", "lanes", "trees", "word_bits", "multipliers", "block_rams"])
+@pytest.mark.parametrize("flag", ["rows", "lanes", "trees", "pairs", "word_bits", "multipliers", "block_rams"])
 def test_a_machine_given_twice_wrong(build, flag):
     with pytest.raises(DataError, match=rf"^A given machine has its {flag.replace('_', ' ')} already: leave out that "):
         CompileRequest(machine=build / "machine.json", **{flag: 4})

@@ -118,6 +118,16 @@ def test_a_float_checkpoint_in_words_keeps_masks_and_log(trained, tmp_path):
     assert numbers["test accuracy after"] > numbers["test accuracy before"] - 0.03
 
 
+@pytest.mark.parametrize(("request_", "pairs"), [
+    (CompileRequest(device="xc7z020", rows=4), True), (CompileRequest(device="xc7z020", rows=4, pairs=False), False),
+    (CompileRequest(device="ecp5-85f", rows=4), False)])
+def test_bytes_get_two_products_by_a_multiplier_where_the_part_makes_them(trained, tmp_path, request_, pairs):
+    compress(trained / "float", tmp_path / "out", bits=8)
+    design = compile_network(tmp_path / "out", tmp_path / "build", request_, dry_run=True)
+    assert design is not None
+    assert (design.machine.pairs, design.machine.word_bits) == (pairs, 8)
+
+
 NORMED = '''
 from collections import OrderedDict
 

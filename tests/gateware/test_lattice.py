@@ -8,9 +8,9 @@ from espalier.gateware.lattice import Lattice
 LATENCY_CYCLES = 3
 
 
-def machine(rows, lanes, word_bits=16):
+def machine(rows, lanes, word_bits=16, pairs=False):
     return Machine(rows=rows, lanes=lanes, word_bits=word_bits, acc_bits=2 * word_bits + 8, activation_depth=2,
-                   gradient_depth=2, weight_depth=2, index_depth=2, table_depth=2)
+                   gradient_depth=2, weight_depth=2, index_depth=2, table_depth=2, pairs=pairs)
 
 
 def run(machine, x, b, last):
@@ -31,8 +31,9 @@ def run(machine, x, b, last):
     return seen
 
 
-@pytest.mark.parametrize(("rows", "lanes", "word_bits"), [(1, 3, 16), (2, 2, 16), (4, 3, 8), (8, 1, 16)])
-def test_tiles_follow_each_other_without_a_gap(rows, lanes, word_bits):
+@pytest.mark.parametrize(("rows", "lanes", "word_bits", "pairs"), [
+    (1, 3, 16, False), (2, 2, 16, False), (4, 3, 8, False), (8, 1, 16, False), (4, 3, 8, True), (2, 1, 3, True)])
+def test_tiles_follow_each_other_without_a_gap(rows, lanes, word_bits, pairs):
     """Tiles of ``rows`` steps and more, back to back: the sums of one leave while the next adds up."""
     rng = np.random.default_rng(rows)
     lengths = [rows, rows, rows + 3, 1 if rows == 1 else rows, 20, rows]
@@ -42,7 +43,7 @@ def test_tiles_follow_each_other_without_a_gap(rows, lanes, word_bits):
     x[:5], b[:5] = low, low
     ends = np.cumsum(lengths) - 1
     last = np.isin(np.arange(len(x)), ends)
-    seen = run(machine(rows, lanes, word_bits), x, b, last)
+    seen = run(machine(rows, lanes, word_bits, pairs), x, b, last)
     assert [cycle for cycle, (loaded, _) in enumerate(seen) if loaded] == [end + LATENCY_CYCLES - 1 for end in ends]
     for end, length in zip(ends, lengths, strict=True):
         steps = slice(end - length + 1, end + 1)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from espalier.arch.machine import PAIR_BITS
 from espalier.errors import EspalierError
 from espalier.targets import DEVICES, ECP5_25F, ECP5_45F, ECP5_85F, GENERIC, find_device
 
@@ -30,6 +31,11 @@ def test_a_device_is_frozen_and_prints_its_part():
     assert str(GENERIC) == "generic"
     with pytest.raises(dataclasses.FrozenInstanceError):
         ECP5_85F.luts = 1
+
+
+def test_pairs_are_no_wider_than_the_packing_and_the_multipliers():
+    assert {name: device.pair_bits for name, device in DEVICES.items() if device.pair_bits} == {"xc7z020": 8}
+    assert all((device.pair_bits or 0) <= min(PAIR_BITS, device.multiplier_bits) for device in DEVICES.values())
 
 
 def test_no_shape_holds_more_bits_than_the_block():
