@@ -55,18 +55,21 @@ class Prior:
 
 
 PRIORS = (
-    *(Prior(name=f"B (Venkataramanaiah et al., FPL'19) {size}", network=f"cnn{size.lower()}", rows=16, lanes=lanes,
+    *(Prior(name=f"B (Venkataramanaiah et al., FPL'19) {size}", network=f"cnn{size.lower()}", rows=rows, lanes=64,
             mhz=240, port_bits=512, gops=gops, memory_mb=STRATIX10_GX_2800, source=source, times=times)
-      for size, lanes, gops, source, times in (
-          ("1X", 64, 163.0, "remembered", 3.0), ("2X", 128, 282.0, "remembered", 3.0),
-          ("4X", 256, 479.0, "abstract", 4.0))),
+      for size, rows, gops, source, times in (
+          ("1X", 16, 163.0, "remembered", 3.0), ("2X", 32, 282.0, "remembered", 3.0),
+          ("4X", 64, 479.0, "abstract", 4.0))),
     Prior(name="EF-Train (TODAES'22), VGG-16", network="vgg16", rows=16, lanes=16, mhz=100, port_bits=128, gops=46.99,
           memory_mb=ZCU102, source="paper; FP32, VGG-16 for ImageNet"))
-SETTINGS = (Setting(16, 1.0, 0), Setting(16, 0.1, 0))
+PRUNED_ROWS = 16  #: of the lattice for pruned networks, and of their blocks
 
 
-def compared(prior: Prior, setting: Setting) -> tuple[list[Figure], list[Bar]]:
-    """Figures of one network at one size."""
+def compared(prior: Prior, density: float) -> tuple[list[Figure], list[Bar]]:
+    """Figures of one network at one size, dense or pruned."""
+    if density < 1:
+        prior = replace(prior, rows=PRUNED_ROWS, lanes=prior.rows * prior.lanes // PRUNED_ROWS)
+    setting = Setting(prior.rows, density, 0)
     graph, gradients = in_fixed_point(prior.network)
     step = differentiate(graph, LOSS, gradients)
     live = random_live(step, setting)
@@ -86,10 +89,10 @@ def compared(prior: Prior, setting: Setting) -> tuple[list[Figure], list[Bar]]:
             for name, macs in (("executed", executed), ("nominal", nominal))}
     bits = sum(words * width for words, width in machine.memories().values())
     moved = traffic(program)
-    kind = "dense" if setting.density == 1 else f"{1 - setting.density:.0%} pruned"
-    head = f"{prior.name}, {kind}, {machine.multipliers} multipliers at {prior.mhz} MHz"
+    kind = "dense" if density == 1 else f"{1 - density:.0%} pruned"
+    head = f"{prior.name}, {kind}, {prior.rows}×{prior.lanes} at {prior.mhz} MHz"
     rows = [("executed", gops["executed"], "GOPS"),
-            ("nominal" if setting.density == 1 else "dense-equivalent", gops["nominal"], "GOPS"),
+            ("nominal" if density == 1 else "dense-equivalent", gops["nominal"], "GOPS"),
             ("peak", 2 * machine.multipliers * prior.mhz / 1e3, "GOPS"),
             ("over the published", gops["nominal"] / prior.gops, "times"),
             ("epoch of 50,000 images", EPOCH_IMAGES / prior.lanes * cycles / prior.mhz / 1e6, "s"),
@@ -99,7 +102,7 @@ def compared(prior: Prior, setting: Setting) -> tuple[list[Figure], list[Bar]]:
     figures.append(Figure(f"{head}: published ({prior.source})", prior.gops, "GOPS", Provenance.MEASURED))
     print(head, [figure.value for figure in figures], flush=True)
     bars = []
-    if setting.density == 1:
+    if density == 1:
         if prior.times is not None:
             bars.append(Bar(f"{head}: nominal GOPS over the published", round(gops["nominal"] / prior.gops, 3), ">=",
                             prior.times))
@@ -111,8 +114,8 @@ def main() -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     figures, bars = [], []
     for prior in PRIORS:
-        for setting in SETTINGS:
-            more, held = compared(prior, setting)
+        for density in (1.0, 0.1):
+            more, held = compared(prior, density)
             figures += more
             bars += held
     write_results("versus_prior", seeds=[SEED], figures=figures, bars=bars,

@@ -7,7 +7,7 @@ from typing import Any
 
 from espalier.errors import FitError
 
-ROWS = (1, 2, 4, 8, 16)
+ROWS = (1, 2, 4, 8, 16, 32, 64)
 CODE_BITS = 2        #: bits beside each activation word: which of the four words of a 2×2 pool won
 COORDINATE_BITS = 9  #: signed bits of a map coordinate
 KERNEL_BITS = 4      #: bits of a kernel coordinate
@@ -32,7 +32,7 @@ class Machine:
     Parameters
     ----------
     rows : int
-        Output channels computed together, and edge of a weight block: 1, 2, 4, 8 or 16.
+        Output channels computed together, and edge of a weight block: a power of two up to 64.
     lanes : int
         Images computed together.
     word_bits : int

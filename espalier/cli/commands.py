@@ -184,7 +184,8 @@ def compile_command(
     source: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A training directory, a checkpoint, or ONNX.")],
     output_dir: Annotated[Path, typer.Option(help="The build directory; an earlier build there is replaced.")],
     device: Annotated[str, typer.Option(help="The part; sets the limits.")] = "ecp5-85f",
-    rows: Annotated[int | None, typer.Option(help="Of the lattice: 1, 2, 4, 8 or 16; default: the fastest.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Of the lattice, a power of two up to 64; default: the fastest up to "
+                                                  "16.")] = None,
     lanes: Annotated[int | None, typer.Option(help="Images computed together; default: the fastest.")] = None,
     trees: Annotated[int | None, typer.Option(help="Weights updated in a cycle, a power of two up to the rows; "
                                                    "default: 1.")] = None,

@@ -18,6 +18,7 @@ from espalier.numerics.loss import TABLE_BITS
 from espalier.program.words import bits_for, command_fields, entry_fields
 
 MAX_LANES = 1024
+MOST_CHOSEN_ROWS = 16  #: more are taken where asked for: no lattice with more of them has been routed
 LOSS_WORD_BITS = 16  #: of the loss unit's table
 DEPTH_STEP = 64  #: depths are rounded up to a multiple of this, so that a small change still fits
 
@@ -181,7 +182,7 @@ def _legal_rows(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]]
         yield given
         return
     alive = [(layer, live_weights(layer, live)) for layer in layers]
-    for rows in ROWS[1:] if constraints.pairs else ROWS:
+    for rows in ROWS[1 if constraints.pairs else 0: ROWS.index(MOST_CHOSEN_ROWS) + 1]:
         if all(aligned_groups(layer, rows) and whole_blocks(layer, weights, rows) for layer, weights in alive):
             yield rows
 

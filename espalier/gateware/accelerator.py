@@ -35,7 +35,7 @@ from espalier.program.words import BUS_BITS, Opcode, bits_for
 
 WRITE_CYCLES = 1   #: from what writes a memory to the memory's port
 HOLD_CYCLES = 4    #: from a vector's coming to a queue to the step that it holds up
-RESET_CYCLES = 64  #: how long to hold reset, for what is in flight to run out
+RESET_CYCLES = 128  #: how long to hold reset, for what is in flight to run out
 
 
 class Accelerator(wiring.Component):

@@ -10,3 +10,4 @@ PAIRED = Machine(rows=2, lanes=2, word_bits=8, pairs=True, acc_bits=26, **DEPTHS
 MACHINES = (Machine(rows=1, lanes=3, acc_bits=42, **{**DEPTHS, "weight_depth": 4096}), TWO_BY_FOUR,
             Machine(rows=8, lanes=2, trees=4, acc_bits=42, **DEPTHS),
             Machine(rows=16, lanes=2, trees=16, acc_bits=42, **DEPTHS), GROUPED, PAIRED)
+MANY_ROWS = Machine(rows=64, lanes=1, trees=8, acc_bits=42, **{**DEPTHS, "weight_depth": 64, "table_depth": 256})

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from bench.machines import GROUPED, MACHINES, TWO_BY_FOUR
+from bench.machines import GROUPED, MACHINES, MANY_ROWS, TWO_BY_FOUR
 from bench.random_networks import examples
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -31,6 +31,16 @@ def test_two_steps(machine, data):
     for _ in range(2):
         verify_step(example.network, state, *example.images(machine.lanes), reference=reference, candidate=rtl).check()
         state = reference.state()
+    rtl.close()
+
+
+@settings(EXAMPLES, max_examples=3)
+@given(data=st.data())
+def test_a_step_on_many_rows(data):
+    example = data.draw(examples(MANY_ROWS))
+    rtl, reference = RtlEngine(example.network), InterpreterEngine(example.network)
+    verify_step(example.network, example.state, *example.images(MANY_ROWS.lanes), reference=reference,
+                candidate=rtl).check()
     rtl.close()
 
 

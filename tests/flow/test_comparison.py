@@ -285,7 +285,7 @@ def test_a_recipe_has_its_own_seed_and_length(made, tmp_path):
 
 
 @pytest.mark.parametrize(("fields", "error", "sentence"), [
-    ({"rows": 3}, FitError, r"^Rows must be one of 1, 2, 4, 8, 16, not 3$"),
+    ({"rows": 3}, FitError, r"^Rows must be one of 1, 2, 4, 8, 16, 32, 64, not 3$"),
     ({"lanes": 0}, FitError, r"^Lanes must be in 1\.\.1024, not 0$"),
     ({"epochs": 0}, DataError, r"^Recipes are compared over at least one epoch, not 0$"),
     ({"seeds": (1, 2, 1)}, DataError, r"^Each seed is trained once, and one of 1, 2, 1 is there twice: give different"),
