@@ -14,11 +14,11 @@ from espalier.compiler.machine_choice import (
     Constraints,
     blocks_of,
     choose_machine,
-    memory_banks,
     multipliers_of,
     phase_estimates,
 )
 from espalier.errors import FitError
+from espalier.program.memories import memory_banks
 
 
 def block_rams_for(words: int, bits: int) -> int:
@@ -67,6 +67,11 @@ def test_a_dense_network_gets_most_of_the_multipliers():
     assert machine.multipliers > 100
 
 
+def test_look_up_tables_set_a_limit_too():
+    machine = chosen(chain(), all_live(chain()), part(luts=1000, luts_for=lambda machine: 100 * machine.lanes))
+    assert machine.lanes == 10
+
+
 def test_unstructured_weights_get_one_row():
     net = chain()
     live = random_live(np.random.default_rng(0), net, 1, 0.2)
@@ -102,6 +107,8 @@ def test_estimates_of_a_dense_convolution_are_its_useful_work():
                           r"takes at least 17 of 16 multipliers and \d+ of 208 block RAMs; "),
     ({"block_rams": 3}, r"the smallest that was tried, 1 rows × 1 lanes, takes at least 17 of 156 multipliers and \d+ "
                         r"of 3 "),
+    ({"luts": 99, "luts_for": lambda machine: 100 * machine.lanes},
+     r"17 of 156 multipliers, \d+ of 208 block RAMs and 100 of 99 look-up tables \(estimated\); prune more"),
     ({"rows": 16, "lanes": 16}, r"16 rows × 16 lanes, takes at least 272 of 156 multipliers"),
 ])
 def test_constraints_wrong(limits, sentence):
