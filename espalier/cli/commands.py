@@ -223,7 +223,8 @@ def compile_command(
     done(steps, as_json, {"machine": chosen.to_json()},
          [f"{design.graph.name} on {chosen.rows} rows × {chosen.lanes} lanes ({chosen.multipliers} multipliers"
           f"{' in pairs' if chosen.pairs else ''}), "
-          f"{chosen.acc_bits}-bit accumulators" + (" (dry run: nothing was written)" if dry_run else "")])
+          f"{chosen.acc_bits}-bit accumulators" + (" (dry run: nothing was written)" if dry_run else ""),
+          *([f"estimated: {design.estimated_use}"] if design.estimated_use else [])])
 
 
 @app.command()

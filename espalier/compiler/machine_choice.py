@@ -14,16 +14,18 @@ from espalier.compiler.legalise import Layer, Loss
 from espalier.compiler.lists import LayerBlocks, aligned_groups, layer_blocks, live_weights, whole_blocks
 from espalier.compiler.place import place
 from espalier.errors import FitError
-from espalier.numerics.loss import TABLE_BITS
-from espalier.program.words import bits_for, command_fields, entry_fields
+from espalier.program.memories import memory_banks
 
 MAX_LANES = 1024
 MOST_CHOSEN_ROWS = 16  #: more are taken where asked for: no lattice with more of them has been routed
-LOSS_WORD_BITS = 16  #: of the loss unit's table
 DEPTH_STEP = 64  #: depths are rounded up to a multiple of this, so that a small change still fits
 
 
 def _no_block_rams(words: int, bits: int) -> int:
+    return 0
+
+
+def _no_luts(machine: Machine) -> int:
     return 0
 
 
@@ -41,6 +43,10 @@ class Constraints:
         Widest words of which a multiplier makes two products, 0 for none; None sets no limit.
     block_rams_for : callable
         Block RAMs of a memory of (words, bits).
+    luts : int or None
+        Look-up tables, at most; None sets no limit.
+    luts_for : callable
+        Look-up tables of a machine, estimated.
     word_bits : int or None
         None takes the widest format of the network.
     rows, lanes : int or None
@@ -62,6 +68,8 @@ class Constraints:
     block_rams: int | None = None
     pair_bits: int | None = None
     block_rams_for: Callable[[int, int], int] = _no_block_rams
+    luts: int | None = None
+    luts_for: Callable[[Machine], int] = _no_luts
     word_bits: int | None = None
     rows: int | None = None
     lanes: int | None = None
@@ -85,34 +93,21 @@ class Constraints:
     def hold(self, machine: Machine) -> bool:
         """Whether ``machine`` is within the limits."""
         return ((self.multipliers is None or multipliers_of(machine) <= self.multipliers)
-                and (self.block_rams is None or self.block_rams_of(machine) <= self.block_rams))
+                and (self.block_rams is None or self.block_rams_of(machine) <= self.block_rams)
+                and (self.luts is None or self.luts_for(machine) <= self.luts))
 
     def needs(self, machine: Machine) -> str:
         """What ``machine`` takes of what there is, for a message."""
         parts = [f"{used} of {have} {what}" for used, have, what in (
             (multipliers_of(machine), self.multipliers, "multipliers"),
-            (self.block_rams_of(machine), self.block_rams, "block RAMs")) if have is not None]
-        return " and ".join(parts)
+            (self.block_rams_of(machine), self.block_rams, "block RAMs"),
+            (self.luts_for(machine), self.luts, "look-up tables (estimated)")) if have is not None]
+        return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
 def multipliers_of(machine: Machine) -> int:
     """Hard multipliers of the lattice and, at most, of what is beside it."""
     return machine.hard_multipliers + MULTIPLIERS_BESIDE_LATTICE + (machine.trees - 1) * UPDATE_MULTIPLIERS
-
-
-def memory_banks(machine: Machine) -> tuple[tuple[int, int, int], ...]:
-    """(banks, words, bits per word) of every memory with one write and one read port.
-
-    Segment pointers are read in pairs, from two copies. The last is the loss unit's table.
-    """
-    sizes = machine.memories()
-    updated = dict.fromkeys(("masters", "momenta", "gradient_sums"), machine.master_depth // machine.trees)
-    banked = {"gradients": machine.gradient_depth, "weights": machine.weight_depth, **updated}
-    banks = [(words // banked.get(name, words), banked.get(name, words), bits)
-             for name, (words, bits) in sizes.items()]
-    return (*banks, (1, machine.index_depth, sum(entry_fields(machine).values())),
-            (2, machine.table_depth, bits_for(machine.index_depth + 1)),
-            (1, machine.program_depth, sum(command_fields(machine).values())), (1, 2 << TABLE_BITS, LOSS_WORD_BITS))
 
 
 def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDArray[np.bool_]],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from espalier.compiler.legalise import legalise
 from espalier.compiler.machine_choice import Constraints, choose_machine
 from espalier.compiler.pipeline import PIPELINE, Build
 from espalier.cost.cycles import predict
+from espalier.cost.resources import block_rams_for, luts_for
 from espalier.errors import DataError, UnsupportedError
 from espalier.flow.cycles import by_phase
 from espalier.flow.design import Design, read_machine, sha256
@@ -118,7 +120,9 @@ class CompileRequest:
         device = find_device(self.device)
         return Constraints(
             name=device.name, multipliers=_tighter(device.multipliers, self.multipliers),
-            block_rams=_tighter(device.block_rams, self.block_rams), block_rams_for=device.block_rams_for,
+            block_rams=_tighter(device.block_rams, self.block_rams),
+            block_rams_for=partial(block_rams_for, device=device), luts=device.luts,
+            luts_for=partial(luts_for, device=device),
             word_bits=self.word_bits, rows=self.rows, lanes=self.lanes, batch=self.batch,
             trees=1 if self.trees is None else self.trees, pairs=self.pairs, pair_bits=device.pair_bits,
             port_bits=self.port_bits or 0)
@@ -225,6 +229,7 @@ def manifest(design: Design, build: Build, files: list[Path]) -> Manifest:
         live_weights={name: int(mask.sum()) for name, mask in sorted(design.live.items())},
         index_bytes=build.program.index_bytes,
         estimated_cycles=_estimated_cycles(build.program),
+        estimated_resources=design.estimated_resources,
         files={path.name: sha256(path.read_bytes()) for path in files})
 
 

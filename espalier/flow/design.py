@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from espalier.arch.machine import Machine
 from espalier.compiler.pipeline import compile_program
+from espalier.cost.resources import Resources, estimate
 from espalier.engines.base import Network
 from espalier.errors import DataError, FormatError, UnsupportedError
 from espalier.flow.manifest import MACHINE, NETWORK, load_manifest, read_object
@@ -19,6 +20,7 @@ from espalier.ir.differentiate import differentiate, gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.types import Fixed
 from espalier.numerics.update import BufferedSgd
+from espalier.targets import find_device
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.optimise import Sgd, Update, buffered_rule
 
@@ -69,6 +71,17 @@ class Design:
     def state(self) -> dict[str, NDArray[np.int64]]:
         """Weights, masters and momenta."""
         return {name: words for name, words in self.checkpoint.state.items() if not name.endswith(".live")}
+
+    @property
+    def estimated_resources(self) -> Resources | None:
+        """What the machine takes of its part, by the model; None for a part of no family."""
+        return estimate(self.machine, find_device(self.device))
+
+    @property
+    def estimated_use(self) -> str:
+        """The same for people; empty for a part of no family."""
+        resources = self.estimated_resources
+        return "" if resources is None else resources.use_of(find_device(self.device))
 
     def rules(self) -> dict[str, BufferedSgd]:
         """The update rule of every parameter that is trained."""

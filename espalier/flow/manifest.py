@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from espalier.cost.resources import Resources
 from espalier.errors import DataError
 from espalier.train.optimise import Sgd
 
@@ -82,6 +83,8 @@ class Manifest:
         By parameter.
     index_bytes : int
         Live-block entries and segment pointers.
+    estimated_resources : Resources or None
+        What the machine takes of ``device``, by the model; None for a device of no family.
     files : dict of str
         SHA-256 of every other file of the directory.
     """
@@ -98,6 +101,7 @@ class Manifest:
     index_bytes: int
     estimated_cycles: tuple[EstimatedCycles, ...]
     files: dict[str, str]
+    estimated_resources: Resources | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json.dumps``."""

@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from espalier.cost.resources import estimate
 from espalier.errors import DataError
 from espalier.flow.comparison import settings
 from espalier.flow.design import Design, load_design
@@ -39,7 +40,7 @@ from espalier.report.render import render
 from espalier.report.serial import decode
 from espalier.synth.nextpnr import Routing
 from espalier.synth.yosys import Synthesis
-from espalier.targets import find_device
+from espalier.targets import Device, find_device
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.loop import CHECKPOINT
 
@@ -167,7 +168,8 @@ def _with_build(report: Report, folder: Path) -> Report:
     report = replace(
         report, machine=machine_section(machine), memories=memory_section(machine, used),
         figures=(*report.figures, Figure("Index lists and pointers", manifest.index_bytes, "bytes",
-                                         Provenance.ESTIMATED), *_cycle_figures(manifest)),
+                                         Provenance.ESTIMATED), *_cycle_figures(manifest),
+                 *_resource_figures(manifest)),
         tools=tuple(ToolVersion(name, version) for name, version in sorted(manifest.tools.items())))
     report = _with_checks(report, folder, manifest, design)
     return _with_area(report, folder, design)
@@ -194,6 +196,13 @@ def _cycle_figures(manifest: Manifest) -> list[Figure]:
         (Phase.WU, sum(layer.WU for layer in layers)))]
 
 
+def _resource_figures(manifest: Manifest) -> tuple[Figure, ...]:
+    """What the resource model says that the machine takes of the part that it was built for."""
+    resources = manifest.estimated_resources
+    return () if resources is None else tuple(replace(figure, name=f"{figure.name} of {manifest.device}")
+                                              for figure in resources.figures(Provenance.ESTIMATED))
+
+
 def _cycle_estimates(cycles: Cycles, manifest: Manifest, design: Design) -> list[Estimate]:
     """The cycle model against the simulation, phase by phase."""
     groups = design.batch // design.machine.lanes
@@ -216,9 +225,22 @@ def _with_area(report: Report, folder: Path, design: Design) -> Report:
         synthesis = Synthesis.from_json(found["synthesis"])
         routing = None if found["routing"] is None else Routing.from_json(found["routing"])
         skipped = [] if routing is not None else [Skipped(Section.AREA, f"Not routed: {found['not_routed']}.")]
-    area = area_section(find_device(found["device"]), synthesis, routing, design.machine.multipliers)
+    device = find_device(found["device"])
+    area = area_section(device, synthesis, routing, design.machine.multipliers)
     tools = [ToolVersion(*tool.rsplit(" ", 1)) for tool in (synthesis.tool, routing.tool if routing else "") if tool]
-    return replace(report, area=area, tools=(*report.tools, *tools), skipped=(*report.skipped, *skipped))
+    return replace(report, area=area, estimates=(*report.estimates, *_resource_estimates(device, synthesis, design)),
+                   tools=(*report.tools, *tools), skipped=(*report.skipped, *skipped))
+
+
+def _resource_estimates(device: Device, synthesis: Synthesis, design: Design) -> list[Estimate]:
+    """The resource model against the synthesis."""
+    foretold = estimate(design.machine, device)
+    if foretold is None:
+        return []
+    counted = synthesis.resources.figures(Provenance.SYNTHESISED)
+    return [Estimate(name=f"{guess.name} of {device.name}", unit=guess.unit, estimated=guess.value, actual=found.value,
+                     provenance=found.provenance)
+            for guess, found in zip(foretold.figures(Provenance.ESTIMATED), counted, strict=True)]
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from espalier.targets import Device, Family, find_device
 
 SYNTH, FOLDER, SCRIPT = "synth.json", "synth", "build.tcl"
 ARCHITECTURES = {Family.ECP5: Architecture.ECP5, Family.SERIES7: Architecture.SERIES7,
-                 Family.CYCLONE5: Architecture.CYCLONE5, Family.GENERIC: Architecture.ECP5}
+                 Family.ULTRASCALE_PLUS: Architecture.ULTRASCALE_PLUS, Family.CYCLONE5: Architecture.CYCLONE5,
+                 Family.GENERIC: Architecture.ECP5}
 MEGAHERTZ_NANOSECONDS = 1000.0
 SEED_LIMIT = 2 ** 31  #: nextpnr reads a C int
 
@@ -101,7 +102,7 @@ def _content(device: Device, synthesis: Synthesis, routing: Routing | None, not_
 def _vendor_script(device: Device, output: Path, request: SynthRequest) -> list[Path]:
     source = f"../{VERILOG}"
     match device.family:
-        case Family.SERIES7:
+        case Family.SERIES7 | Family.ULTRASCALE_PLUS:
             text = vivado_tcl(device, source, TOP, request.clock_period_ns)
         case Family.CYCLONE5:
             text = quartus_tcl(device, source, TOP, request.clock_period_ns)

@@ -24,7 +24,7 @@ from espalier.report.model import (
     TensorFormat,
 )
 from espalier.synth.nextpnr import Routing
-from espalier.synth.yosys import Synthesis
+from espalier.synth.yosys import BLOCK_RAMS, MULTIPLIERS, Synthesis
 from espalier.targets import Device
 
 #: What each memory of a machine holds, for people.
@@ -67,9 +67,9 @@ def area_section(device: Device, synthesis: Synthesis | None, routing: Routing |
                        for clock in routing.clocks)
         source, limit = routing.tool, routing.limit
     elif synthesis is not None:
-        available = {"LUT4": device.luts, "LUT": device.luts, "FF": device.flip_flops, "MULT18X18D": device.multipliers,
-                     "DSP48E1": device.multipliers, "MUL": device.multipliers, "DP16KD": device.block_rams,
-                     "BRAM_18K": device.block_rams, "M10K": device.block_rams}
+        available = {**dict.fromkeys(("LUT4", "LUT"), device.luts), "FF": device.flip_flops,
+                     **dict.fromkeys(MULTIPLIERS, device.multipliers),
+                     **dict.fromkeys(BLOCK_RAMS, device.block_rams)}
         resources = tuple(Resource(name=figure.name, used=int(figure.value), available=available.get(figure.name))
                           for figure in synthesis.figures)
         clocks, source, limit = (), synthesis.tool, ""

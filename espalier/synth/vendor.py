@@ -16,8 +16,8 @@ def vivado_tcl(device: Device, verilog: str, top: str, clock_period_ns: float) -
     ``verilog`` is a file name; the clock port is ``clk``. Raises UnsupportedError for a device that
     is not AMD's.
     """
-    if device.family is not Family.SERIES7:
-        raise UnsupportedError(f"A Vivado script needs a 7-series device such as xc7z020, not {device.name}")
+    if device.family not in (Family.SERIES7, Family.ULTRASCALE_PLUS):
+        raise UnsupportedError(f"A Vivado script needs a device of AMD such as xc7z020, not {device.name}")
     return "\n".join((
         f"read_verilog {verilog}",
         f"synth_design -top {top} -part {device.part}{device.package}{device.speed} -mode out_of_context",

@@ -11,6 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from espalier.cost.resources import Resources
 from espalier.errors import DataError, ToolError
 from espalier.records import Figure, Provenance
 from espalier.synth.tool import Tool, find_tool, publish, run_tool, scratch_directory
@@ -27,11 +28,13 @@ class Architecture(Enum):
 
     ECP5 = "synth_ecp5"
     SERIES7 = "synth_xilinx"
+    ULTRASCALE_PLUS = "synth_xilinx_xcup"
     CYCLONE5 = "synth_intel_alm"
 
 
 #: The synthesis command of each; all of them flatten the design.
 _COMMANDS = {Architecture.ECP5: "synth_ecp5", Architecture.SERIES7: "synth_xilinx -flatten",
+             Architecture.ULTRASCALE_PLUS: "synth_xilinx -flatten -family xcup",
              Architecture.CYCLONE5: "synth_intel_alm"}
 
 #: Figure name -> the cell types it counts and the weight of each, as people of that family name them.
@@ -45,12 +48,30 @@ RESOURCES: dict[Architecture, dict[str, dict[str, int]]] = {
         "FF": {"FDRE": 1, "FDSE": 1, "FDCE": 1, "FDPE": 1}, "DSP48E1": {"DSP48E1": 1},
         "BRAM_18K": {"RAMB18E1": 1, "RAMB36E1": 2},
         "LUTRAM": {"RAM32M": 4, "RAM64M": 4, "RAM32X1D": 2, "RAM64X1D": 2, "RAM128X1D": 4}},
+    Architecture.ULTRASCALE_PLUS: {
+        "LUT": {f"LUT{inputs}": 1 for inputs in range(1, 7)} | {"SRL16E": 1, "SRLC32E": 1}, "CARRY8": {"CARRY8": 1},
+        "FF": {"FDRE": 1, "FDSE": 1, "FDCE": 1, "FDPE": 1}, "DSP48E2": {"DSP48E2": 1},
+        "BRAM_18K": {"RAMB18E2": 1, "RAMB36E2": 2},
+        "LUTRAM": {"RAM32M": 4, "RAM64M": 4, "RAM32M16": 8, "RAM64M8": 8, "RAM32X1D": 2, "RAM64X1D": 2,
+                   "RAM128X1D": 4}},
     Architecture.CYCLONE5: {
         "ALUT": {f"MISTRAL_ALUT{inputs}": 1 for inputs in range(2, 7)} | {"MISTRAL_NOT": 1},
         "ALUT_ARITH": {"MISTRAL_ALUT_ARITH": 1}, "FF": {"MISTRAL_FF": 1},
         "MUL": {"MISTRAL_MUL9X9": 1, "MISTRAL_MUL18X18": 1, "MISTRAL_MUL27X27": 1},
         "M10K": {"MISTRAL_M10K": 1}, "MLAB": {"MISTRAL_MLAB": 1}},
 }
+
+#: What takes look-up tables in the unit of the family's devices, and how many. On ECP5 a carry cell is two of them, and
+#: a small memory four and the two beside its write port; on Cyclone V two of up to five inputs share a module.
+LUTS: dict[Architecture, dict[str, float]] = {
+    Architecture.ECP5: {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 6},
+    **{architecture: {**RESOURCES[architecture]["LUT"], **RESOURCES[architecture]["LUTRAM"]}
+       for architecture in (Architecture.SERIES7, Architecture.ULTRASCALE_PLUS)},
+    Architecture.CYCLONE5: {**{f"MISTRAL_ALUT{inputs}": 0.5 for inputs in range(2, 6)}, "MISTRAL_ALUT6": 1,
+                            "MISTRAL_NOT": 0.5, "MISTRAL_ALUT_ARITH": 0.5, "MISTRAL_MLAB": 0.5},
+}
+MULTIPLIERS = ("MULT18X18D", "DSP48E1", "DSP48E2", "MUL")
+BLOCK_RAMS = ("DP16KD", "BRAM_18K", "M10K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +105,15 @@ class Synthesis:
     def count(self, resource: str) -> int:
         """The figure called ``resource`` as a plain number."""
         return int(next(figure.value for figure in self.figures if figure.name == resource))
+
+    @property
+    def resources(self) -> Resources:
+        """The cells in the units of the family's devices."""
+        used = {figure.name: int(figure.value) for figure in self.figures}
+        return Resources(
+            multipliers=sum(used.get(name, 0) for name in MULTIPLIERS),
+            block_rams=sum(used.get(name, 0) for name in BLOCK_RAMS), flip_flops=used["FF"],
+            luts=round(sum(count * LUTS[self.architecture].get(cell, 0) for cell, count in self.cells)))
 
     def per_mac(self, macs: int) -> tuple[Figure, ...]:
         """Cells of each kind divided by the number of multipliers of the lattice."""

@@ -8,9 +8,11 @@ from espalier.targets.device import Device, Family, RamShape
 from espalier.targets.ecp5 import ECP5_25F, ECP5_45F, ECP5_85F, ECP5_DEVICES
 from espalier.targets.generic import GENERIC, GENERIC_DEVICES
 from espalier.targets.series7 import SERIES7_DEVICES
+from espalier.targets.ultrascale_plus import ULTRASCALE_PLUS_DEVICES
 
 DEVICES: dict[str, Device] = {
-    device.name: device for device in (*GENERIC_DEVICES, *ECP5_DEVICES, *SERIES7_DEVICES, *CYCLONE5_DEVICES)}
+    device.name: device for device in (*GENERIC_DEVICES, *ECP5_DEVICES, *SERIES7_DEVICES, *ULTRASCALE_PLUS_DEVICES,
+                                       *CYCLONE5_DEVICES)}
 
 
 def find_device(name: str) -> Device:

@@ -12,6 +12,7 @@ class Family(Enum):
     GENERIC = "generic"      #: no part at all and no limits; for simulation
     ECP5 = "ecp5"            #: Lattice ECP5, the open flow (Yosys, nextpnr, Trellis)
     SERIES7 = "series7"      #: AMD 7-series
+    ULTRASCALE_PLUS = "ultrascale+"  #: AMD UltraScale+
     CYCLONE5 = "cyclonev"    #: Altera Cyclone V
 
 
@@ -48,7 +49,7 @@ class Device:
     block_ram_shapes : tuple of RamShape
         Every shape of one block RAM, the widest first.
     luts : int or None
-        Look-up tables (4-input on ECP5, 6-input on 7-series, adaptive modules on Cyclone V).
+        Look-up tables (4-input on ECP5, 6-input on AMD's parts, adaptive modules on Cyclone V).
     flip_flops : int or None
         Flip-flops of the logic fabric.
     pins : int or None

@@ -323,7 +323,7 @@ def test_a_float_network_is_not_compiled_wrong(capsys, made, tmp_path):
 
 
 def test_a_machine_that_cannot_hold_the_network_wrong(capsys, made, tmp_path):
-    fails(capsys, r"^No machine for this network fits ecp5-85f: .* 17 of 156 multipliers and \d+ of 2 block RAMs; ",
+    fails(capsys, r"^No machine for this network fits ecp5-85f: .* 17 of 156 multipliers, \d+ of 2 block RAMs and ",
           "compile", made / "train", "--block-rams", "2", "--output-dir", tmp_path / "build")
 
 

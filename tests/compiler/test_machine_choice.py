@@ -14,11 +14,11 @@ from espalier.compiler.machine_choice import (
     Constraints,
     blocks_of,
     choose_machine,
-    memory_banks,
     multipliers_of,
     phase_estimates,
 )
 from espalier.errors import FitError
+from espalier.program.memories import memory_banks
 
 
 def block_rams_for(words: int, bits: int) -> int:
@@ -65,6 +65,11 @@ def test_depths_are_rounded_up():
 def test_a_dense_network_gets_most_of_the_multipliers():
     machine = chosen(chain(), all_live(chain()), part())
     assert machine.multipliers > 100
+
+
+def test_look_up_tables_set_a_limit_too():
+    machine = chosen(chain(), all_live(chain()), part(luts=1000, luts_for=lambda machine: 100 * machine.lanes))
+    assert machine.lanes == 10
 
 
 def test_unstructured_weights_get_one_row():
@@ -134,6 +139,8 @@ def test_pairs_of_unstructured_weights_wrong():
     ({"pairs": True}, r"^Pairs of products need words of at most 8 bits, not 16$"),
     ({"pairs": True, "pair_bits": 8}, r"^A multiplier of part-x makes two products of words of at most 8 bits, not"),
     ({"pairs": True, "pair_bits": 0, "word_bits": 8}, r"^A multiplier of part-x makes no two products$"),
+    ({"luts": 99, "luts_for": lambda machine: 100 * machine.lanes},
+     r"17 of 156 multipliers, \d+ of 208 block RAMs and 100 of 99 look-up tables \(estimated\); prune more"),
     ({"rows": 16, "lanes": 16}, r"16 rows × 16 lanes, takes at least 272 of 156 multipliers"),
 ])
 def test_constraints_wrong(limits, sentence):

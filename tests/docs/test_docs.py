@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -104,3 +105,27 @@ def test_tour_shows_what_its_script_prints() -> None:
     printed = dict(TOUR_SECTION.findall(done.stdout))
     shown = dict(TOUR_BLOCK.findall(text(ROOT / "docs" / "tour.md")))
     assert printed and shown == printed, "write the blocks anew: python examples/tour.py --update"
+
+
+def recorded_rows() -> list[str]:
+    """The rows of the tables of what a machine takes, from the benchmark's results."""
+    results = json.loads(text(ROOT / "benchmarks" / "results" / "synth_family.json"))
+    figures = {figure["name"]: figure["value"] for figure in results["figures"]}
+    rows = []
+    for family, device in {record["architecture"]: record["device"] for record in results["machines"]}.items():
+        errors = []
+        for resource in ("luts", "flip flops"):
+            for what in ("left out", "held out"):
+                median, worst = (figures.get(f"{family}: {kind} error of {resource}, {what}")
+                                 for kind in ("median", "worst"))
+                errors.append("–" if median is None else f"{median:.1f} ({worst:.1f}) %")
+        per_mac = [f"{figures[f'{family} 4×4: {name} per MAC']:{digits}}" for name, digits in (
+            ("luts", ".0f"), ("flip flops", ".0f"), ("multipliers", ".2f"), ("block rams", ".2f"),
+            ("luts of lattice and drain", ".0f"))]
+        rows += [f"| {device} | {' | '.join(cells)} |" for cells in (errors, per_mac)]
+    return rows
+
+
+def test_what_a_machine_takes_is_what_was_recorded() -> None:
+    page = text(ROOT / "docs" / "engine.md")
+    assert [row for row in recorded_rows() if row not in page] == []

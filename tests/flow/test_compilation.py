@@ -115,7 +115,7 @@ def test_a_given_machine_is_kept(made, build, tmp_path):
 
 @pytest.mark.parametrize(("request_", "error", "sentence"), [
     (replace(SMALL, device="ecp6"), UnsupportedError, r"^A device must be one of .*, not 'ecp6'$"),
-    (replace(SMALL, block_rams=3), FitError, r"^No machine for this network fits ecp5-85f: .* of 3 block RAMs; "),
+    (replace(SMALL, block_rams=3), FitError, r"^No machine for this network fits ecp5-85f: .* of 3 block RAMs and "),
     (replace(SMALL, rows=16), FitError, r"are not whole 16×16 blocks: "),
     (replace(SMALL, word_bits=8), FitError, r"has 16 bits and the machine's words have 8$"),
     (replace(SMALL, pairs=True), FitError, r"^A multiplier of ecp5-85f makes no two products$"),

@@ -50,6 +50,15 @@ def test_a_build_that_was_not_simulated_has_predicted_cycles(build, tmp_path):
     assert predicted["WU of a group of images"].value == sum(layer.WU for layer in layers) > 0
 
 
+def test_a_build_says_what_it_takes_of_its_part(build, tmp_path):
+    report = write_report([build], tmp_path / "r.html")
+    taken = {figure.name: figure for figure in report.figures if figure.name.endswith(" of ecp5-85f")}
+    resources = load_manifest(build).estimated_resources
+    assert [figure.value for figure in taken.values()] == [
+        resources.multipliers, resources.block_rams, resources.luts, resources.flip_flops]
+    assert {figure.provenance for figure in taken.values()} == {Provenance.ESTIMATED}
+
+
 @pytest.mark.parametrize("name", ["verify.json", "simulate.json", "synth.json"])
 def test_a_damaged_result_wrong(build, tmp_path, name):
     (build / name).write_text("{")

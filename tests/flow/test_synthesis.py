@@ -40,6 +40,9 @@ def test_area_and_clock(build, tools, tmp_path):
     assert json.loads((build / "synth.json").read_text()) == content
     assert content["routing"]["fmax_mhz"] == 61.5
     report = write_report([build], tmp_path / "r.html")
+    assert {estimate.name: estimate.actual for estimate in report.estimates} == {
+        "Multipliers of ecp5-85f": 21, "Block RAMs of ecp5-85f": 27, "Look-up tables of ecp5-85f": 6715,
+        "Flip-flops of ecp5-85f": 0}
     assert report.area.clocks[0].met and "61.5 MHz" in (tmp_path / "r.html").read_text()
 
 

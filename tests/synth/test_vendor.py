@@ -15,6 +15,10 @@ def test_vivado_script():
     assert "/" not in text and text.endswith("\n")
 
 
+def test_vivado_script_of_ultrascale_plus():
+    assert " -part xczu9eg-ffvb1156-2-e " in vivado_tcl(find_device("xczu9eg"), "espalier.v", "espalier", 8)
+
+
 def test_quartus_script():
     text = quartus_tcl(find_device("5cseba6"), "espalier.v", "espalier", 12.5)
     assert "set_global_assignment -name DEVICE 5CSEBA6U23I7\n" in text
@@ -23,7 +27,7 @@ def test_quartus_script():
 
 
 def test_vivado_wrong():
-    with pytest.raises(UnsupportedError, match="^A Vivado script needs a 7-series device such as xc7z020, not ecp5"):
+    with pytest.raises(UnsupportedError, match="^A Vivado script needs a device of AMD such as xc7z020, not ecp5"):
         vivado_tcl(ECP5_85F, "a.v", "a", 10)
 
 

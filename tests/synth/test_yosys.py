@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from espalier.cost.resources import Resources
 from espalier.errors import DataError, ToolError
 from espalier.records import Provenance
 from espalier.synth.yosys import Architecture, Synthesis, find_yosys, parse_statistics, synthesise
@@ -100,6 +101,25 @@ def test_resources_by_hand():
     cells = (("FDRE", 3), ("FDSE", 2), ("LUT3", 4), ("LUT6", 5), ("RAMB18E1", 1), ("RAMB36E1", 3))
     result = Synthesis(Architecture.SERIES7, "top", "yosys 0.70", cells)
     assert [result.count(name) for name in ("LUT", "FF", "BRAM_18K", "DSP48E1")] == [9, 5, 7, 0]
+
+
+def test_cells_in_the_units_of_the_devices():
+    cells = (("CCU2C", 10), ("DP16KD", 3), ("LUT4", 100), ("MULT18X18D", 2), ("PDPW16KD", 1), ("TRELLIS_DPR16X4", 2),
+             ("TRELLIS_FF", 50))
+    assert Synthesis(Architecture.ECP5, "top", "yosys 0.70", cells).resources == Resources(
+        multipliers=2, block_rams=4, luts=100 + 20 + 12, flip_flops=50)
+    cells = (("CARRY8", 9), ("DSP48E2", 4), ("LUT6", 5), ("RAM32M16", 1), ("RAMB36E2", 2), ("FDRE", 7))
+    assert Synthesis(Architecture.ULTRASCALE_PLUS, "top", "yosys 0.70", cells).resources == Resources(
+        multipliers=4, block_rams=4, luts=13, flip_flops=7)
+    cells = (("MISTRAL_ALUT6", 3), ("MISTRAL_ALUT_ARITH", 8), ("MISTRAL_ALUT3", 2), ("MISTRAL_MUL9X9", 6))
+    assert Synthesis(Architecture.CYCLONE5, "top", "yosys 0.70", cells).resources == Resources(
+        multipliers=6, block_rams=0, luts=8, flip_flops=0)
+
+
+def test_ultrascale_plus_shares_the_directory(tmp_path):
+    result = synthesise(TINY, "tiny", tmp_path, architecture=Architecture.ULTRASCALE_PLUS)
+    assert (result.count("DSP48E2"), result.count("BRAM_18K")) == (1, 1)
+    assert (tmp_path / "synth_xilinx_xcup.netlist.v").is_file()
 
 
 def test_cells_per_mac():

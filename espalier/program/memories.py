@@ -1,0 +1,42 @@
+"""The memories that a machine is built of, one by one as synthesis meets them."""
+
+from __future__ import annotations
+
+from espalier.arch.machine import Machine
+from espalier.numerics.loss import EXP_FRAC, RECIPROCAL_FRAC, TABLE_BITS
+from espalier.program.words import bits_for, command_fields, entry_fields
+
+LOSS_WORD_BITS = 16  #: of the loss unit's values and of its table
+BANK_WORDS = 1024    #: a deep memory is banks of so many words (BANK_BITS of ``ram.v``)
+
+
+def memory_banks(machine: Machine) -> tuple[tuple[int, int, int], ...]:
+    """(banks, words, bits per word) of every memory with one write and one read port, read data a cycle late.
+
+    Segment pointers are read in pairs, from two copies. Entries and commands lie in one bank each, however many they
+    are. The last four are the loss unit's: values, largest and sum of each lane, and the table.
+    """
+    sizes = machine.memories()
+    updated = dict.fromkeys(("masters", "momenta", "gradient_sums"), machine.master_depth // machine.trees)
+    depths = {"gradients": machine.gradient_depth, "weights": machine.weight_depth, **updated}
+    banked = [(words // depths.get(name, words), depths.get(name, words), bits)
+              for name, (words, bits) in sizes.items()]
+    banked.append((2, machine.table_depth, bits_for(machine.index_depth + 1)))
+    return (*(bank for memory in banked for bank in _cut(*memory)),
+            (1, machine.index_depth, sum(entry_fields(machine).values())),
+            (1, machine.program_depth, sum(command_fields(machine).values())),
+            *_loss(machine))
+
+
+def _loss(machine: Machine) -> tuple[tuple[int, int, int], ...]:
+    lanes, classes = machine.lanes, machine.max_classes
+    total_bits = max((classes << EXP_FRAC).bit_length(), RECIPROCAL_FRAC - EXP_FRAC + 1)
+    return ((1, lanes * classes, LOSS_WORD_BITS), (1, max(2, lanes), machine.word_bits + 1),
+            (1, max(2, lanes), total_bits), (1, 2 << TABLE_BITS, LOSS_WORD_BITS))
+
+
+def _cut(count: int, words: int, bits: int) -> tuple[tuple[int, int, int], ...]:
+    """``count`` memories of ``words``, in banks: the whole ones, and what is left."""
+    whole, left = divmod(words, BANK_WORDS)
+    banks = ((count * whole, BANK_WORDS, bits), (count, max(2, left) if left else 0, bits))
+    return tuple(bank for bank in banks if bank[0] and bank[1])
