@@ -124,7 +124,7 @@ def test_pairs_of_unstructured_weights_wrong():
 
 
 @pytest.mark.parametrize(("limits", "sentence"), [
-    ({"rows": 3}, r"^Rows must be one of 1, 2, 4, 8, 16, not 3$"),
+    ({"rows": 3}, r"^Rows must be one of 1, 2, 4, 8, 16, 32, 64, not 3$"),
     ({"rows": 8, "trees": 3}, r"^Lane trees must be a power of two up to the 8 rows, not 3$"),
     ({"rows": 8, "trees": 0}, r"^Lane trees must be a power of two up to the 8 rows, not 0$"),
     ({"lanes": 0}, r"^Lanes must be in 1\.\.1024, not 0$"),
