@@ -29,7 +29,8 @@ def emit(machine: Machine, graph: Graph, layers: tuple[Layer, ...], loss: Loss, 
     """The Program: index lists first (their table positions go into the commands), then the commands."""
     plan = backward(layers)
     commands = _Commands(machine, layers, blocks, memory)
-    infer = [*(commands.forward(k) for k in range(len(layers))), commands.loss(loss)]
+    image = commands.refetches(-1)
+    infer = [*image, *(commands.forward(k) for k in range(len(layers))), commands.loss(loss)]
     train = [*(commands.spilling(command) for command in infer[:-1]), *commands.refetches(len(layers)), infer[-1]]
     loss_command, last_of_step = len(train) - 1, []
     for time, step in enumerate(plan.steps, start=len(layers) + 1):
@@ -46,8 +47,9 @@ def emit(machine: Machine, graph: Graph, layers: tuple[Layer, ...], loss: Loss, 
         entries=tuple(commands.lists.entries), table=tuple(commands.lists.table), addresses=addresses,
         constants=_constants(blocks),
         weight_formats={name: layer.weight_format for layer in layers for name in (layer.weight, layer.bias) if name},
-        placements=_placements(layers, memory, plan, [*last_of_step, loss_command]), image=layers[0].in_shape,
-        image_base=memory.activations[layers[0].x], image_format=layers[0].x_format)
+        placements=_placements(layers, memory, plan, len(image), [*last_of_step, loss_command]),
+        image=layers[0].in_shape, image_base=memory.activations[layers[0].x], image_format=layers[0].x_format,
+        image_pages=commands.image_pages)
 
 
 def _constants(blocks: tuple[LayerBlocks, ...]) -> dict[int, NDArray[np.int64]]:
@@ -58,15 +60,15 @@ def _constants(blocks: tuple[LayerBlocks, ...]) -> dict[int, NDArray[np.int64]]:
     return {word: np.concatenate(places) for word, places in found.items()}
 
 
-def _placements(layers: tuple[Layer, ...], memory: Memory, plan: Backward, last_of_step: list[int]
+def _placements(layers: tuple[Layer, ...], memory: Memory, plan: Backward, first: int, last_of_step: list[int]
                 ) -> tuple[Placement, ...]:
     """All stored activations in order, then all stored gradients in the order in which they are whole.
 
-    ``last_of_step[-1]`` is the loss's command.
+    ``first`` is the number of the first layer's command, ``last_of_step[-1]`` the loss's.
     """
     found = [Placement(value=layer.out, memory="activations", base=memory.activations[layer.out],
                        shape=layer.out_shape, format=layer.out_format, command=k, pooled=layer.pool)
-             for k, layer in enumerate(layers)]
+             for k, layer in enumerate(layers, start=first)]
     gradients = [Placement(value=gradient_name(layer.name), memory="gradients", base=memory.gradients[layer.out],
                            shape=layer.out_shape, format=layer.gradient_format,
                            command=last_of_step[plan.complete[layer.out]], pooled=layer.pool)
@@ -134,6 +136,7 @@ class _Commands:
         self.machine, self.layers, self.items, self.memory = machine, layers, blocks, memory
         self.makers = {layer.out: layer for layer in layers}
         self.lists = _Lists(machine.rows)
+        self.image_pages = 0  # between the two places of images in external memory; 0 where they come from the host
         self.external = self._external_places()
         self.tables = [self.lists.forward(item, memory.activations[item.layer.x], item.layer.in_shape)
                        for item in blocks]
@@ -143,9 +146,14 @@ class _Commands:
         found: dict[str, tuple[int, int]] = {}
         page, machine = 0, self.machine
         for name in self.memory.spilled:
-            beats = vectors(self.makers[name].out_shape) * machine.vector_beats
+            image = name not in self.makers
+            shape = self.layers[0].in_shape if image else self.makers[name].out_shape
+            beats = vectors(shape) * machine.vector_beats
             found[name] = page, beats
-            page += -(-beats * machine.port_bits // 8 >> PAGE_SHIFT)
+            pages = -(-beats * machine.port_bits // 8 >> PAGE_SHIFT)
+            if image:
+                self.image_pages = pages
+            page += 2 * pages if image else pages
         if page > 1 << PAGE_BITS:
             raise FitError(f"The network would spill {page << PAGE_SHIFT} bytes, and external memory has addresses of "
                            f"{PAGE_BITS + PAGE_SHIFT} bits: take fewer lanes")
@@ -174,7 +182,7 @@ class _Commands:
                 "pad_x": layer.pad[1], "source_y": height, "source_x": width, "source_plane": height * width,
                 "stride_y": layer.stride[0].bit_length() - 1, "stride_x": layer.stride[1].bit_length() - 1,
                 "out_y": layer.conv_shape[1], "out_x": layer.conv_shape[2],
-                "alternate": layer.in_shape[0] * height * width if image else 0,
+                "alternate": layer.in_shape[0] * height * width if image and not self.image_pages else 0,
                 "one": 1 << layer.x_format.frac if layer.bias is not None else 0,
                 "bias": int(layer.bias is not None), "table": self.tables[k], **self._blocks(layer.conv_shape[0])}
 
@@ -185,28 +193,35 @@ class _Commands:
         out, added = places[layer.out], places[layer.out if layer.addend is None else layer.addend]
         return Command(
             opcode=Opcode.FORWARD, layer=layer.name, **self._source(k), pool_out=int(layer.pool),
-            rectify=int(layer.rectify), out_base=out, out_plane=plane, out_step=1, out_skip=1, out_block=block,
+            fence=int(k in self.memory.fences), rectify=int(layer.rectify), out_base=out, out_plane=plane,
+            out_step=1, out_skip=1, out_block=block,
             add=int(layer.addend is not None), add_offset=self._offset(out, added),
             limit=layer.out_format.high,
             shift=self._shift(layer, "FP", layer.x_format.frac + layer.weight_format.frac, layer.out_format.frac))
 
     def spilling(self, command: Command) -> Command:
         """An FP command as a training step has it: what is not on chip all the time goes to external memory, too."""
-        layer = next(layer for layer in self.layers if layer.name == command.layer)
-        if layer.out not in self.external:
+        out = next((layer.out for layer in self.layers if layer.name == command.layer), None)
+        if out not in self.external:  # the image neither, which is where it comes from
             return command
-        page, beats = self.external[layer.out]
+        page, beats = self.external[out]
         return replace(command, spill=1, external=page, beats=beats)
 
     def refetches(self, time: int) -> list[Command]:
         """What is asked back before the commands of a time."""
         found = []
         for name in self.memory.refetches.get(time, ()):
+            page, beats = self.external[name]
+            if name not in self.makers:  # the image, pixel by pixel
+                found.append(Command(
+                    opcode=Opcode.REFETCH, layer=name, out_base=self.memory.activations[name], last_rows=1, blocks=1,
+                    out_plane=vectors(self.layers[0].in_shape), external=page, beats=beats,
+                    alternate=self.image_pages))
+                continue
             layer = self.makers[name]
             channels, height, width = layer.out_shape
             plane = height * width
             block = plane * self.machine.rows if channels > self.machine.rows else 0
-            page, beats = self.external[name]
             found.append(Command(
                 opcode=Opcode.REFETCH, layer=layer.name, out_base=self.memory.activations[name], out_plane=plane,
                 out_block=block, external=page, beats=beats, **self._blocks(channels)))

@@ -15,7 +15,7 @@ def required_depths(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...], 
     """The depth of each memory that a network needs on a machine with ``rows``."""
     entries = sum(len(item.bias_columns) + len(item.blocks) * (1 if item.layer.input_gradient_format is None else 2)
                   for item in blocks)
-    commands, table = 3 + len(layers) * 2 + len(memory.spilled), 0
+    commands, table = 3 + len(layers) * 2 + len(memory.spilled) + 2 * (layers[0].x in memory.spilled), 0
     for layer in layers:
         forward, backward = table_slots(layer, rows)
         table += forward + 1

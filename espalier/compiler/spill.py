@@ -2,7 +2,8 @@
 
 Activations are a stack: the first that FP makes is the last that BP and WU read. Where not all of them fit the
 activation memory, the oldest go to external memory as they are made and come back, to the same place, during the step
-before the first that needs them. What a step reads, and what comes for the next, is on chip at the same time.
+before the first that needs them. What a step reads, and what comes for the next, is on chip at the same time. The
+oldest of all is the image: it comes from there before FP, where otherwise two groups of it are on chip.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ class Stack:
     """Addresses of all activations on chip, the depth that they need, and those that are spilled, oldest first.
 
     Times are numbers of layers in FP, then that of the loss, then those of the backward pass's steps.
-    ``refetches`` has, for a time, what has to be asked back before its commands; ``fences`` the times before
-    which it has to be there, and nothing else has to.
+    ``refetches`` has, for a time, what has to be asked back before its commands (-1: before all); ``fences`` the times
+    before which it has to be there, and nothing else has to.
     """
 
     places: Mapping[str, int]
@@ -38,32 +39,41 @@ class _Value:
     """An activation of so many vectors: when it is made, when FP reads it last, and when BP and WU first and last."""
 
     name: str
-    size: int
+    vectors: int
+    image: bool
     made: int
     forward: int
     returns: int | None
     last: int
 
+    def size(self, spilled: bool) -> int:
+        return self.vectors if spilled or not self.image else 2 * self.vectors
+
     def spans(self, spilled: bool) -> list[tuple[int, int]]:
         """The times in which it is on chip."""
-        if not spilled or self.returns is None:
+        if not spilled:
             return [(self.made, self.last)]
-        return [(self.made, self.forward), (self.returns - 1, self.last)]
+        return [(self.made, self.forward), *((time - 1, self.last) for time in self.fetched if time > 0)]
+
+    @property
+    def fetched(self) -> list[int]:
+        """The times before which it comes, where it is spilled."""
+        return [0] * self.image + [time for time in (self.returns,) if time is not None]
 
     @property
     def leaves(self) -> bool:
-        """Whether there is a time between at which nothing needs it."""
-        return self.returns is not None and self.returns - 1 > self.forward + 1
+        """Whether it is the image, or there is a time between at which nothing needs it."""
+        return self.image or self.returns is not None and self.returns - 1 > self.forward + 1
 
 
 def stack(layers: tuple[Layer, ...], plan: Backward, depth: int | None) -> Stack:
     """Place the activations in a memory so deep, spilling as few as that takes; None: in the least that there can be.
 
-    If even that does not fit ``depth``, the least is what comes back. The image stays, twice, at the beginning.
+    If even that does not fit ``depth``, the least is what comes back. The image lies at the beginning.
     """
     values = _values(layers, plan)
     oldest = tuple(value.name for value in values if value.leaves)
-    least = max(sum(value.size for value in values if _lives(value, value.name in oldest, time))
+    least = max(sum(value.size(value.name in oldest) for value in values if _lives(value, value.name in oldest, time))
                 for time in range(max(value.last for value in values) + 1))
     depth = least if depth is None else max(least, depth)
     while True:
@@ -75,12 +85,10 @@ def stack(layers: tuple[Layer, ...], plan: Backward, depth: int | None) -> Stack
 
 
 def _stack(values: list[_Value], spilled: tuple[str, ...], places: Mapping[str, int], depth: int) -> Stack:
-    returns = {value.name: value.returns for value in values}
     refetches: dict[int, tuple[str, ...]] = {}
-    for name in spilled:
-        time = returns[name]
-        assert time is not None, "it leaves"
-        refetches[time - 1] = (*refetches.get(time - 1, ()), name)
+    for value in values:
+        for time in value.fetched if value.name in spilled else ():
+            refetches[time - 1] = (*refetches.get(time - 1, ()), value.name)
     return Stack(places=places, depth=depth, spilled=spilled, refetches=refetches,
                  fences=frozenset(time + 1 for time in refetches))
 
@@ -103,11 +111,10 @@ def _values(layers: tuple[Layer, ...], plan: Backward) -> list[_Value]:
     found = []
     for name, times in reads.items():
         channels, height, width = shapes[name]
-        image = name not in made
         forward, later = [t for t in times if t <= loss], [t for t in times if t > loss]
-        found.append(_Value(name=name, size=(2 if image else 1) * channels * height * width, made=made.get(name, 0),
-                            forward=max(forward, default=0), returns=None if image or not later else later[0],
-                            last=max(times)))
+        found.append(_Value(name=name, vectors=channels * height * width, image=name not in made,
+                            made=made.get(name, 0), forward=max(forward, default=0), last=max(times),
+                            returns=later[0] if later else None))
     return found
 
 
@@ -119,12 +126,13 @@ def _placed(values: list[_Value], spilled: set[str], depth: int) -> dict[str, in
     """The places of all in a memory so deep, or None: the image, then the largest first, each as low as it can lie."""
     image, *others = values
     placed: list[tuple[_Value, int]] = []
-    for value in (image, *sorted(others, key=lambda value: -value.size)):
-        taken = sorted((base, base + other.size) for other, base in placed
-                       if _meet(value.spans(value.name in spilled), other.spans(other.name in spilled)))
+    for value in (image, *sorted(others, key=lambda value: -value.vectors)):
+        away = value.name in spilled
+        taken = sorted((base, base + other.size(other.name in spilled)) for other, base in placed
+                       if _meet(value.spans(away), other.spans(other.name in spilled)))
         ends = accumulate((end for _, end in taken), max, initial=0)
         starts = [*(base for base, _ in taken), depth]
-        base = next((end for end, start in zip(ends, starts, strict=True) if start - end >= value.size), None)
+        base = next((end for end, start in zip(ends, starts, strict=True) if start - end >= value.size(away)), None)
         if base is None:
             return None
         placed.append((value, base))

@@ -17,9 +17,10 @@ class Traffic:
 
 
 def traffic(program: Program) -> Traffic:
-    """What a training step of ``program`` reads and writes: every spilled activation, once each.
+    """What a training step of ``program`` reads and writes: every spilled activation once each, the image read for FP
+    and again for WU.
 
-    Equal to what the simulated port counts. Inference spills nothing.
+    Equal to what the simulated port counts. Inference reads the image alone.
     """
     machine = program.machine
     step = program.commands[program.entries_at["train"]: program.entries_at["infer"]]

@@ -14,6 +14,7 @@ from espalier.arch.machine import CODE_BITS
 from espalier.program.program import Placement, Program
 from espalier.program.words import (
     BUS_BITS,
+    PAGE_SHIFT,
     SPACE_SHIFT,
     Space,
     command_fields,
@@ -72,9 +73,23 @@ def state_writes(program: Program, state: Mapping[str, NDArray]) -> Writes:
                   _words(Space.MOMENTA, images["momenta"]))
 
 
+def image_bytes(program: Program, images: NDArray[np.int64], parity: int) -> tuple[int, NDArray[np.uint8]]:
+    """Where in external memory one group of images (lanes, C, H, W) goes, and its bytes: vectors with codes of zero."""
+    machine = program.machine
+    size = machine.word_bits + CODE_BITS
+    words = images.reshape(machine.lanes, -1).T & (1 << machine.word_bits) - 1
+    bits = (words[:, :, None] >> np.arange(size) & 1).astype(np.uint8).reshape(len(words), -1)
+    padded = np.zeros((len(bits), machine.vector_beats * machine.port_bits), dtype=np.uint8)
+    padded[:, : bits.shape[1]] = bits
+    return parity * program.image_pages << PAGE_SHIFT, np.packbits(padded, axis=1, bitorder="little").ravel()
+
+
 def image_writes(program: Program, images: NDArray[np.int64], labels: NDArray[np.int64], parity: int) -> Writes:
-    """Load one group of images (lanes, C, H, W), as words, and its labels."""
+    """Load one group of images (lanes, C, H, W), as words, where they go to the chip, and its labels."""
     machine, count = program.machine, vector_words(program.machine)
+    told = address(Space.LABELS, parity * machine.lanes + np.arange(machine.lanes)), labels.astype(np.uint32)
+    if program.image_pages:
+        return told
     vectors = images.reshape(machine.lanes, -1).T & 0xFFFF
     padded = np.zeros((len(vectors), 2 * count), dtype=np.int64)
     padded[:, : machine.lanes] = vectors
@@ -82,8 +97,7 @@ def image_writes(program: Program, images: NDArray[np.int64], labels: NDArray[np
     stride = 1 << (count - 1).bit_length()
     base = program.image_base + parity * program.image_size
     offsets = (base + np.arange(len(vectors)))[:, None] * stride + np.arange(count)
-    return joined((address(Space.ACTIVATIONS, offsets.ravel()), data.ravel().astype(np.uint32)),
-                  (address(Space.LABELS, parity * machine.lanes + np.arange(machine.lanes)), labels.astype(np.uint32)))
+    return joined((address(Space.ACTIVATIONS, offsets.ravel()), data.ravel().astype(np.uint32)), told)
 
 
 def start_write(entry: int, *, parity: int = 0, first: bool = True, last: bool = True, single: bool = False,

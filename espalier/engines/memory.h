@@ -53,6 +53,10 @@ class ExternalMemory {
         return count;
     }
 
+    void write(uint64_t address, const uint8_t* data, uint64_t count) {
+        for (uint64_t k = 0; k < count; k++) byte(address + k) = data[k];
+    }
+
     // Forget what is under way; contents stay.
     void reset() {
         writes.clear(), reads.clear(), answers.clear();

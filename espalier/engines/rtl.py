@@ -112,7 +112,7 @@ class RtlEngine:
         count = len(images) // lanes
         idle = (np.array([WAIT_IDLE], dtype=np.uint32), np.zeros(1, dtype=np.uint32))
         if count:
-            self._send(host.image_writes(self.program, images[:lanes], labels[:lanes], 0))
+            self._send(self._image_writes(images[:lanes], labels[:lanes], 0))
         pending: list[host.Writes] = []
         for group in range(count):
             position = group % per_batch
@@ -120,12 +120,18 @@ class RtlEngine:
                                             last=position == per_batch - 1, clear=group == 0))
             if group + 1 < count:
                 chosen = slice((group + 1) * lanes, (group + 2) * lanes)
-                pending.append(host.image_writes(self.program, images[chosen], labels[chosen], (group + 1) % 2))
+                pending.append(self._image_writes(images[chosen], labels[chosen], (group + 1) % 2))
             pending.append(idle)
-            if len(pending) >= 3 * GROUPS_AT_ONCE or group + 1 == count:
+            if len(pending) >= 3 * GROUPS_AT_ONCE or group + 1 == count or self.program.image_pages:
                 self._send(host.joined(*pending))
                 pending = []
         return self._totals()
+
+    def _image_writes(self, images: NDArray[np.int64], labels: NDArray[np.int64], parity: int) -> host.Writes:
+        """What the host writes; images in external memory are there now."""
+        if self.program.image_pages:
+            self.simulation.write_memory(*host.image_bytes(self.program, images, parity))
+        return host.image_writes(self.program, images, labels, parity)
 
     def _check(self, images: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
         """Raise DataError for words or labels that the machine would misread."""
@@ -159,7 +165,7 @@ class RtlEngine:
             raise DataError(f"A traced step takes one group of {self.machine.lanes} images, not {len(images)}")
         self._check(images, labels)
         found: dict[str, NDArray[np.int64]] = {}
-        self._send(host.image_writes(self.program, images, labels, 0))
+        self._send(self._image_writes(images, labels, 0))
         graph = self.network.graph
         for position, command in enumerate(self.program.commands):
             if command.opcode == Opcode.END:

@@ -131,7 +131,7 @@ class Simulation:
     def _declare_memory(self) -> None:
         library, pointer, u64 = self._library, ctypes.c_void_p, ctypes.c_uint64
         for name, arguments in (("timing", [pointer, pointer]), ("counts", [pointer, pointer]),
-                                ("read", [pointer, u64, pointer, u64])):
+                                ("read", [pointer, u64, pointer, u64]), ("write", [pointer, u64, pointer, u64])):
             function = getattr(library, f"simulation_memory_{name}")
             function.restype, function.argtypes = None, arguments
 
@@ -152,6 +152,11 @@ class Simulation:
         data = np.zeros(count, dtype=np.uint8)
         self._library.simulation_memory_read(self._handle, address, data.ctypes.data, count)
         return data.tobytes()
+
+    def write_memory(self, address: int, data: NDArray[np.uint8]) -> None:
+        """Put bytes into external memory, past the machine and in no time."""
+        data = np.ascontiguousarray(data, dtype=np.uint8)
+        self._library.simulation_memory_write(self._handle, address, data.ctypes.data, data.size)
 
     @property
     def cycles(self) -> int:

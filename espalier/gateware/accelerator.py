@@ -204,7 +204,10 @@ class Accelerator(wiring.Component):
             sequencer.external_busy.eq(spiller.busy | refetcher.busy), self.front.hold.eq(spiller.hold & spills),
             self.reader.errors.eq(errors)]
         for fields, target in ((place_fields(machine), spiller.place), (refetch_fields(machine), refetcher.tensor)):
-            m.d.comb += [target[name].eq(command[name]) for name in fields]
+            m.d.comb += [target[name].eq(command[name]) for name in fields if name != "external"]
+        m.d.comb += [
+            spiller.place.external.eq(command.external),
+            refetcher.tensor.external.eq(command.external + Mux(sequencer.parity, command.alternate, 0))]
         for part, channels in ((spiller, write_channels(machine)), (refetcher, read_channels(machine))):
             for name, member in channels.items():
                 inside, outside = getattr(part, name), getattr(self, f"m_axi_{name}")

@@ -41,7 +41,7 @@ class Command:
     gradient_x : int
         Row length of the gradient map as stored (BP: source; WU: multiplicand).
     alternate : int
-        Added to source addresses when the group's parity is odd (double-buffered images).
+        Added to source addresses when the group's parity is odd (double-buffered images); REFETCH: to the page.
     one : int
         The word of the constant one.
     out_base, out_block, out_plane : int
@@ -197,6 +197,9 @@ class Program:
         Of all activations and gradients, in the order in which they come to be.
     image : tuple
         (C, H, W) of the input, at addresses ``image_base`` (even groups), plus ``image_size`` (odd).
+    image_pages : int
+        Where images come from external memory: they are at its beginning (even groups) and so many pages behind
+        (odd), vector by vector as on chip, each in whole beats. 0: the host writes them to the chip.
     """
 
     machine: Machine
@@ -211,6 +214,7 @@ class Program:
     image: tuple[int, int, int]
     image_base: int
     image_format: Fixed
+    image_pages: int = 0
 
     @property
     def image_size(self) -> int:

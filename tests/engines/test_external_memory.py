@@ -64,6 +64,7 @@ def spilling_network(rng, machine):
         except FitError:
             continue
         if traffic(network.program).written:
+            assert network.program.image_pages, "the image is the oldest"
             return network, random_state(rng, chain, live)
 
 
