@@ -13,7 +13,7 @@ pruned gradually, in blocks, while it trains in 16 bits:
 
 Each is then put on the lattice of MULTIPLIERS whose rows are its blocks, and on 8×16, where its blocks are whole in
 that. Cycles are the compiler's estimate for a training step of BATCH images, without fills and barriers; energy is
-that of ``energy.py``, for the same step. The dense network is put on all lattices.
+that of ``espalier/cost/energy.py``, for the same step. The dense network is put on all lattices.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from pathlib import Path
 from statistics import mean
 
 from accuracy import LAYERS, PRUNE_FROM, PRUNE_TO, TASKS, WIDE, Task
-from energy import step_activity
 from jobs import Findings, Job, Place, carry_out, parser, trained
 
-from espalier.compiler.legalise import legalise
-from espalier.compiler.machine_choice import Constraints, blocks_of
+from espalier.compiler.machine_choice import Constraints
+from espalier.compiler.pipeline import compile_program
 from espalier.compress.balanced import Balanced
 from espalier.compress.magnitude import Magnitude
 from espalier.compress.schedule import CubicSchedule
+from espalier.cost.energy import step_activity
 from espalier.errors import EspalierError
 from espalier.flow.work import on_lattice
-from espalier.ir.differentiate import differentiate
+from espalier.numerics.update import BufferedSgd, Factor
 from espalier.records import Figure, Provenance
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import Method, Prune, RateKind, RateSchedule, TrainConfig
@@ -130,9 +130,11 @@ def run(sparsity: Sparsity, config: TrainConfig, place: Place, folder: Path) -> 
 def placed(found: Checkpoint, rows: int, lanes: int) -> dict:
     """Cycles, index bytes and energy of a step of BATCH images. Raises FitError where the blocks are not whole."""
     lattice = on_lattice(found, Constraints(name="any part", rows=rows, lanes=lanes, batch=BATCH))
-    step = differentiate(found.graph, found.config.loss, found.gradient_formats)
-    layers, _ = legalise(step, found.frozen)
-    activity = step_activity(blocks_of(layers, found.live, rows), lattice.machine, lanes, BATCH // lanes)
+    rules = {value.name: BufferedSgd(weight=value.format, rate=Factor.nearest(0.1), momentum=Factor.nearest(0.9),
+                                     decay=Factor.nearest(1e-4)) for value in found.graph.parameters}
+    program = compile_program(found.graph, loss=found.config.loss, gradient_formats=found.gradient_formats,
+                              live=found.live, rules=rules, machine=lattice.machine)
+    activity = step_activity(program, BATCH // lanes)
     return {"cycles": lattice.step_cycles, "index_bytes": lattice.index_bytes, "microjoules": activity.microjoules()}
 
 

@@ -45,11 +45,15 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """The work of one tile: its runs, and the rows of its results. ``issued``: its steps that multiply."""
+    """The work of one tile: its runs, and the rows of its results.
+
+    ``issued``: its steps that multiply; ``entries``: of the index list that it meets.
+    """
 
     runs: tuple[Run, ...]
     rows: int
     issued: int
+    entries: int
 
     @classmethod
     def of(cls, rows: int, segments: Sequence[Sequence[int]]) -> Tile:
@@ -67,7 +71,7 @@ class Tile:
                 empty, counts = 0, []
             empty += not segment
             counts += segment
-        return cls((*runs, Run.of(empty, counts)), rows, issued)
+        return cls((*runs, Run.of(empty, counts)), rows, issued, sum(map(len, segments)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,3 +85,8 @@ class Loop:
     def issued(self) -> int:
         """Steps that multiply."""
         return self.times * sum(part.issued for part in self.body)
+
+    @cached_property
+    def entries(self) -> int:
+        """Index entries met."""
+        return self.times * sum(part.entries for part in self.body)

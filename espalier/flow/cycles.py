@@ -16,6 +16,7 @@ from espalier.compiler.lists import Live, live_weights, weight_numbers
 from espalier.compiler.machine_choice import blocks_of
 from espalier.compiler.place import place
 from espalier.cost.cycles import PhaseCycles
+from espalier.cost.energy import step_activity
 from espalier.cost.macs import ConvolutionSize, useful_macs
 from espalier.engines.rtl import RtlEngine
 from espalier.flow.design import Design
@@ -93,7 +94,15 @@ def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[
                    Provenance.SIMULATED),
             Figure("Dense-equivalent MACs per cycle", design.batch * nominal / total, "MAC/cycle",
                    Provenance.SIMULATED),
-            Figure("Peak MACs per cycle", design.machine.multipliers, "MAC/cycle", Provenance.ESTIMATED)))
+            Figure("Peak MACs per cycle", design.machine.multipliers, "MAC/cycle", Provenance.ESTIMATED),
+            *energy_figures(design)))
+
+
+def energy_figures(design: Design) -> tuple[Figure, ...]:
+    """What a training step would cost in energy, in all and by what it is spent on."""
+    spent = step_activity(design.network().program, design.batch // design.machine.lanes).microjoules()
+    return (Figure("Energy of a step", sum(spent.values()), "µJ", Provenance.ESTIMATED),
+            *(Figure(f"Energy of a step: {what}", value, "µJ", Provenance.ESTIMATED) for what, value in spent.items()))
 
 
 def by_phase(counted: Iterable[PhaseCycles]) -> tuple[PhaseCycles, ...]:
