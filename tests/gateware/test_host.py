@@ -305,11 +305,13 @@ def test_status_is_read_at_any_time(busy):
             values = []
             for _ in range(READ_CYCLES):
                 correct, cycles = random_bits(rng, 32), random_bits(rng, 32)
-                loss = random_bits(rng, 48) - (1 << 47)
-                for port, value in ((reader.correct, correct), (reader.loss, loss), (reader.cycles, cycles)):
+                loss, errors = random_bits(rng, 48) - (1 << 47), random_bits(rng, 2)
+                for port, value in ((reader.correct, correct), (reader.loss, loss), (reader.cycles, cycles),
+                                    (reader.errors, errors)):
                     ctx.set(port, value)
                 values.append({Status.BUSY: busy, Status.CORRECT: correct, Status.LOSS_LOW: loss & 0xFFFFFFFF,
-                               Status.LOSS_HIGH: loss >> 32 & 0xFFFF, Status.CYCLES: cycles}[Status(name)])
+                               Status.LOSS_HIGH: loss >> 32 & 0xFFFF, Status.CYCLES: cycles,
+                               Status.ERRORS: errors}[Status(name)])
                 await ctx.tick()
             assert ctx.get(reader.data) in values
 
