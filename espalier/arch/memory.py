@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from espalier.errors import FitError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryTiming:
@@ -35,6 +37,15 @@ class MemoryTiming:
     stalls: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
     seed: int = 0
     errors: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("latency", 0), ("beat_cycles", 1), ("queue", 1), ("refresh_every", 0),
+                            ("refresh_cycles", 0), ("seed", 0)):
+            if not least <= getattr(self, name) < 1 << 31:
+                raise FitError(f"{name} of a memory must be at least {least}, not {getattr(self, name)}")
+        if any(not 0 <= percent < 100 for percent in self.stalls) or not 0 <= self.errors <= 100:
+            raise FitError(f"Channels of a memory stall in 0..99 percent of cycles and err in 0..100, not "
+                           f"{', '.join(map(str, self.stalls))} and {self.errors}")
 
     @property
     def steady(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from espalier import __version__
+from espalier.arch.memory import MemoryTiming
 from espalier.cli import opencl
 from espalier.cli.frame import FAILED, AsJson, DataName, DataRoot, DryRun, done, flow, one_sentence, steps_told
 
@@ -240,13 +241,16 @@ def simulate(
     dense: Annotated[bool, typer.Option(help="Count the cycles of the dense network, too.")] = True,
     seed: Annotated[int, typer.Option(help="Of the order of the images.")] = 0,
     save: Annotated[Path | None, typer.Option(help="Write the trained state as a checkpoint.")] = None,
+    memory_latency: Annotated[int, typer.Option(help="Of external memory, in cycles, for a machine with a port.")] = 30,
+    memory_beat_cycles: Annotated[int, typer.Option(help="Cycles in which the port moves one beat.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Train in RTL simulation, compared bit for bit; count cycles."""
     progress = steps_told()
     content = flow.simulate(build, flow.SimulateRequest(
         data=data, data_root=data_root, steps=steps, epochs=epochs, traced=traced, test_images=test_images,
-        dense=dense, seed=seed, save=save), progress)
+        dense=dense, seed=seed, save=save,
+        memory=MemoryTiming(latency=memory_latency, beat_cycles=memory_beat_cycles)), progress)
     cycles = content["cycles"]
     against = f", dense {cycles['dense_step_cycles']:,}" if cycles["dense_step_cycles"] else ""
     done(progress, as_json, content,

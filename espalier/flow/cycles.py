@@ -10,14 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier.arch.machine import Machine
+from espalier.arch.memory import MemoryTiming
 from espalier.compiler.fit import required_acc_bits, required_depths
 from espalier.compiler.legalise import Layer, legalise
 from espalier.compiler.lists import Live, live_weights, weight_numbers
 from espalier.compiler.machine_choice import blocks_of
 from espalier.compiler.place import place
-from espalier.cost.cycles import PhaseCycles
+from espalier.cost.cycles import PhaseCycles, predict
 from espalier.cost.energy import step_activity
 from espalier.cost.macs import ConvolutionSize, useful_macs
+from espalier.cost.traffic import traffic
 from espalier.engines.rtl import RtlEngine
 from espalier.flow.design import Design
 from espalier.ir.differentiate import differentiate
@@ -37,13 +39,13 @@ def step_cycles(engine: RtlEngine, images: Images, labels: NDArray[np.int64]) ->
     return engine.phase_cycles()[:end]
 
 
-def dense_engine(design: Design) -> RtlEngine:
+def dense_engine(design: Design, timing: MemoryTiming | None = None) -> RtlEngine:
     """The network with every weight alive, on the same lattice with memories that hold them.
 
     Raises FitError or ToolError where no such machine can be built.
     """
     live = {name: np.ones_like(mask) for name, mask in design.live.items()}
-    engine = RtlEngine(design.network(live, dense_machine(design)))
+    engine = RtlEngine(design.network(live, dense_machine(design)), timing=timing)
     engine.load(design.state)
     return engine
 
@@ -95,13 +97,22 @@ def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[
             Figure("Dense-equivalent MACs per cycle", design.batch * nominal / total, "MAC/cycle",
                    Provenance.SIMULATED),
             Figure("Peak MACs per cycle", design.machine.multipliers, "MAC/cycle", Provenance.ESTIMATED),
-            *energy_figures(design)))
+            *model_figures(design, counted)))
 
 
-def energy_figures(design: Design) -> tuple[Figure, ...]:
-    """What a training step would cost in energy, in all and by what it is spent on."""
-    spent = step_activity(design.network().program, design.batch // design.machine.lanes).microjoules()
-    return (Figure("Energy of a step", sum(spent.values()), "µJ", Provenance.ESTIMATED),
+def model_figures(design: Design, counted: tuple[PhaseCycles, ...]) -> tuple[Figure, ...]:
+    """What a training step moves to and from external memory and waits for it, and what energy it would cost."""
+    program, groups = design.network().program, design.batch // design.machine.lanes
+    memory: tuple[Figure, ...] = ()
+    if design.machine.port_bits:
+        moved = traffic(program)
+        computed = groups * sum(phase.cycles for phase in predict(program)[: program.entries_at["infer"] - 1])
+        memory = (Figure("Read from external memory", groups * moved.read, "bytes", Provenance.ESTIMATED),
+                  Figure("Written to external memory", groups * moved.written, "bytes", Provenance.ESTIMATED),
+                  Figure("Waits for external memory", sum(phase.cycles for phase in counted) - computed, "cycles",
+                         Provenance.SIMULATED))
+    spent = step_activity(program, groups).microjoules()
+    return (*memory, Figure("Energy of a step", sum(spent.values()), "µJ", Provenance.ESTIMATED),
             *(Figure(f"Energy of a step: {what}", value, "µJ", Provenance.ESTIMATED) for what, value in spent.items()))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from espalier.arch.memory import MemoryTiming
 from espalier.data import Dataset, Split, load
 from espalier.engines.base import Engine, Totals
 from espalier.engines.bundle import MACHINE
@@ -54,6 +55,8 @@ class SimulateRequest:
         Of the order of the images.
     save : Path or None
         Write the state after training as a checkpoint.
+    memory : MemoryTiming
+        Of external memory, where the machine has a port to it.
     """
 
     data: str | None = None
@@ -65,6 +68,7 @@ class SimulateRequest:
     dense: bool = True
     seed: int = 0
     save: Path | None = None
+    memory: MemoryTiming = MemoryTiming()
 
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "traced", "test_images", "seed"):
@@ -88,8 +92,9 @@ def simulate(folder: Path, request: SimulateRequest, steps: Steps | None = None)
         order = _order(design, split.train, request)
     with steps.step("build simulator"):
         network = design.network()
-        rtl, reference = RtlEngine(network), InterpreterEngine(network)
-        dense, dense_missing = _dense(design) if request.dense else (None, "")
+        timing = request.memory if design.machine.port_bits else None
+        rtl, reference = RtlEngine(network, timing=timing), InterpreterEngine(network)
+        dense, dense_missing = _dense(design, timing) if request.dense else (None, "")
     run = _Run(design, split, order, rtl, reference, request, steps)
     checks = run.train(folder)
     with steps.step("count cycles"):
@@ -105,10 +110,10 @@ def simulate(folder: Path, request: SimulateRequest, steps: Steps | None = None)
     return content
 
 
-def _dense(design: Design) -> tuple[RtlEngine | None, str]:
+def _dense(design: Design, timing: MemoryTiming | None) -> tuple[RtlEngine | None, str]:
     """An engine for the dense network, or why there is none."""
     try:
-        return dense_engine(design), ""
+        return dense_engine(design, timing), ""
     except (FitError, ToolError) as error:
         return None, str(error)
 

@@ -123,6 +123,13 @@ def test_labels_out_of_range_wrong(leaves_all, command, tmp_path, name, label, s
     leaves_all(sentence, *command[name], "--data", write_data(tmp_path, y_train=labels))
 
 
+@pytest.mark.parametrize(("option", "sentence"), [
+    (("--memory-beat-cycles", "0"), r"^beat_cycles of a memory must be at least 1, not 0$"),
+    (("--memory-latency", "-1"), r"^latency of a memory must be at least 0, not -1$")])
+def test_a_memory_wrong(leaves_all, command, option, sentence):
+    leaves_all(sentence, *command["simulate"], *option)
+
+
 DAMAGE = [
     (lambda path: path.unlink(), r"^There is no checkpoint "),
     (lambda path: path.write_bytes(path.read_bytes()[:-100]), r"is damaged or truncated"),

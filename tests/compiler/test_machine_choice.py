@@ -124,6 +124,7 @@ def test_pairs_of_unstructured_weights_wrong():
 
 
 @pytest.mark.parametrize(("limits", "sentence"), [
+    ({"port_bits": 48}, r"^A port to external memory has 32, 64, 128, 256, 512, 1024 bits, not 48$"),
     ({"rows": 3}, r"^Rows must be one of 1, 2, 4, 8, 16, 32, 64, not 3$"),
     ({"rows": 8, "trees": 3}, r"^Lane trees must be a power of two up to the 8 rows, not 3$"),
     ({"rows": 8, "trees": 0}, r"^Lane trees must be a power of two up to the 8 rows, not 0$"),

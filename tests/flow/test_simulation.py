@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from bench.builds import write_data
 
+from espalier.arch.memory import MemoryTiming
 from espalier.cost.cycles import PhaseCycles
+from espalier.cost.traffic import traffic
 from espalier.errors import DataError, MismatchError, ToolError
-from espalier.flow import SimulateRequest, simulate, write_report
+from espalier.flow import CompileRequest, SimulateRequest, compile_network, simulate, write_report
 from espalier.flow.cycles import by_phase, dense_machine, layers_of
 from espalier.flow.design import load_design
 from espalier.program.words import Opcode
@@ -22,7 +24,7 @@ from espalier.train.checkpoint import Checkpoint
 class FailingEngine:
     """An engine whose simulator the tools do not build."""
 
-    def __init__(self, network):
+    def __init__(self, network, timing=None):
         raise ToolError("the simulator cannot be built")
 
 
@@ -37,6 +39,21 @@ def test_simulated_training_equals_the_interpreter_and_is_counted(build, tmp_pat
     assert [figure["provenance"] for figure in content["figures"]][0] == "measured"
     after, design = Checkpoint.load(tmp_path / "after.safetensors"), load_design(build)
     assert not np.array_equal(after.state["fc.weight"], design.state["fc.weight"])
+
+
+def test_what_a_machine_with_external_memory_moves_and_waits_for(made, tmp_path):
+    folder = tmp_path / "spilling"
+    compile_network(made / "train", folder, CompileRequest(rows=2, lanes=2, port_bits=32))
+    waits = {}
+    for latency in (0, 500):
+        content = simulate(folder, SimulateRequest(steps=1, test_images=4, dense=False,
+                                                   memory=MemoryTiming(latency=latency)))
+        found = {figure["name"]: figure["value"] for figure in content["cycles"]["figures"]}
+        moved = traffic(load_design(folder).network().program)
+        assert found["Read from external memory"] == moved.read > 0
+        assert found["Written to external memory"] == moved.written
+        waits[latency] = found["Waits for external memory"]
+    assert waits[0] > 0 and waits[0] + 500 <= waits[500]
 
 
 def test_useful_macs_do_not_count_padding(build):
