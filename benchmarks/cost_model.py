@@ -118,12 +118,13 @@ def simulated(rng: np.random.Generator, network: Network, timing: MemoryTiming
     labels = rng.integers(0, network.graph.outputs[1].shape[0], len(images))
     engine = RtlEngine(network, timing=timing if machine.port_bits else None)
     engine.train(images, labels, len(images))
-    engine.infer(images[: machine.lanes], labels[: machine.lanes])
-    counted, moved = engine.phase_cycles(), Traffic(read=0, written=0)
+    moved = Traffic(read=0, written=0)
     if machine.port_bits:
         found = engine.simulation.memory_traffic()
         moved = Traffic(**{name: beats * machine.port_bits // 8 // groups for name, beats in (
             ("read", found.beats_read), ("written", found.beats_written))})
+    engine.infer(images[: machine.lanes], labels[: machine.lanes])
+    counted = engine.phase_cycles()
     engine.close()
     one = [replace(phase, cycles=phase.cycles / groups, issued=phase.issued / groups) for phase in counted[:step]]
     return [*one, *counted[step:]], sum(phase.cycles for phase in counted), moved
