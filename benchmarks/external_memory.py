@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass, replace
 
 from bit_exact import differing
-from harness import LOSS, fitted_machine, prepare, write_results
+from harness import LOSS, fitted_machine, plain_rules, prepare, write_results
 from utilisation_at_scale import SEED, Setting, in_fixed_point, random_live
 
 from espalier.arch.memory import MemoryTiming
@@ -27,7 +27,6 @@ from espalier.cost.traffic import traffic
 from espalier.engines.interpreter import InterpreterEngine
 from espalier.engines.rtl import RtlEngine
 from espalier.ir.differentiate import differentiate
-from espalier.numerics.update import BufferedSgd, Factor
 from espalier.program.program import Program
 from espalier.records import Bar, Figure, Provenance
 
@@ -91,18 +90,15 @@ def at_scale(name: str, setting: Setting) -> list[Figure]:
     graph, gradients = in_fixed_point(name)
     step = differentiate(graph, LOSS, gradients)
     live = random_live(step, setting)
-    rules = {value.name: BufferedSgd(weight=value.format, rate=Factor.nearest(0.1), momentum=Factor.nearest(0.9),
-                                     decay=Factor.nearest(1e-4)) for value in graph.parameters}
-    figures, known = [], {}
+    figures = []
     for multipliers in MULTIPLIERS:
         lanes = multipliers // setting.rows
         whole = fitted_machine(step, live, setting.rows, lanes)[0]
         for label, (bits, timing) in MEMORIES.items():
             machine = replace(fitted_machine(step, live, setting.rows, lanes, bits)[0], trees=setting.rows)
-            program = compile_program(graph, loss=LOSS, gradient_formats=gradients, live=live, rules=rules,
-                                      machine=machine)
-            base = known.setdefault("cycles", predict(program)) if not known else known["cycles"]
-            figures += told(f"{name}, {setting}, {multipliers} multipliers, {label}", program, base, timing)
+            program = compile_program(graph, loss=LOSS, gradient_formats=gradients, live=live,
+                                      rules=plain_rules(graph.parameters), machine=machine)
+            figures += told(f"{name}, {setting}, {multipliers} multipliers, {label}", program, predict(program), timing)
         figures += [Figure(f"{name}, {setting}, {multipliers} multipliers: activation memory, {what}",
                            round(depth * machine.vector_bits / 8e6, 2), "MB", Provenance.ESTIMATED)
                     for what, depth in (("spilling", machine.activation_depth),

@@ -25,8 +25,9 @@ from espalier.engines.base import Network
 from espalier.frontend.torch_export import from_torch
 from espalier.ir.differentiate import differentiate, gradient_name
 from espalier.ir.graph import Graph
-from espalier.ir.types import Fixed
+from espalier.ir.types import Fixed, Value
 from espalier.ir.view import conv_shape
+from espalier.numerics.update import BufferedSgd, Factor
 from espalier.records import Bar, Figure, write_json
 from espalier.train.calibrate import Quantised, calibrate
 from espalier.train.optimise import Optimiser, Sgd, Update, buffered_rule, state_names
@@ -96,6 +97,13 @@ def prune(fixed: Quantised, parameters: dict[str, NDArray], rows: int, density: 
              for layer in fixed.graph.layers()}
     masks = Magnitude(density=density, rows=rows, exceptions=exceptions)(views)
     return {**live, **{name: mask.reshape(live[name].shape) for name, mask in masks.items()}}
+
+
+def plain_rules(parameters: Iterable[Value]) -> dict[str, BufferedSgd]:
+    """Update rules of any rate, for what depends on none."""
+    return {value.name: BufferedSgd(weight=value.format, rate=Factor.nearest(0.1), momentum=Factor.nearest(0.9),
+                                    decay=Factor.nearest(1e-4))
+            for value in parameters if isinstance(value.format, Fixed)}
 
 
 def fitted_machine(step: Graph, live: dict[str, NDArray[np.bool_]], rows: int, lanes: int, port_bits: int = 0

@@ -27,6 +27,7 @@ from pathlib import Path
 from statistics import mean
 
 from accuracy import LAYERS, PRUNE_FROM, PRUNE_TO, TASKS, WIDE, Task
+from harness import plain_rules
 from jobs import Findings, Job, Place, carry_out, parser, trained
 
 from espalier.compiler.machine_choice import Constraints
@@ -37,7 +38,6 @@ from espalier.compress.schedule import CubicSchedule
 from espalier.cost.energy import step_activity
 from espalier.errors import EspalierError
 from espalier.flow.work import on_lattice
-from espalier.numerics.update import BufferedSgd, Factor
 from espalier.records import Figure, Provenance
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import Method, Prune, RateKind, RateSchedule, TrainConfig
@@ -130,10 +130,8 @@ def run(sparsity: Sparsity, config: TrainConfig, place: Place, folder: Path) -> 
 def placed(found: Checkpoint, rows: int, lanes: int) -> dict:
     """Cycles, index bytes and energy of a step of BATCH images. Raises FitError where the blocks are not whole."""
     lattice = on_lattice(found, Constraints(name="any part", rows=rows, lanes=lanes, batch=BATCH))
-    rules = {value.name: BufferedSgd(weight=value.format, rate=Factor.nearest(0.1), momentum=Factor.nearest(0.9),
-                                     decay=Factor.nearest(1e-4)) for value in found.graph.parameters}
     program = compile_program(found.graph, loss=found.config.loss, gradient_formats=found.gradient_formats,
-                              live=found.live, rules=rules, machine=lattice.machine)
+                              live=found.live, rules=plain_rules(found.graph.parameters), machine=lattice.machine)
     activity = step_activity(program, BATCH // lanes)
     return {"cycles": lattice.step_cycles, "index_bytes": lattice.index_bytes, "microjoules": activity.microjoules()}
 

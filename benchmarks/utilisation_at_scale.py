@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
-from harness import LOSS, fitted_machine, write_results
+from harness import LOSS, fitted_machine, plain_rules, write_results
 from numpy.typing import NDArray
 
 from espalier.compiler.legalise import legalise
@@ -30,7 +30,6 @@ from espalier.ir.differentiate import differentiate, gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.types import Fixed, Format
 from espalier.numerics.live import block_grid, expand_blocks
-from espalier.numerics.update import BufferedSgd, Factor
 from espalier.program.program import Program
 from espalier.program.words import Opcode
 from espalier.records import Bar, Figure, Provenance
@@ -87,10 +86,9 @@ def measured(name: str, setting: Setting) -> list[tuple[int, dict[str, float], P
     graph, gradients = in_fixed_point(name)
     step = differentiate(graph, LOSS, gradients)
     live = random_live(step, setting)
-    rules = {value.name: BufferedSgd(weight=WEIGHT, rate=Factor.nearest(0.1), momentum=Factor.nearest(0.9),
-                                     decay=Factor.nearest(1e-4)) for value in graph.parameters}
     machine = replace(fitted_machine(step, live, setting.rows, 1)[0], trees=setting.rows)
-    program = compile_program(graph, loss=LOSS, gradient_formats=gradients, live=live, rules=rules, machine=machine)
+    program = compile_program(graph, loss=LOSS, gradient_formats=gradients, live=live,
+                              rules=plain_rules(graph.parameters), machine=machine)
     useful = {layer.name: layer_macs(layer, live) for layer in legalise(step)[0]}
     found = []
     for multipliers in MULTIPLIERS:

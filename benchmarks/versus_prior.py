@@ -19,7 +19,7 @@ import sys
 from dataclasses import dataclass, replace
 
 from external_memory import memory_waits
-from harness import LOSS, fitted_machine, write_results
+from harness import LOSS, fitted_machine, plain_rules, write_results
 from utilisation_at_scale import SEED, Setting, in_fixed_point, random_live
 
 from espalier.arch.memory import MemoryTiming
@@ -29,7 +29,6 @@ from espalier.cost.cycles import predict
 from espalier.cost.traffic import traffic
 from espalier.flow.cycles import layer_macs, nominal_macs
 from espalier.ir.differentiate import differentiate
-from espalier.numerics.update import BufferedSgd, Factor
 from espalier.records import Bar, Figure, Provenance
 
 EPOCH_IMAGES = 50_000
@@ -61,7 +60,7 @@ PRIORS = (
           ("1X", 16, 163.0, "remembered", 3.0), ("2X", 32, 282.0, "remembered", 3.0),
           ("4X", 64, 479.0, "abstract", 4.0))),
     Prior(name="EF-Train (TODAES'22), VGG-16", network="vgg16", rows=16, lanes=16, mhz=100, port_bits=128, gops=46.99,
-          memory_mb=ZCU102, source="paper; FP32, VGG-16 for ImageNet"))
+          memory_mb=ZCU102, source="paper; FP32, of VGG-16 and others"))
 PRUNED_ROWS = 16  #: of the lattice for pruned networks, and of their blocks
 
 
@@ -73,13 +72,12 @@ def compared(prior: Prior, density: float) -> tuple[list[Figure], list[Bar]]:
     graph, gradients = in_fixed_point(prior.network)
     step = differentiate(graph, LOSS, gradients)
     live = random_live(step, setting)
-    rules = {value.name: BufferedSgd(weight=value.format, rate=Factor.nearest(0.1), momentum=Factor.nearest(0.9),
-                                     decay=Factor.nearest(1e-4)) for value in graph.parameters}
     machine = replace(fitted_machine(step, live, prior.rows, prior.lanes, prior.port_bits)[0], trees=prior.rows)
-    program = compile_program(graph, loss=LOSS, gradient_formats=gradients, live=live, rules=rules, machine=machine)
-    phases = predict(program)[: program.entries_at["infer"]]
-    waits = memory_waits(program, predict(program), DDR)
-    cycles = sum(phase.cycles for phase in phases) + waits
+    program = compile_program(graph, loss=LOSS, gradient_formats=gradients, live=live,
+                              rules=plain_rules(graph.parameters), machine=machine)
+    phases = predict(program)
+    waits = memory_waits(program, phases, DDR)
+    cycles = sum(phase.cycles for phase in phases[: program.entries_at["infer"]]) + waits
     layers = legalise(step)[0]
     times = {layer.name: 1 + (layer.input_gradient_format is not None) + (layer.weight_gradient_format is not None)
              for layer in layers}

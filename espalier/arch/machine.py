@@ -56,7 +56,8 @@ class Machine:
         Lane trees, each with an update unit behind it: so many weights are updated in a cycle. A power of two up to
         ``rows``. WU spends at least ``rows / trees`` cycles on a column, however few pixels it has.
     port_bits : int
-        Data bits of an AXI4 port to external memory, to which activations are spilled; 0: there is none.
+        Data bits of an AXI4 port to external memory, to which activations are spilled and from which images can come;
+        0: there is none.
     pairs : bool
         Whether two rows share each hard multiplier of the lattice; for two rows or more and words of at most
         :data:`PAIR_BITS` bits. Changes no result and no cycle.

@@ -43,9 +43,18 @@ class MemoryTiming:
                             ("refresh_cycles", 0), ("seed", 0)):
             if not least <= getattr(self, name) < 1 << 31:
                 raise FitError(f"{name} of a memory must be at least {least}, not {getattr(self, name)}")
+        if 0 < self.refresh_every <= self.refresh_cycles:
+            raise FitError(f"A memory must work between refreshes: every {self.refresh_every} cycles none moves for "
+                           f"{self.refresh_cycles}")
         if any(not 0 <= percent < 100 for percent in self.stalls) or not 0 <= self.errors <= 100:
             raise FitError(f"Channels of a memory stall in 0..99 percent of cycles and err in 0..100, not "
                            f"{', '.join(map(str, self.stalls))} and {self.errors}")
+
+    @property
+    def slowest(self) -> int:
+        """Cycles in which a beat moves, but for very unlikely stalls."""
+        cycles = self.latency + self.beat_cycles + self.refresh_cycles
+        return 20 * cycles * 100 // (100 - max(self.stalls))
 
     @property
     def steady(self) -> bool:

@@ -10,7 +10,6 @@ namespace {
 
 constexpr uint64_t page_bytes = 4096;
 
-
 // What a master shows on a channel; while it waits it may not change, nor be taken back.
 template <typename Payload> struct Offer {
     bool waits = false;
@@ -45,12 +44,11 @@ class ExternalMemory {
     // Beats read, beats written, bursts read, bursts written, broken rules of the bus.
     void counts(uint64_t* found) const { std::copy(counted, counted + 5, found); }
 
-    uint64_t read(uint64_t address, uint8_t* data, uint64_t count) const {
+    void read(uint64_t address, uint8_t* data, uint64_t count) const {
         for (uint64_t k = 0; k < count; k++) {
             const auto page = pages.find((address + k) / page_bytes);
             data[k] = page == pages.end() ? 0 : page->second[(address + k) % page_bytes];
         }
-        return count;
     }
 
     void write(uint64_t address, const uint8_t* data, uint64_t count) {

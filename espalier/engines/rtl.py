@@ -42,8 +42,9 @@ class RtlEngine:
         machine = self.program.machine
         library = build_simulator(verilog(machine)) if netlist is None else build_simulator(netlist, SLOW)
         self.simulation = Simulation(library, machine.program_depth)
-        if timing is not None:
-            self.simulation.time_memory(timing)
+        self.timing = timing or MemoryTiming()
+        if self.simulation.external:
+            self.simulation.time_memory(self.timing)
         self.gradients = self.simulation.trace_gradients(machine.master_depth)
         self.reset()
         self._send(host.program_writes(self.program))
@@ -62,13 +63,13 @@ class RtlEngine:
 
     @property
     def _cycles_limit(self) -> int:
-        """More cycles than the program can take: every entry at every pixel, and slack for all that is constant."""
+        """More cycles than the program can take: every entry at every pixel, and slack for memory and constants."""
         program, limit = self.program, 100_000
         for command in program.commands:
             slots = command.blocks * (command.kernel_y * command.kernel_x + 1)
             entries = program.table[command.table + slots] - program.table[command.table]
             pixels = max(command.out_y * command.out_x, self.machine.rows)
-            limit += 2 * (entries + 2 * slots) * pixels * self.machine.rows
+            limit += 2 * (entries + 2 * slots) * pixels * self.machine.rows + command.beats * self.timing.slowest
         return limit
 
     @property

@@ -89,8 +89,8 @@ void simulation_memory_write(void* handle, uint64_t address, const uint8_t* data
     static_cast<Simulation*>(handle)->memory.write(address, data, count);
 }
 
-uint64_t simulation_memory_read(void* handle, uint64_t address, uint8_t* data, uint64_t count) {
-    return static_cast<Simulation*>(handle)->memory.read(address, data, count);
+void simulation_memory_read(void* handle, uint64_t address, uint8_t* data, uint64_t count) {
+    static_cast<Simulation*>(handle)->memory.read(address, data, count);
 }
 #endif
 

@@ -105,6 +105,11 @@ class Bursts(wiring.Component):
 class Spiller(wiring.Component):
     """Writes vectors to external memory in the order in which they come. One vector per cycle, for a while.
 
+    Parameters
+    ----------
+    under_way : int
+        Vectors that may still come after ``hold``.
+
     Members
     -------
     start, place : In
@@ -121,11 +126,6 @@ class Spiller(wiring.Component):
         For one cycle: an answer was not OKAY.
     aw*, w*, b*
         Channels of AXI4.
-
-    Parameters
-    ----------
-    under_way : int
-        Vectors that may still come after ``hold``.
     """
 
     def __init__(self, machine: Machine, under_way: int):

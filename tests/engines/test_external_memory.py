@@ -32,9 +32,9 @@ def named(machine):
 
 def random_timing(rng):
     return MemoryTiming(
-        latency=int(rng.integers(0, 200)), beat_cycles=int(rng.integers(1, 5)), refresh_every=int(rng.integers(0, 600)),
-        refresh_cycles=int(rng.integers(0, 50)), stalls=tuple(map(int, rng.integers(0, 80, 5))),
-        seed=int(rng.integers(1 << 31)))
+        latency=int(rng.integers(0, 200)), beat_cycles=int(rng.integers(1, 5)),
+        refresh_every=int(rng.integers(60, 600)), refresh_cycles=int(rng.integers(0, 50)),
+        stalls=tuple(map(int, rng.integers(0, 80, 5))), seed=int(rng.integers(1 << 31)))
 
 
 def random_chain(rng, word_bits):
@@ -166,6 +166,14 @@ def test_an_error_of_the_memory_is_told():
     rtl.load(state)
     with pytest.raises(ToolError, match="External memory answered with an error to reads and writes"):
         rtl.train(*images(np.random.default_rng(0), network, MACHINES[0].lanes), MACHINES[0].lanes)
+    rtl.close()
+
+
+def test_a_very_slow_memory_is_waited_for():
+    network, state = spilling_network(np.random.default_rng(4), MACHINES[0])
+    rtl = RtlEngine(network, timing=MemoryTiming(latency=2000, beat_cycles=500))
+    verify_step(network, state, *images(np.random.default_rng(0), network, MACHINES[0].lanes),
+                reference=InterpreterEngine(network), candidate=rtl).check()
     rtl.close()
 
 
