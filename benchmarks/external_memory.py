@@ -5,8 +5,7 @@
 One training step of real networks on real images, all activations that can be spilled, against a memory with latency,
 refresh and stalls on every channel: RTL against interpreter, the rules of AXI4, and the bytes that the cost model says.
 Then, by the cycle model, large lattices beside memories of the speed of one DDR3 module and of HBM: what the waits
-cost. They are exact but for FP that waits for its spilled results to leave: that is taken to last as long as the port
-takes to write them.
+cost, to the cycle (``cost_model.py``).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from utilisation_at_scale import SEED, Setting, in_fixed_point, random_live
 from espalier.arch.memory import MemoryTiming
 from espalier.compiler.pipeline import compile_program
 from espalier.cost.cycles import PhaseCycles, predict
-from espalier.cost.memory import spill_load, with_memory
+from espalier.cost.memory import with_memory
 from espalier.cost.traffic import traffic
 from espalier.engines.interpreter import InterpreterEngine
 from espalier.engines.rtl import RtlEngine
@@ -106,13 +105,11 @@ def at_scale(name: str, setting: Setting) -> list[Figure]:
     return figures
 
 
-def memory_waits(program: Program, base: tuple[PhaseCycles, ...], timing: MemoryTiming) -> float:
-    """Cycles that one step waits: at fences, and while FP makes results faster than the port writes them."""
-    step = program.commands[:program.entries_at["infer"]]
-    fences = sum(after.cycles - before.cycles for _, before, after in
-                 zip(step, base, with_memory(program, base, timing), strict=False))
-    return fences + sum(max(0.0, spill_load(command, phase, timing) - 1) * phase.cycles
-                        for command, phase in zip(step, base, strict=False))
+def memory_waits(program: Program, base: tuple[PhaseCycles, ...], timing: MemoryTiming) -> int:
+    """Cycles that one step waits."""
+    step = program.entries_at["infer"]
+    return sum(after.cycles - before.cycles
+               for before, after in zip(base[:step], with_memory(program, base, timing)[:step], strict=True))
 
 
 def told(head: str, program: Program, base: tuple[PhaseCycles, ...], timing: MemoryTiming) -> list[Figure]:

@@ -24,6 +24,9 @@ only the first can wait; the last is fetched at ``max(fetched of the first + blo
 Where something is added to results, the Issuer reads it in ``rows`` cycles, :data:`ADD_CYCLES` after the tile's end:
 holes in which it makes no step. They only put off what is done, so all of the above holds with them.
 
+Where results are spilled, a tile may have to wait with its end (:mod:`espalier.cost.spilling`), which puts off all
+that follows likewise.
+
 A tile changes the state of the queue, which looks back over 16 blocks, and takes some cycles. Both depend on nothing
 but the tile and the state, relative to the end of the tile before, and are computed once for each pair.
 """
@@ -34,6 +37,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, assert_never
 
 from espalier.cost.latencies import ADD_CYCLES, CREDIT_CYCLES, FETCH_CYCLES, QUEUE_DEPTH
+from espalier.cost.spilling import NOTHING, Backlog, WritePort
 from espalier.cost.work import Loop, Tile
 
 Hole = tuple[int, int]  #: cycles in which no step is made: the first, and the one after the last
@@ -53,21 +57,25 @@ class Queue(NamedTuple):
         difference, so that equal behaviour is an equal state.
     holes : tuple of Hole
         To come, in order.
+    backlog : Backlog
+        What is on the way to external memory.
     """
 
     fetched: int
     spacing: int
     taken: tuple[int, ...]
     holes: tuple[Hole, ...] = ()
+    backlog: Backlog = NOTHING
 
     @classmethod
-    def at(cls, fetched: int, spacing: int, taken: list[int], holes: Sequence[Hole] = ()) -> Queue:
+    def at(cls, fetched: int, spacing: int, taken: list[int], holes: Sequence[Hole] = (), backlog: Backlog = NOTHING
+           ) -> Queue:
         """The state, with times that make no difference moved to the latest that make none."""
         full = taken[0] + CREDIT_CYCLES - 1  # there is no credit until then
         if fetched > full:
             taken = [max(time, fetched + 1 + ahead - CREDIT_CYCLES) for ahead, time in enumerate(taken)]
         return cls(max(fetched, full), spacing, tuple(taken),
-                   tuple((max(start, 1), stop) for start, stop in holes if stop > 1))
+                   tuple((max(start, 1), stop) for start, stop in holes if stop > 1), backlog)
 
 
 EMPTY = Queue.at(-FETCH_CYCLES - 1, 0, [-FETCH_CYCLES - QUEUE_DEPTH] * QUEUE_DEPTH)  #: the first block is there at 0
@@ -80,15 +88,28 @@ class Stopwatch:
     ----------
     adds : bool
         Whether something is added to results.
+    port : WritePort, optional
+        Where results are spilled to.
+    pooled : bool
+        Whether four tiles make a result.
     """
 
-    def __init__(self, *, adds: bool = False) -> None:
-        self.adds = adds
+    def __init__(self, *, adds: bool = False, port: WritePort | None = None, pooled: bool = False) -> None:
+        self.adds, self.port, self.pooled = adds, port, pooled
         self.known: dict[tuple[Loop | Tile, Queue], tuple[Queue, int]] = {}
 
     def cycles(self, work: Loop) -> int:
         """Of a whole phase."""
         return self._after(work, EMPTY)[1]
+
+    def spilled(self, work: Loop, backlog: Backlog) -> tuple[Backlog, int]:
+        """What is on the way at the end of the last tile, in cycles from then, and the cycles of the phase.
+
+        ``backlog`` is what is on the way when the first block can be taken.
+        """
+        assert self.port, "there is a port"
+        queue, cycles = self._after(work, EMPTY._replace(backlog=backlog))
+        return self.port.closed(queue.backlog), cycles
 
     def _after(self, part: Loop | Tile, queue: Queue) -> tuple[Queue, int]:
         """The state after a part of the work, and the cycles it takes."""
@@ -97,7 +118,7 @@ class Stopwatch:
         if found is None:
             match part:
                 case Tile():
-                    found = tile_after(part, queue, self.adds)
+                    found = self._tile_after(part, queue)
                 case Loop():
                     found = self._looped(part, queue)
                 case _:
@@ -106,33 +127,43 @@ class Stopwatch:
         return found
 
     def _looped(self, loop: Loop, queue: Queue) -> tuple[Queue, int]:
-        total = 0
-        for turn in range(loop.times):
-            before, cycles = queue, 0
+        """As soon as a state comes again, so does all that followed it."""
+        total, turn = 0, 0
+        seen: dict[Queue, tuple[int, int]] = {}
+        while turn < loop.times:
+            if queue in seen:
+                before, then = seen[queue]
+                rounds, rest = divmod(loop.times - turn, turn - before)
+                total += rounds * (total - then)
+                turn, seen = loop.times - rest, {}
+                continue
+            seen[queue] = turn, total
             for part in loop.body:
                 queue, more = self._after(part, queue)
-                cycles += more
-            if queue == before:  # and so after each turn to come
-                return queue, total + (loop.times - turn) * cycles
-            total += cycles
+                total += more
+            turn += 1
         return queue, total
 
-
-def tile_after(tile: Tile, queue: Queue, adds: bool) -> tuple[Queue, int]:
-    """The state at the end of a tile, and the cycles from the end of the one before to that."""
-    fetched, taken, now = queue.fetched, [*queue.taken], 0
-    for run in tile.runs:
-        first = max(fetched + 1, taken[0] + CREDIT_CYCLES) + run.empty
-        begin = max(first + FETCH_CYCLES, now)
-        taken += [_after(begin, steps, queue.holes) for steps in run.begins]
-        credit = taken[-QUEUE_DEPTH - 1] if run.blocks > QUEUE_DEPTH else taken[run.blocks - 1]
-        fetched = max(first + run.blocks - 1, credit + CREDIT_CYCLES)
-        taken, now = taken[-QUEUE_DEPTH:], _after(begin, run.steps, queue.holes)
-    end = now if now >= queue.spacing else _after(queue.spacing - 1, 1, queue.holes)
-    holes = [(start - end, stop - end) for start, stop in queue.holes]
-    if adds:
-        holes.append((ADD_CYCLES, ADD_CYCLES + tile.rows))
-    return Queue.at(fetched - end, tile.rows, [time - end for time in taken], holes), end
+    def _tile_after(self, tile: Tile, queue: Queue) -> tuple[Queue, int]:
+        """The state at the end of a tile, and the cycles from the end of the one before to that."""
+        fetched, taken, now = queue.fetched, [*queue.taken], 0
+        for run in tile.runs:
+            first = max(fetched + 1, taken[0] + CREDIT_CYCLES) + run.empty
+            begin = max(first + FETCH_CYCLES, now)
+            taken += [_after(begin, steps, queue.holes) for steps in run.begins]
+            credit = taken[-QUEUE_DEPTH - 1] if run.blocks > QUEUE_DEPTH else taken[run.blocks - 1]
+            fetched = max(first + run.blocks - 1, credit + CREDIT_CYCLES)
+            taken, now = taken[-QUEUE_DEPTH:], _after(begin, run.steps, queue.holes)
+        end = now if now >= queue.spacing else _after(queue.spacing - 1, 1, queue.holes)
+        backlog = queue.backlog
+        if self.port:
+            while (free := self.port.may_end(backlog, end)) > end:
+                end = _after(free - 1, 1, queue.holes)
+            backlog = self.port.after(backlog, end, tile.rows, pooled=self.pooled)
+        holes = [(start - end, stop - end) for start, stop in queue.holes]
+        if self.adds:
+            holes.append((ADD_CYCLES, ADD_CYCLES + tile.rows))
+        return Queue.at(fetched - end, tile.rows, [time - end for time in taken], holes, backlog), end
 
 
 def _after(time: int, steps: int, holes: Sequence[Hole]) -> int:

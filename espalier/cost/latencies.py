@@ -16,7 +16,8 @@ CONTROL_CYCLES = 3  #: of a command beside fill, steps, waits and drain
 LOSS_CONTROL_CYCLES = 5  #: of a loss beside the unit's own
 REFETCH_CYCLES = 4  #: of asking a spilled tensor back
 LAUNCH_CYCLES = 3     #: from a command's first cycle to its launch
-DESCRIPTOR_CYCLES = 2  #: from the launch of a REFETCH to the cycle in which the port takes the tensor up
+OUTSTANDING = 8       #: bursts asked for and not answered
+DESCRIPTORS = 3       #: tensors that wait for the port, and another that is about to be taken up
 STORE_CYCLES = 2      #: from a tensor's last beat to the cycle in which the port is not busy with it any more
 END_CYCLES = 5      #: of the command that stops a program
 
@@ -26,6 +27,8 @@ ADD_CYCLES = 8      #: from a tile's last step to the one that reads what is add
 UPDATE_CYCLES = 20  #: from a gradient to the write of its weight
 GROUPS_CYCLES = 3   #: more, where gradients add up over groups
 WRITE_CYCLES = 1
+HOLD_CYCLES = 4     #: from a vector's coming to the port's queue to the step that it holds up
+SPILL_CYCLES = OPERAND_CYCLES + LATTICE_CYCLES + DRAIN_CYCLES + WRITE_CYCLES  #: from a tile's end to that coming
 
 LOSS_READ_CYCLES = 3      #: from a class to its logits
 LOSS_BEST_CYCLES = 2      #: from an element's turn to the write of its lane's largest logit

@@ -9,7 +9,11 @@ from amaranth.hdl import Elaboratable, Fragment
 from bench.machines import DEPTHS, GROUPED, TWO_BY_FOUR
 
 from espalier.arch.machine import Machine
+from espalier.arch.memory import MemoryTiming
 from espalier.cost import latencies
+from espalier.cost.spilling import WritePort
+from espalier.gateware import accelerator as gateware
+from espalier.gateware import external
 from espalier.gateware.accelerator import Accelerator
 from espalier.gateware.front import Front
 from espalier.gateware.landing_queue import DEPTH_BITS
@@ -39,6 +43,16 @@ def test_a_command_drains_as_the_accelerator_does(machine: Machine) -> None:
 def test_the_front_fills_and_queues_as_the_model_says() -> None:
     assert Front.fill_cycles == latencies.FILL_CYCLES + ISSUER_CYCLES
     assert 1 << DEPTH_BITS == latencies.QUEUE_DEPTH
+
+
+@pytest.mark.parametrize("machine", [Machine(**{**TWO_BY_FOUR.to_json(), "port_bits": 64}),
+                                     Machine(rows=16, lanes=1, port_bits=32, **DEPTHS)],
+                         ids=lambda machine: f"{machine.rows}x{machine.lanes}")
+def test_the_port_queues_as_the_model_says(machine: Machine) -> None:
+    spiller = elaborated(Accelerator(machine)).spiller
+    assert WritePort.of(machine, MemoryTiming()).spare == spiller.spare == spiller.depth // 2
+    assert latencies.HOLD_CYCLES == gateware.HOLD_CYCLES
+    assert (latencies.OUTSTANDING, latencies.DESCRIPTORS + 1) == (external.OUTSTANDING, external.DESCRIPTORS)
 
 
 @pytest.mark.parametrize("lanes", [1, 3, 4, 5, 13, 64])
