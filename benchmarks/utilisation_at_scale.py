@@ -3,27 +3,36 @@
     python benchmarks/utilisation_at_scale.py
 
 The model's cycles are those of the simulated Verilog (``cost_model.py``), so what is estimated here is what would be
-simulated. A step is of one group, so of as many images as the machine has lanes; every tensor is on chip, whatever
-that takes: the memory is a figure, too. Lattices have 16 rows and as many lane trees; those of pruned networks 4 rows
-as well. Live blocks are random, a tenth of each layer's, and all of the first and of the last one's. Utilisation is
-useful MACs over multipliers times cycles, all of a phase's commands with their fill and drain; the step has the loss,
-too.
+simulated. A step is of one group, so of as many images as the machine has lanes; at first every tensor is on chip,
+whatever that takes: the memory is a figure, too. Lattices have as many lane trees as rows: 16 and 32; for pruned
+networks 16 and 4. Live blocks are random, a tenth of each layer's, and all of the first and of the last one's.
+Utilisation is useful MACs over multipliers times cycles, all of a phase's commands with their fill and drain; the step
+has the loss, too.
+
+Then, on 16 rows, with all activations and images in external memory that can be: the same with all waits. The roofline
+is what bandwidth leaves: the cycles of a phase over those, or over those in which the port moves what belongs to it
+(FP: all that is spilled; BP and WU together: all that comes back), whichever are more. A phase has a bar where that is
+the bar at least. For a batch of one image, one lane of 16 works, on the most rows there are.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from harness import LOSS, fitted_machine, plain_rules, write_results
 from numpy.typing import NDArray
 
+from espalier.arch.memory import MemoryTiming
 from espalier.compiler.legalise import legalise
 from espalier.compiler.lists import weight_numbers
 from espalier.compiler.pipeline import compile_program
-from espalier.cost.cycles import predict
+from espalier.cost.cycles import PhaseCycles, predict
+from espalier.cost.memory import with_memory
+from espalier.cost.traffic import traffic
 from espalier.flow.cycles import by_phase, layer_macs
 from espalier.frontend.torch_export import from_torch
 from espalier.ir.differentiate import differentiate, gradient_name
@@ -54,7 +63,13 @@ class Setting:
         return f"{'dense' if self.density == 1 else f'{1 - self.density:.0%} pruned'}, {self.rows} rows"
 
 
-SETTINGS = (Setting(16, 1.0, 95), Setting(16, 0.1, 90), Setting(4, 0.1, 90))
+SETTINGS = (Setting(16, 1.0, 95), Setting(32, 1.0, 95), Setting(16, 0.1, 90), Setting(4, 0.1, 90))
+ONE_IMAGE = Setting(64, 1.0, 70)
+MHZ = 240  #: at which the bandwidths hold: bits / 8 × MHZ / beat_cycles
+MEMORIES = {"DDR3-class, 7.7 GB/s": (512, MemoryTiming(latency=60, beat_cycles=2, queue=8)),
+            "DDR4-class, 15.4 GB/s": (512, MemoryTiming(latency=60, queue=8)),
+            "HBM-class port, 30.7 GB/s": (1024, MemoryTiming(latency=60, queue=8))}
+IN_MEMORY = (SETTINGS[0], SETTINGS[2])
 
 
 def in_fixed_point(name: str) -> tuple[Graph, dict[str, Format]]:
@@ -81,51 +96,128 @@ def random_live(step: Graph, setting: Setting) -> dict[str, NDArray[np.bool_]]:
     return live
 
 
-def measured(name: str, setting: Setting) -> list[tuple[int, dict[str, float], Program]]:
-    """For each number of multipliers: percent of them busy in each phase and in the step, and the Program."""
-    graph, gradients = in_fixed_point(name)
-    step = differentiate(graph, LOSS, gradients)
-    live = random_live(step, setting)
-    machine = replace(fitted_machine(step, live, setting.rows, 1)[0], trees=setting.rows)
-    program = compile_program(graph, loss=LOSS, gradient_formats=gradients, live=live,
-                              rules=plain_rules(graph.parameters), machine=machine)
-    useful = {layer.name: layer_macs(layer, live) for layer in legalise(step)[0]}
-    found = []
+class Network:
+    """A network of the zoo in a setting."""
+
+    def __init__(self, name: str, setting: Setting) -> None:
+        self.setting = setting
+        self.graph, self.gradients = in_fixed_point(name)
+        self.step = differentiate(self.graph, LOSS, self.gradients)
+        self.live = random_live(self.step, setting)
+        self.useful = {layer.name: layer_macs(layer, self.live) for layer in legalise(self.step)[0]}
+
+    def program(self, lanes: int, port_bits: int = 0) -> Program:
+        """For the smallest machine that holds it."""
+        rows = self.setting.rows
+        machine = replace(fitted_machine(self.step, self.live, rows, lanes, port_bits)[0], trees=rows)
+        return compile_program(self.graph, loss=LOSS, gradient_formats=self.gradients, live=self.live,
+                               rules=plain_rules(self.graph.parameters), machine=machine)
+
+    def busy(self, phases: Sequence[PhaseCycles]) -> dict[str, float]:
+        """Percent of the multipliers in each phase and in the step, of the commands of a step."""
+        macs, cycles = dict.fromkeys(PHASES, 0), dict.fromkeys(PHASES, 0)
+        for phase in by_phase(phases):
+            if phase.opcode in PHASES:
+                macs[phase.opcode] += self.useful[phase.layer]
+                cycles[phase.opcode] += phase.cycles
+        found = {PHASES[opcode]: macs[opcode] / cycles[opcode] for opcode in PHASES}
+        found["step"] = sum(macs.values()) / cycles_of(phases)
+        return {name: 100 * value / self.setting.rows for name, value in found.items()}
+
+
+def on_chip(name: str, network: Network) -> Iterator[Figure | Bar]:
+    """Without external memory: no cycle depends on the number of lanes, but for the levels of the trees."""
+    program = network.program(1)
     for multipliers in MULTIPLIERS:
-        sized = replace(program, machine=replace(machine, lanes=multipliers // setting.rows))
-        found.append((multipliers, busy(sized, useful), sized))
-    return found
+        sized = replace(program, machine=replace(program.machine, lanes=multipliers // network.setting.rows))
+        percent = network.busy(predict(sized)[: sized.entries_at["infer"]])
+        head = f"{name}, {network.setting}, {multipliers} multipliers"
+        yield from phase_figures(head, percent)
+        bits = sum(words * width for words, width in sized.machine.memories().values())
+        yield Figure(f"{head}: on-chip memory", round(bits / 8e6, 2), "MB", Provenance.ESTIMATED)
+        yield from (Bar(f"{head}: {phase}", round(percent[phase], 2), ">=", network.setting.least)
+                    for phase in PHASES.values())
 
 
-def busy(program: Program, useful: dict[str, int]) -> dict[str, float]:
-    rows = program.machine.rows
-    phases = by_phase(predict(program)[: program.entries_at["infer"]])
-    macs, cycles = dict.fromkeys(PHASES, 0), dict.fromkeys(PHASES, 0)
-    for phase in phases:
-        if phase.opcode in PHASES:
-            macs[phase.opcode] += useful[phase.layer]
-            cycles[phase.opcode] += phase.cycles
-    found = {PHASES[opcode]: 100 * macs[opcode] / (rows * cycles[opcode]) for opcode in PHASES}
-    return found | {"step": 100 * sum(macs.values()) / (rows * sum(phase.cycles for phase in phases))}
+def in_memory(name: str, network: Network) -> Iterator[Figure | Bar]:
+    """With activations in external memory."""
+    for multipliers in MULTIPLIERS:
+        lanes = multipliers // network.setting.rows
+        place = f"{name}, {network.setting}, {multipliers} multipliers"
+        for label, (bits, timing) in MEMORIES.items():
+            program = network.program(lanes, bits)
+            base = predict(program)
+            end = program.entries_at["infer"]
+            alone, step = base[:end], with_memory(program, base, timing)[:end]
+            head, percent, moved = f"{place}, {label}", network.busy(step), traffic(program)
+            waits = cycles_of(step) / cycles_of(alone) - 1
+            yield from phase_figures(head, percent)
+            yield Figure(f"{head}: moved in a step", round((moved.read + moved.written) / 1e6, 2), "MB",
+                         Provenance.ESTIMATED)
+            yield Figure(f"{head}: waits", round(100 * waits, 3), "% of the step without", Provenance.ESTIMATED)
+            for phase, roof in roofline(program, alone, timing).items():
+                bound = network.busy(alone)[phase] * roof
+                yield Figure(f"{head}: {phase}, roofline", round(bound, 2), "% of multipliers", Provenance.ESTIMATED)
+                if bound >= network.setting.least:
+                    yield Bar(f"{head}: {phase}", round(percent[phase], 2), ">=", network.setting.least)
+        whole = fitted_machine(network.step, network.live, network.setting.rows, lanes)[0].activation_depth
+        for what, depth in (("spilling", program.machine.activation_depth), ("all on chip", whole)):
+            yield Figure(f"{place}: activation memory, {what}", round(depth * program.machine.vector_bits / 8e6, 2),
+                         "MB", Provenance.ESTIMATED)
+
+
+def roofline(program: Program, phases: Sequence[PhaseCycles], timing: MemoryTiming) -> dict[str, float]:
+    """The part of each phase's time, 0..1, in which the port does not hold it up, if all else overlaps."""
+    moved = traffic(program)
+    spent = {name: cycles_of([phase for phase in phases if PHASES.get(phase.opcode) == name])
+             for name in PHASES.values()}
+    port = {name: timing.beat_cycles * 8 * count // program.machine.port_bits
+            for name, count in (("out", moved.written), ("back", moved.read))}
+    forward = min(1.0, spent["FP"] / max(1, port["out"]))
+    backward = min(1.0, (spent["BP"] + spent["WU"]) / max(1, port["back"]))
+    return {"FP": forward, "BP": backward, "WU": backward}
+
+
+def one_image(name: str) -> Iterator[Figure | Bar]:
+    """A batch of one image: all lanes but one are idle."""
+    network, multipliers = Network(name, ONE_IMAGE), MULTIPLIERS[0]
+    lanes = multipliers // ONE_IMAGE.rows
+    program = network.program(lanes)
+    percent = network.busy(predict(program)[: program.entries_at["infer"]])["step"] / lanes
+    yield Bar(f"{name}, {ONE_IMAGE}, {multipliers} multipliers, batch 1: step", round(percent, 2), ">=",
+              ONE_IMAGE.least)
+
+
+def memory_waits(program: Program, base: Sequence[PhaseCycles], timing: MemoryTiming) -> int:
+    """Cycles that one step waits."""
+    end = program.entries_at["infer"]
+    return cycles_of(with_memory(program, base, timing)[:end]) - cycles_of(base[:end])
+
+
+def cycles_of(phases: Sequence[PhaseCycles]) -> int:
+    return sum(phase.cycles for phase in phases)
+
+
+def phase_figures(head: str, percent: dict[str, float]) -> Iterator[Figure]:
+    yield from (Figure(f"{head}: {phase}", round(value, 2), "% of multipliers", Provenance.ESTIMATED)
+                for phase, value in percent.items())
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
-    figures, bars = [], []
+    found: list[Figure | Bar] = []
     for name in parser.parse_args().networks:
         for setting in SETTINGS:
-            for multipliers, percent, program in measured(name, setting):
-                head = f"{name}, {setting}, {multipliers} multipliers"
-                figures += [Figure(f"{head}: {phase}", round(value, 2), "% of multipliers", Provenance.ESTIMATED)
-                            for phase, value in percent.items()]
-                bits = sum(words * width for words, width in program.machine.memories().values())
-                figures.append(Figure(f"{head}: on-chip memory", round(bits / 8e6, 2), "MB", Provenance.ESTIMATED))
-                bars += [Bar(f"{head}: {phase}", round(percent[phase], 2), ">=", setting.least)
-                         for phase in PHASES.values()]
-            print(name, setting, {phase: round(value, 1) for phase, value in percent.items()}, flush=True)
-    write_results("utilisation_at_scale", seeds=[SEED], figures=figures, bars=bars,
-                  notes="All tensors on chip: with external memory these are the limits that its bandwidth allows.")
+            network = Network(name, setting)
+            found += on_chip(name, network)
+            if setting in IN_MEMORY:
+                found += in_memory(name, network)
+            print(name, setting, flush=True)
+        found += one_image(name)
+    write_results("utilisation_at_scale", seeds=[SEED], figures=[item for item in found if isinstance(item, Figure)],
+                  bars=[item for item in found if isinstance(item, Bar)],
+                  notes=f"External memory beside machines of {MHZ} MHz. What names none has all tensors on chip.")
     return 0
 
 

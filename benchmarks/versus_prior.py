@@ -3,7 +3,7 @@
     python benchmarks/versus_prior.py
 
 Cycles are those of the cycle model, which equal the simulated Verilog's (``cost_model.py``), with the waits for
-external memory (``external_memory.py``); a step has FP, BP, WU, update and loss of one group, so of as many images as
+external memory; a step has FP, BP, WU, update and loss of one group, so of as many images as
 there are lanes. Clocks are the published ones: none of these machines has been routed. Activations are spilled as far
 as they can be; gradients, weights, masters and momenta are on chip, and whether that fits the published part is a bar.
 
@@ -18,9 +18,8 @@ import argparse
 import sys
 from dataclasses import dataclass, replace
 
-from external_memory import memory_waits
 from harness import LOSS, fitted_machine, plain_rules, write_results
-from utilisation_at_scale import SEED, Setting, in_fixed_point, random_live
+from utilisation_at_scale import SEED, Setting, in_fixed_point, memory_waits, random_live
 
 from espalier.arch.memory import MemoryTiming
 from espalier.compiler.legalise import legalise
