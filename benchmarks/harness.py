@@ -116,7 +116,8 @@ def fitted_machine(step: Graph, live: dict[str, NDArray[np.bool_]], rows: int, l
         blocks.append(layer_blocks(layer, live, rows, blocks[-1].columns if blocks else 0))
     depths = required_depths(layers, tuple(blocks), memory, rows)
     acc_bits = max(32, required_acc_bits(layers, tuple(blocks)))
-    return Machine(rows=rows, lanes=lanes, acc_bits=acc_bits, port_bits=port_bits, **depths), tuple(blocks)
+    return Machine(rows=rows, lanes=lanes, acc_bits=acc_bits, port_bits=port_bits,
+                   clips=any(layer.clip for layer in layers), **depths), tuple(blocks)
 
 
 def training_optimiser(prepared: Prepared, sgd: Sgd) -> Optimiser:

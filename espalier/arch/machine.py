@@ -22,7 +22,7 @@ MAX_BURST_BEATS = 64  #: of one burst
 MULTIPLIERS_BESIDE_LATTICE = 16  #: at most: addresses, loss and one update unit
 UPDATE_MULTIPLIERS = 6  #: of each further update unit
 PAIR_BITS = 8  #: of the widest words of which two products fit a multiplier: packed they take 3 * 8 + 1 = 25 bits
-_FLAGS = ("groups", "pairs")
+_FLAGS = ("groups", "pairs", "clips")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,8 @@ class Machine:
     pairs : bool
         Whether two rows share each hard multiplier of the lattice; for two rows or more and words of at most
         :data:`PAIR_BITS` bits. Changes no result and no cycle.
+    clips : bool
+        Whether rectifiers may have an upper end (ReLU6).
     """
 
     rows: int
@@ -78,6 +80,7 @@ class Machine:
     trees: int = 1
     port_bits: int = 0
     pairs: bool = False
+    clips: bool = False
 
     def __post_init__(self) -> None:
         if self.rows not in ROWS:

@@ -173,6 +173,10 @@ class _Commands:
                                    f"result may not be finer than its products")
         return acc_frac - out_frac
 
+    def _bound(self, high: int, layer: Layer, less: int = 0) -> int:
+        """Of words up to ``high``, the largest that the rectifier of ``layer`` leaves, or so much ``less``."""
+        return min(high, layer.clip - less if layer.clip else high) if self.machine.clips else 0
+
     def _source(self, k: int) -> dict[str, int]:
         """What FP and WU share: the convolution over the layer's input."""
         layer = self.layers[k]
@@ -196,7 +200,7 @@ class _Commands:
             fence=int(k in self.memory.fences), rectify=int(layer.rectify), out_base=out, out_plane=plane,
             out_step=1, out_skip=1, out_block=block,
             add=int(layer.addend is not None), add_offset=self._offset(out, added),
-            limit=layer.out_format.high,
+            limit=layer.out_format.high, bound=self._bound(layer.out_format.high, layer),
             shift=self._shift(layer, "FP", layer.x_format.frac + layer.weight_format.frac, layer.out_format.frac))
 
     def spilling(self, command: Command) -> Command:
@@ -249,7 +253,7 @@ class _Commands:
             out_skip=layer.stride[0] * width - (x.size - 1) * layer.stride[1],
             add=int(add is not None), add_offset=self._offset(base, added),
             mask_base=memory.activations[layer.x] + first, rectify=int(source.rectify),
-            limit=layer.input_gradient_format.high,
+            limit=layer.input_gradient_format.high, bound=self._bound(layer.x_format.high, source, 1),
             shift=self._shift(layer, "BP", layer.gradient_format.frac + layer.weight_format.frac,
                               layer.input_gradient_format.frac))
 

@@ -75,6 +75,10 @@ def check_fit(machine: Machine, layers: tuple[Layer, ...], loss: Loss, blocks: t
     if loss.classes > machine.max_classes:
         raise FitError(f"The network has {loss.classes} classes and the machine's loss unit takes "
                        f"{machine.max_classes}")
+    clipped = next((layer.name for layer in layers if layer.clip), None)
+    if clipped and not machine.clips:
+        raise FitError(f"The rectifier of {clipped!r} has an upper end and the machine's have none: build one with "
+                       f"clips")
     for layer in layers:
         for what, fmt in (("input", layer.x_format), ("weight", layer.weight_format), ("output", layer.out_format),
                           ("gradient", layer.gradient_format)):

@@ -11,9 +11,11 @@ from espalier.arch.machine import MAX_KERNEL, MAX_MAP, MAX_STRIDE_SHIFT
 from espalier.errors import UnsupportedError
 from espalier.ir.differentiate import gradient_name
 from espalier.ir.graph import Graph
+from espalier.ir.interpret import units
 from espalier.ir.ops import (
     Add,
     AveragePool,
+    ClippedRelu,
     Conv2d,
     GlobalAveragePool,
     Linear,
@@ -32,7 +34,7 @@ from espalier.numerics.window import Window
 POOL = Window((2, 2), (2, 2))
 
 Summing = Conv2d | Linear | AveragePool | GlobalAveragePool
-SUPPORTED = (Conv2d, Linear, AveragePool, GlobalAveragePool, Relu, MaxPool, Add, Reshape)
+SUPPORTED = (Conv2d, Linear, AveragePool, GlobalAveragePool, Relu, ClippedRelu, MaxPool, Add, Reshape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,8 @@ class Layer:
     in_shape, conv_shape, out_shape : (channels, height, width)
         Of the source, of the convolution's result, and of what is stored.
     rectify, pool : bool
+    clip : int
+        The word to which the rectifier clips what is larger; 0: to none.
     x_format, weight_format, out_format : Fixed
     gradient_format : Fixed
         Of the gradient at ``out`` and, unpooled, at the convolution's result.
@@ -82,6 +86,7 @@ class Layer:
     out_shape: MapShape
     rectify: bool = False
     pool: bool = False
+    clip: int = 0
     x_format: Fixed
     weight_format: Fixed
     out_format: Fixed
@@ -109,7 +114,8 @@ def legalise(graph: Graph, frozen: Collection[str] = ()) -> tuple[tuple[Layer, .
     """The layers of a differentiated fixed-point graph, in order; parameters that are ``frozen`` are not trained.
 
     rewrite:
-        conv2d | linear(reshape?) | average_pool | global_average_pool ; add? ; relu? ; max_pool 2×2 ?   ->   Layer
+        conv2d | linear(reshape?) | average_pool | global_average_pool ; add? ; (clipped_)relu? ; max_pool 2×2 ?
+            ->   Layer
 
     Raises UnsupportedError, naming the layer, for anything that this engine does not run.
     """
@@ -132,7 +138,7 @@ def legalise(graph: Graph, frozen: Collection[str] = ()) -> tuple[tuple[Layer, .
                 found.flatten(op)
             case Add():
                 found.add(op)
-            case Relu():
+            case Relu() | ClippedRelu():
                 found.rectify(op)
             case MaxPool():
                 found.pool(op)
@@ -193,15 +199,21 @@ class _Layers:
         _same_formats(self.graph, op.x, op.out)
         self.flat[op.out.name] = self.flat.get(op.x.name, op.x.name)
 
-    def rectify(self, op: Relu) -> None:
+    def rectify(self, op: Relu | ClippedRelu) -> None:
         at = self._made_for(op)
-        self.layers[at] = replace(self.layers[at], out=op.out.name, rectify=True)
+        clip = units(op.bound, op.x) if isinstance(op, ClippedRelu) else 0
+        if isinstance(op, ClippedRelu) and not clip:
+            raise UnsupportedError(f"Layer {op.out.name!r} clips at {op.bound}, which is less than one unit of "
+                                   f"{op.x.format}: give it a finer format")
+        before = self.layers[at].clip
+        self.layers[at] = replace(self.layers[at], out=op.out.name, rectify=True,
+                                  clip=min(before, clip) if before and clip else before or clip)
 
     def pool(self, op: MaxPool) -> None:
         at = self._made_for(op)
         self.layers[at] = _pooled(self.layers[at], op)
 
-    def _made_for(self, op: Relu | MaxPool) -> int:
+    def _made_for(self, op: Relu | ClippedRelu | MaxPool) -> int:
         """The layer to which ``op`` can be fused."""
         at = self._maker(op.x)
         if at is None:
@@ -227,7 +239,7 @@ class _Layers:
     def _maker(self, value: Value) -> int | None:
         return next((k for k, layer in enumerate(self.layers) if layer.out == value.name), None)
 
-    def _only_reader(self, value: Value, op: Relu | MaxPool | Add) -> None:
+    def _only_reader(self, value: Value, op: Relu | ClippedRelu | MaxPool | Add) -> None:
         """What is fused is not stored."""
         for other in self.forward:
             if other is not op and value in other.inputs:

@@ -231,7 +231,7 @@ def _narrowest(layers: tuple[Layer, ...], loss: Loss, blocks: tuple[LayerBlocks,
               for name, needed in required_depths(layers, blocks, memory, rows).items()}
     return Machine(rows=rows, lanes=1, word_bits=word_bits, max_classes=max(16, loss.classes), groups=False,
                    trees=min(constraints.trees, rows), pairs=constraints.pairs_in(rows, word_bits),
-                   port_bits=constraints.port_bits, **depths,
+                   port_bits=constraints.port_bits, clips=any(layer.clip for layer in layers), **depths,
                    acc_bits=max(required_acc_bits(layers, blocks), 2 * word_bits))
 
 

@@ -31,6 +31,7 @@ def _legalised(build: Build) -> str:
                    f"weight {'×'.join(map(str, layer.weight_shape))}{', bias' if layer.bias else ''}"
                    f"{f', stride {layer.stride}' if layer.stride != (1, 1) else ''}"
                    f"{f', plus {layer.addend}' if layer.addend else ''}{', relu' if layer.rectify else ''}"
+                   f"{f' up to {layer.clip}' if layer.clip else ''}"
                    f"{', pool' if layer.pool else ''}\n" for layer in build.layers)
 
 

@@ -187,7 +187,8 @@ RELU = Layer(
     "ReLU", ("relu.default",), ("Relu",), Ranges(), Ranges(notes=("after Conv2d, Linear, a mean or Add",)), (ELEMENTS,))
 CLIPPED_RELU = Layer(
     "ClippedReLU", ("relu6.default", "hardtanh.default", "clamp.default"), ("Clip",),
-    Ranges(notes=("from 0 to a whole number of at least 1, such as ReLU6",)), None,
+    Ranges(notes=("from 0 to a whole number of at least 1, such as ReLU6",)),
+    Ranges(notes=("after Conv2d, Linear, a mean or Add",)),
     (LOWER_END, UPPER_END, CLIP_CONSTANTS, ELEMENTS))
 MAX_POOL = Layer(
     "MaxPool", ("max_pool2d.default",), ("MaxPool",),

@@ -115,9 +115,9 @@ class VectorRequantizer(wiring.Component):
 class Drain(wiring.Component):
     """The drain pipeline of FP and BP. Latency :attr:`latency_cycles` from ``item`` to a write.
 
-    FP: requantise, add, rectify, 2×2 maximum with the position of the first largest. BP: requantise, add, pass
-    where the activation that the gradient belongs to is positive, attach that activation's code. A sum is limited
-    as words are.
+    FP: requantise, add, rectify (and clip, where the machine does), 2×2 maximum with the position of the first
+    largest. BP: requantise, add, pass where the activation that the gradient belongs to is positive (and not clipped),
+    attach that activation's code. A sum is limited as words are.
 
     Members
     -------
@@ -160,7 +160,11 @@ class Drain(wiring.Component):
         m.d.sync += forward.eq(command.opcode == Opcode.FORWARD)
         for lane in range(self.machine.lanes):
             word, seen = self._sum(m, requantizer.o[lane], lane), self.mask[lane]
-            dead = command.rectify & (Mux(forward, word, seen.value) <= 0)
+            shown = Mux(forward, word, seen.value)
+            dead = command.rectify & (shown <= 0)
+            if self.machine.clips:
+                above = command.rectify & (shown > command.bound.as_signed())
+                word = Mux(above, Mux(forward, command.bound, 0), word)
             m.d.sync += [result[lane].value.eq(Mux(dead, 0, word)), result[lane].code.eq(Mux(forward, 0, seen.code))]
         self._pool(m, items[ready - 1:], result, forward)
         return m

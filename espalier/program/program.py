@@ -70,6 +70,9 @@ class Command:
         brings them back: ``out_base``, ``out_block``, ``out_plane``, ``blocks`` and ``last_rows`` say to where.
     fence : int
         Whether the command waits until all that was spilled is written and all that was asked back is there.
+    bound : int
+        Where something is rectified, FP: the largest result, to which larger ones are clipped; BP: the largest
+        activation at which a gradient passes.
     """
 
     opcode: Opcode
@@ -123,6 +126,7 @@ class Command:
     fence: int = 0
     external: int = 0
     beats: int = 0
+    bound: int = 0
 
     def encode(self, machine: Machine) -> int:
         """The command word. What a machine has no field for is zero."""

@@ -83,6 +83,7 @@ def command_fields(machine: Machine) -> dict[str, int]:
     size = COORDINATE_BITS
     beats = EXTERNAL_BITS - (machine.port_bits // 8 - 1).bit_length()
     external = {"spill": 1, "fence": 1, "external": PAGE_BITS, "beats": beats} if machine.port_bits else {}
+    clip = {"bound": machine.word_bits} if machine.clips else {}
     return {
         "opcode": 3, "table": bits_for(machine.table_depth), "blocks": bits_for(machine.table_depth),
         "last_rows": bits_for(machine.rows + 1), "bias": 1,
@@ -98,7 +99,7 @@ def command_fields(machine: Machine) -> dict[str, int]:
         "gradient_shift": 6, "weight_width": 5, "diagonal": 1,
         "rate": 16, "rate_shift": 6, "momentum": 16, "momentum_shift": 6, "decay": 16, "decay_shift": 6,
         "classes": bits_for(machine.max_classes + 1), "logit_frac": 5, "gradient_frac": 5, "gradient_width": 5,
-        "hinge": 1, **external,
+        "hinge": 1, **external, **clip,
     }
 
 

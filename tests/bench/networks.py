@@ -15,7 +15,18 @@ from espalier.compiler.pipeline import compile_program
 from espalier.engines.base import Network
 from espalier.ir.differentiate import differentiate, gradient_name
 from espalier.ir.graph import Graph
-from espalier.ir.ops import Add, AveragePool, Conv2d, GlobalAveragePool, Linear, MaxPool, Op, Relu, Reshape
+from espalier.ir.ops import (
+    Add,
+    AveragePool,
+    ClippedRelu,
+    Conv2d,
+    GlobalAveragePool,
+    Linear,
+    MaxPool,
+    Op,
+    Relu,
+    Reshape,
+)
 from espalier.ir.types import Format, TensorType, Value
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.live import block_grid, expand_blocks
@@ -95,6 +106,9 @@ class Chain:
 
     def relu(self) -> Chain:
         return self.append(Relu(self._same("relu", self.x.shape), self.x))
+
+    def clip(self, bound: int) -> Chain:
+        return self.append(ClippedRelu(self._same("clip", self.x.shape), self.x, bound))
 
     def pool(self, window: Window = POOL) -> Chain:
         shape = (self.x.shape[0], *window.out_size(*self.x.shape[1:]))

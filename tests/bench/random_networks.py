@@ -106,7 +106,18 @@ def windows(draw, size: tuple[int, ...], dilations: tuple[int, ...] = (1, 1, 1, 
 
 
 @st.composite
-def convolved(draw, chain: Chain, rows: int, bias: bool, formats: Formats) -> None:
+def rectified(draw, chain: Chain, clips: bool) -> None:
+    """Append a rectifier, one with an upper end or not."""
+    format_ = chain.x.format
+    if clips and draw(st.booleans()):
+        unit = 1 << max(0, -format_.frac)  # the least whole number that is a word
+        chain.clip(draw(st.integers(unit, max(unit, format_.high << max(0, -format_.frac) >> max(0, format_.frac)))))
+    else:
+        chain.relu()
+
+
+@st.composite
+def convolved(draw, chain: Chain, rows: int, bias: bool, formats: Formats, clips: bool) -> None:
     """Append a convolution, rectified and pooled or not."""
     channels = chain.x.shape[0]
     groups = draw(st.sampled_from([1, 1, 1, channels, 2]))
@@ -118,7 +129,7 @@ def convolved(draw, chain: Chain, rows: int, bias: bool, formats: Formats) -> No
         taps = draw(st.sampled_from([1, 3, 5]))
         window = Window((taps, taps), pad=(taps // 2,) * 4)
     chain.conv(outs, window.kernel, bias=bias, formats=formats, window=window, groups=groups)
-    steps = [chain.relu] if draw(st.booleans()) else []
+    steps = [lambda: draw(rectified(chain, clips))] if draw(st.booleans()) else []
     if not (chain.x.shape[1] % 2 or chain.x.shape[2] % 2) and draw(st.booleans()):
         steps.insert(draw(st.integers(0, len(steps))), chain.pool)
     for step in steps:
@@ -126,7 +137,7 @@ def convolved(draw, chain: Chain, rows: int, bias: bool, formats: Formats) -> No
 
 
 @st.composite
-def added(draw, chain: Chain, word_bits: int) -> None:
+def added(draw, chain: Chain, word_bits: int, clips: bool) -> None:
     """Append a sum of the end and of one or two layers on it, with a projection or without."""
     start, gradient = chain.x, chain.gradient_formats[gradient_name(chain.x.name)]
     width = draw(widths(word_bits))
@@ -143,7 +154,7 @@ def added(draw, chain: Chain, word_bits: int) -> None:
     if draw(st.booleans()):
         convolution(3, 1, draw(st.integers(1, 5)))
         if draw(st.booleans()):
-            chain.relu()
+            draw(rectified(chain, clips))
     convolution(draw(st.sampled_from([1, 3])), stride, channels)
     inner = chain.x
     if stride > 1 or draw(st.booleans()):
@@ -153,7 +164,7 @@ def added(draw, chain: Chain, word_bits: int) -> None:
     else:
         chain.add(start)
     if draw(st.booleans()):
-        chain.relu()
+        draw(rectified(chain, clips))
 
 
 @st.composite
@@ -165,7 +176,7 @@ def averaged(draw, chain: Chain, formats: Formats, source_gradient: Fixed) -> No
 
 
 @st.composite
-def chains(draw, word_bits: int, rows: int, hinge: bool) -> Chain:
+def chains(draw, word_bits: int, rows: int, hinge: bool, clips: bool = True) -> Chain:
     """Up to two convolutions, with sums behind them or without, a mean or none, then up to two linear layers."""
     convolutions, linears = draw(st.sampled_from([2, 1, 0, 1, 2])), draw(st.integers(1, 2))
     means = int(convolutions > 0 and draw(st.booleans()))
@@ -178,16 +189,16 @@ def chains(draw, word_bits: int, rows: int, hinge: bool) -> Chain:
         formats = draw(layer_formats(word_bits, chain.x.format, next_biased=not last and biases[k + 1], last=last,
                                      hinge=hinge, source_gradient=source_gradient))
         if k < convolutions:
-            draw(convolved(chain, rows, bias, formats))
+            draw(convolved(chain, rows, bias, formats, clips))
             if draw(st.booleans()):
-                draw(added(chain, word_bits))
+                draw(added(chain, word_bits, clips))
         elif k < convolutions + means:
             assert source_gradient is not None, "a convolution came first"
             draw(averaged(chain, formats, source_gradient))
         else:
             chain.linear(draw(st.integers(2, 12)), bias=bias, formats=formats)
             if not last and draw(st.booleans()):
-                chain.relu()
+                draw(rectified(chain, clips))
         source_gradient = formats.gradient
     return chain
 
@@ -196,7 +207,7 @@ def chains(draw, word_bits: int, rows: int, hinge: bool) -> Chain:
 def examples(draw, machine: Machine) -> Example:
     """A random network compiled for ``machine``; networks that the machine cannot hold are not drawn."""
     loss = draw(st.sampled_from(["softmax_cross_entropy", "square_hinge"]))
-    chain = draw(chains(machine.word_bits, machine.rows, loss == "square_hinge"))
+    chain = draw(chains(machine.word_bits, machine.rows, loss == "square_hinge", machine.clips))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     layers = chain.layers()
     choices = draw(st.sampled_from([(1.0,), (1.0, 0.8, 0.6), (1.0, 0.9, 0.5, 0.2, 0.0)]))  # dead layers kill gradients

@@ -99,6 +99,15 @@ def test_classes_wrong():
         compiled(chain(), replace(machine, max_classes=3))
 
 
+def test_a_machine_that_does_not_clip_wrong():
+    clipped = Chain((2, 6, 6)).conv(5, (3, 3)).clip(6).linear(4)
+    machine = exact_machine(clipped, random_live(np.random.default_rng(0), clipped, 2, 1.0), 2)
+    with pytest.raises(FitError, match="^The rectifier of 'conv0' has an upper end and the machine's have none: build "
+                                       "one with clips$"):
+        compiled(clipped, machine)
+    assert compiled(clipped, replace(machine, clips=True)).program
+
+
 @pytest.mark.parametrize(("what", "formats", "image"), [
     ("input", Formats(weight=NARROW, result=NARROW, gradient=NARROW), Fixed.of(9, 4)),
     ("weight", Formats(weight=Fixed.of(9, 4), result=NARROW, gradient=NARROW), NARROW),

@@ -88,6 +88,18 @@ def test_nothing_to_follow_wrong(chain, name, kind):
     refused(chain, f"Layer '{name}' ({kind}) must follow a convolution or linear layer directly")
 
 
+def test_a_clipped_rectifier_clips_at_a_word():
+    """At the least of several; ``ACTIVATION`` has 12 fraction bits."""
+    layers = image().conv(4, (3, 3)).clip(6).pool().conv(4, (1, 1)).clip(3).relu().clip(5).linear(2).layers()
+    assert [(layer.rectify, layer.clip) for layer in layers] == [(True, 6 << 12), (True, 3 << 12), (False, 0)]
+
+
+def test_a_clip_of_less_than_a_unit_wrong():
+    coarse = Formats(result=Fixed.of(16, -3))
+    refused(image().conv(4, (3, 3), formats=coarse).clip(6).linear(3),
+            f"Layer 'conv0.clip' clips at 6, which is less than one unit of {coarse.result}: give it a finer format")
+
+
 def test_end_wrong():
     refused(image().linear(3).relu(), "Network 'net' must end in a layer whose result is the logits")
 

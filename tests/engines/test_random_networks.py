@@ -18,7 +18,7 @@ EXAMPLES = settings(deadline=None, max_examples=40, derandomize=True, phases=[Ph
 
 def named(machine):
     return f"{machine.rows}x{machine.lanes}x{machine.word_bits}" + ("groups" if machine.groups else "") + (
-        "pairs" if machine.pairs else "")
+        "pairs" if machine.pairs else "") + ("clips" if machine.clips else "")
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=named)

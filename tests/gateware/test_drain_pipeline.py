@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from espalier.arch.machine import Machine
 from espalier.gateware.drain import Drain, RowCounter
-from espalier.numerics.activation import max_pool, relu, relu_grad
+from espalier.numerics.activation import clipped_relu, clipped_relu_grad, max_pool, relu, relu_grad
 from espalier.numerics.requantize import Requantize
 from espalier.numerics.window import Window
 from espalier.program.words import Opcode
@@ -22,9 +22,9 @@ POOL = Window((2, 2), (2, 2))
 ACC_BITS = 40
 
 
-def machine(rows, lanes, word_bits=16):
+def machine(rows, lanes, word_bits=16, clips=False):
     return Machine(rows=rows, lanes=lanes, word_bits=word_bits, acc_bits=ACC_BITS, activation_depth=256,
-                   gradient_depth=64, weight_depth=2, index_depth=2, table_depth=2)
+                   gradient_depth=64, weight_depth=2, index_depth=2, table_depth=2, clips=clips)
 
 
 def accumulators(rng, shape, scale):
@@ -187,6 +187,26 @@ def test_what_is_added_meets_its_row_and_is_limited(opcode, rectify):
         words = relu(words) if opcode == Opcode.FORWARD else relu_grad(words, seen[:len(words)])
     found = drained(few, command, arrivals, seen, codes, added.tolist())
     assert [found[k + Drain.latency_cycles][3] for k in range(len(arrivals))] == words.tolist()
+
+
+@pytest.mark.parametrize("bound", [0, 1, 5, 126, 127])
+@pytest.mark.parametrize("opcode", [Opcode.FORWARD, Opcode.BACKWARD])
+def test_clips_where_it_rectifies(opcode, bound):
+    """FP: to the bound, behind a sum. BP: a gradient passes where the activation is no larger than the bound."""
+    mine, rng = machine(4, 2, 8, clips=True), np.random.default_rng(bound)
+    spec = Requantize(acc_bits=ACC_BITS, out_bits=8, shift=4)
+    acc, added = rng.integers(-2500, 2500, (200, 2)), rng.integers(-128, 128, (200, 2))
+    seen, codes = rng.choice([-1, 0, 1, 4, 5, 6, 125, 126, 127], (256, 2)), rng.integers(0, 4, (256, 2))
+    arrivals = [Arrival({"valid": 1, "row": k % 4, "window": 0, "out": k % 64, "mask": k}, row.tolist())
+                for k, row in enumerate(acc)]
+    for rectify in (0, 1):
+        words = np.clip(spec(acc) + added, -128, 127)
+        if rectify:
+            words = (clipped_relu(words, bound) if opcode == Opcode.FORWARD else
+                     clipped_relu_grad(words, seen[:len(words)], bound + 1))
+        command = {"opcode": opcode, "shift": 4, "limit": 127, "rectify": rectify, "add": 1, "bound": bound}
+        found = drained(mine, command, arrivals, seen, codes, added.tolist())
+        assert [found[k + Drain.latency_cycles][3] for k in range(len(arrivals))] == words.tolist()
 
 
 @pytest.mark.parametrize("rows", ROWS)
