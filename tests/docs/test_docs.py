@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -129,3 +130,8 @@ def recorded_rows() -> list[str]:
 def test_what_a_machine_takes_is_what_was_recorded() -> None:
     page = text(ROOT / "docs" / "engine.md")
     assert [row for row in recorded_rows() if row not in page] == []
+
+
+def test_missed_bars_are_told() -> None:
+    found = runpy.run_path(str(ROOT / "benchmarks" / "bars.py"))["page"]()
+    assert text(ROOT / "docs" / "bars.md") == found, "write it anew: python benchmarks/bars.py"
