@@ -144,8 +144,8 @@ def legalise(graph: Graph, frozen: Collection[str] = ()) -> tuple[tuple[Layer, .
                 found.pool(op)
             case _:
                 assert_never(op)
-    last = found.layers[-1] if found.layers else None
-    if last is None or last.rectify or last.pool or last.out != loss.logits.name:
+    last, logits = found.layers[-1] if found.layers else None, found.flat.get(loss.logits.name, loss.logits.name)
+    if last is None or last.rectify or last.pool or last.out != logits or last.conv_shape[1:] != (1, 1):
         raise UnsupportedError(f"Network {graph.name!r} must end in a layer whose result is the logits")
     return trained(found.layers, frozen), _loss(graph, loss)
 

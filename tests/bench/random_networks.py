@@ -177,7 +177,10 @@ def averaged(draw, chain: Chain, formats: Formats, source_gradient: Fixed) -> No
 
 @st.composite
 def chains(draw, word_bits: int, rows: int, hinge: bool, clips: bool = True) -> Chain:
-    """Up to two convolutions, with sums behind them or without, a mean or none, then up to two linear layers."""
+    """Up to two convolutions, with sums behind them or without, a mean or none, then up to two linear layers.
+
+    The last may be a convolution that leaves one pixel.
+    """
     convolutions, linears = draw(st.sampled_from([2, 1, 0, 1, 2])), draw(st.integers(1, 2))
     means = int(convolutions > 0 and draw(st.booleans()))
     biases = [draw(st.booleans()) for _ in range(convolutions + means + linears)]
@@ -195,6 +198,8 @@ def chains(draw, word_bits: int, rows: int, hinge: bool, clips: bool = True) -> 
         elif k < convolutions + means:
             assert source_gradient is not None, "a convolution came first"
             draw(averaged(chain, formats, source_gradient))
+        elif last and len(chain.x.shape) > 1 and draw(st.booleans()):  # the same as a convolution
+            chain.conv(draw(st.integers(2, 12)), chain.x.shape[1:], bias=bias, formats=formats).flatten()
         else:
             chain.linear(draw(st.integers(2, 12)), bias=bias, formats=formats)
             if not last and draw(st.booleans()):

@@ -104,6 +104,12 @@ def test_end_wrong():
     refused(image().linear(3).relu(), "Network 'net' must end in a layer whose result is the logits")
 
 
+def test_logits_of_a_flattened_convolution():
+    layer, = image().conv(3, (8, 8)).flatten().layers()
+    assert (layer.name, layer.conv_shape) == ("conv0", (3, 1, 1))
+    refused(image().conv(3, (7, 8)).flatten(), "Network 'net' must end in a layer whose result is the logits")
+
+
 def changed(chain, name, *, format_=None, gradient=None):
     """The chain's training graph with other formats for one value."""
     formats = {name: format_} if format_ else {gradient_name(name): gradient}
