@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,7 +47,18 @@ def draws(function: Callable[[Draw, Optimisations], None]) -> Callable[[], None]
 def on_device(graph: Graph, parameters: dict[str, NDArray], images: list[NDArray], options: Optimisations) -> NDArray:
     """As it comes out of the files."""
     bundle = Bundle.from_files(compile_kernels(graph, parameters, options).files(), "the test")
+    assert not narrow_stores(bundle.source)
     return Session(bundle).run(*images)
+
+
+def narrow_stores(source: str) -> list[str]:
+    """Stores of vectors whose elements have another type than the memory that they go to."""
+    found = []
+    for kernel in re.split(r"^__kernel", source, flags=re.MULTILINE):
+        memory = {name: type_ for type_, name in re.findall(r"\b([a-z]+)\d*\*? (?:restrict )?(\w+_ptr|_ptr)\b", kernel)}
+        found += [store for store, type_, name in re.findall(r"(\*\(([a-z]+)\d+\*\)\((\w+) \+.*\) = )", kernel)
+                  if memory[name] != type_]
+    return found
 
 
 def check(draw: Draw, op: ops.Op, options: Optimisations) -> None:
@@ -195,6 +207,26 @@ def test_few_weights(draw: Draw, options: Optimisations) -> None:
     images = words(draw.random, x.format, (draw.batch, *x.shape), draw.extreme)
     got = on_device(graph, arrays, [images], replace(options, lists=True, cached_writes=True))
     assert np.array_equal(got, interpret(graph, {**arrays, "x": images})["d"])
+
+
+def test_sums_of_64_bits_start_at_zero() -> None:
+    """Few 16-bit weights, no bias: a vector of sums is no wider than the zeros that it starts with."""
+    random, format_ = np.random.RandomState(0), Fixed.of(16, 8)
+    x, w = Value("x", TensorType((16, 16, 16), format_)), Value("w", TensorType((16, 16, 3, 3), format_))
+    y = Value("y", TensorType((16, 16, 16), Fixed.of(16, 0)))
+    graph = Graph("net", (x,), (w,), (ops.Conv2d(y, x, w, None, Window((3, 3), pad=(1, 1, 1, 1))),), (y,))
+    weights = np.where(random.rand(*w.shape) < 0.1, random.randint(-32768, 32768, w.shape), 0)
+    images = random.randint(-32768, 32768, (3, 16, 16, 16))
+    expected = interpret(graph, {"w": weights, "x": images})["y"]
+    for vector in (4, 16):
+        options = Optimisations(vector=vector)
+        assert f"long{vector} _ptr[" in compile_kernels(graph, {"w": weights}, options).source
+        assert np.array_equal(on_device(graph, {"w": weights}, [images], options), expected)
+
+
+def test_narrow_stores_are_seen() -> None:
+    kernel = "__kernel void k(__global short* restrict x_ptr) {{\n  long4 _ptr[3];\n  *({}4*)(_ptr + 1) = 0;\n}}"
+    assert narrow_stores(kernel.format("int")) and not narrow_stores(kernel.format("long"))
 
 
 def test_images_wrong() -> None:
