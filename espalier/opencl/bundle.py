@@ -17,7 +17,7 @@ from espalier.opencl.layout import Layout
 from espalier.opencl.loops import Loop
 
 KERNELS, MANIFEST, WEIGHTS = "kernels.cl", "manifest.json", "weights.safetensors"
-FORMAT = "espalier-opencl-2"
+FORMAT = "espalier-opencl-3"
 TYPES = {"int8": "char", "int16": "short", "int32": "int", "int64": "long", "float32": "float"}
 """Of elements, as NumPy has them, and as OpenCL C has."""
 
@@ -49,8 +49,8 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One run of a kernel, for the work called ``layer``: its arguments in order, buffers and then numbers (int), and
-    its work-groups, of one work-item each.
+    """One run of a kernel, for the work called ``layer``: its arguments in order, buffers and then numbers (int), which
+    of the buffers it writes, as no other launch does, and its work-groups, of one work-item each.
 
     ``multiplications`` are those that it makes, padding included. It runs in order in its ``queue``, and ``after`` the
     launches of those numbers, which are in other queues. ``task``: what it is on a device with channels.
@@ -60,6 +60,7 @@ class Launch:
     kernel: str
     arguments: tuple[str, ...]
     numbers: tuple[int, ...]
+    written: str
     groups: int
     multiplications: int
     loop: Loop
@@ -143,11 +144,16 @@ class Bundle:
     def _check(self) -> None:
         """Raise ValueError unless buffers, launches and weights agree."""
         sizes = {buffer.name: buffer for buffer in self.buffers}
+        written: set[str] = set()
         for number, launch in enumerate(self.launches):
             if unknown := set(launch.arguments) - set(sizes):
                 raise ValueError(f"kernel {launch.kernel} reads unknown buffer {min(unknown)}")
             if launch.queue < 0 or not set(launch.after) <= set(range(number)):
                 raise ValueError(f"kernel {launch.kernel} waits for one that does not run before")
+            if launch.written not in launch.arguments or launch.written in written:
+                raise ValueError(f"kernel {launch.kernel} writes {launch.written}, which is no argument of it or is "
+                                 f"written twice")
+            written.add(launch.written)
         for buffer in self.buffers:
             if buffer.type not in TYPES or buffer.elements < 1:
                 raise ValueError(f"buffer {buffer.name} has {buffer.elements} elements of type {buffer.type}")

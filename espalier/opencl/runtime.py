@@ -74,8 +74,7 @@ class Session:
             kernel = cl.Kernel(program, launch.kernel)
             kernel.set_args(*(self._buffers[name] for name in launch.arguments), *map(np.int32, launch.numbers))
             self._kernels.append(kernel)
-        self._last = next((launch.queue for launch in reversed(bundle.launches)
-                           if bundle.result.buffer in launch.arguments), 0)
+        self._last = next((launch.queue for launch in bundle.launches if launch.written == bundle.result.buffer), 0)
         self._types = {buffer.name: np.dtype(buffer.type) for buffer in bundle.buffers}
         self._result = np.zeros(bundle.result.layout.array_shape, self._types[bundle.result.buffer])
 
