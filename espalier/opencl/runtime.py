@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyopencl as cl
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from espalier.errors import DataError, ToolError
 from espalier.ir.types import Fixed
-from espalier.opencl.bundle import Bundle, End
+from espalier.opencl.bundle import Bundle, End, Launch
 
 REMEDY = "install one: pip install pocl-binary-distribution runs kernels on any x86-64 processor"
 OPTIONS = ["-w"]  #: for the compiler of OpenCL C: its warnings are about code that nobody reads
@@ -52,7 +53,8 @@ class KernelTime:
 class Session:
     """A network on a device, ready to run.
 
-    Raises ToolError where the device cannot hold or build it.
+    Raises ToolError where the device cannot hold or build it, DataError where its source has not the kernels that it
+    names.
     """
 
     def __init__(self, bundle: Bundle, device: cl.Device | None = None) -> None:
@@ -69,11 +71,7 @@ class Session:
                 cl.enqueue_copy(self.queues[0], self._buffers[buffer.name], np.ascontiguousarray(array))
         with self._told("build"):
             program = cl.Program(self.context, bundle.source).build(OPTIONS)
-        self._kernels = []
-        for launch in bundle.launches:
-            kernel = cl.Kernel(program, launch.kernel)
-            kernel.set_args(*(self._buffers[name] for name in launch.arguments), *map(np.int32, launch.numbers))
-            self._kernels.append(kernel)
+        self._kernels = [self._kernel(program, launch) for launch in bundle.launches]
         self._last = next((launch.queue for launch in bundle.launches if launch.written == bundle.result.buffer), 0)
         self._types = {buffer.name: np.dtype(buffer.type) for buffer in bundle.buffers}
         self._result = np.zeros(bundle.result.layout.array_shape, self._types[bundle.result.buffer])
@@ -85,6 +83,20 @@ class Session:
             raise ToolError(f"Network {self.bundle.network!r} needs {needed:,} bytes and a buffer of "
                             f"{largest.size_bytes:,} ({largest.name}); device {self.device.name.strip()!r} has "
                             f"{most:,} and allows {limit:,}")
+
+    def _kernel(self, program: cl.Program, launch: Launch) -> cl.Kernel:
+        """A kernel with its arguments."""
+        arguments: list[Any] = [*(self._buffers[name] for name in launch.arguments), *map(np.int32, launch.numbers)]
+        try:
+            kernel = cl.Kernel(program, launch.kernel)
+            why = f"it takes {kernel.num_args}"
+            if kernel.num_args == len(arguments):
+                kernel.set_args(*arguments)
+                return kernel
+        except cl.Error as error:
+            why = str(error).strip(" :")
+        raise DataError(f"Device {self.device.name.strip()!r} finds no kernel {launch.kernel!r} of {len(arguments)} "
+                        f"such arguments in the source of {self.bundle.network!r} ({why}): compile the network again")
 
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:
