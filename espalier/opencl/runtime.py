@@ -13,8 +13,8 @@ import pyopencl as cl
 from numpy.typing import NDArray
 
 from espalier.errors import DataError, ToolError
-from espalier.ir.types import Fixed
-from espalier.opencl.bundle import Bundle, End, Launch
+from espalier.ir.types import Fixed, Format
+from espalier.opencl.bundle import Bundle, Launch
 
 REMEDY = "install one: pip install pocl-binary-distribution runs kernels on any x86-64 processor"
 OPTIONS = ["-w"]  #: for the compiler of OpenCL C: its warnings are about code that nobody reads
@@ -110,22 +110,30 @@ class Session:
     def run(self, *images: NDArray) -> NDArray:
         """The results (N, C, ...) of N images (N, C, H, W): words in fixed point, else real numbers.
 
-        A network with several inputs takes as many arrays. Raises DataError for images of another shape or kind.
+        A network with several inputs takes as many arrays. Raises DataError for images of another number, shape or
+        kind, and for words that the format has not.
         """
-        for image, array in zip(self.bundle.images, images, strict=True):
-            self._require_images(image, array)
+        self._require_images(images)
         found = np.empty((len(images[0]), *self.bundle.result.layout.shape), self._result.dtype)
         for number, each in enumerate(zip(*images, strict=True)):
             found[number] = self._one([image.layout.pack(one, self._types[image.buffer])
                                        for image, one in zip(self.bundle.images, each, strict=True)])
         return found.reshape(len(found), *self.bundle.result.shape)
 
-    def _require_images(self, image: End, array: NDArray) -> None:
-        if array.shape[1:] != image.shape:
-            raise DataError(f"Network {self.bundle.network!r} takes images of shape {image.shape}, not "
-                            f"{array.shape[1:]}")
-        if isinstance(image.format, Fixed) and array.dtype.kind not in "iu":
-            raise DataError(f"Network {self.bundle.network!r} takes words of {image.format}, not {array.dtype} numbers")
+    def _require_images(self, images: Sequence[NDArray]) -> None:
+        network, ends = f"Network {self.bundle.network!r}", self.bundle.images
+        if len(images) != len(ends) or not all(isinstance(array, np.ndarray) for array in images):
+            raise DataError(f"{network} takes {len(ends)} of NumPy's arrays, not "
+                            f"({', '.join(type(array).__name__ for array in images)}): give one for each input, of as "
+                            f"many images as the others")
+        for image, array in zip(ends, images, strict=True):
+            if array.ndim < 1 or array.shape[1:] != image.shape:
+                raise DataError(f"{network} takes images of shape {image.shape}, not {array.shape[1:]}: give an array "
+                                f"of shape {('N', *image.shape)}, even for one image")
+            _require_kind(network, image.format, array)
+        if len({len(array) for array in images}) > 1:
+            raise DataError(f"{network} takes as many images at one input as at another, not "
+                            f"{' and '.join(str(len(array)) for array in images)}: give arrays of one length")
 
     def _one(self, packed: Sequence[NDArray]) -> NDArray:
         with self._told("run"):
@@ -152,6 +160,20 @@ class Session:
             timed.finish()
         return [KernelTime(launch.layer, (event.profile.end - event.profile.start) * 1e-9, launch.multiplications)
                 for launch, event in zip(self.bundle.launches, events, strict=True)]
+
+
+def _require_kind(network: str, format_: Format, array: NDArray) -> None:
+    """Elements are what the format means, and no more than it holds: more would wrap around in the device's memory."""
+    if not isinstance(format_, Fixed):
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"{network} takes real numbers, not {array.dtype} ones: convert the images to float32")
+    elif array.dtype.kind not in "iu":
+        raise DataError(f"{network} takes words of {format_}, not {array.dtype} numbers: quantise the images to that "
+                        f"format (Fixed.quantise)")
+    elif array.size and (array.min() < format_.low or array.max() > format_.high):
+        raise DataError(f"{network} takes words of {format_}, which are in {format_.low}..{format_.high}, not "
+                        f"{array.min()}..{array.max()}: limit the images to that range (Fixed.limit), or quantise them "
+                        f"to that format")
 
 
 def _first_error(log: str, source: str) -> str:
