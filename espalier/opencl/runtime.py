@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,19 +18,38 @@ from espalier.errors import DataError, ToolError
 from espalier.ir.types import Fixed, Format
 from espalier.opencl.bundle import Bundle, Launch
 
-REMEDY = "install one: pip install pocl-binary-distribution runs kernels on any x86-64 processor"
+POCL = "pocl_binary_distribution"  #: a device for every processor, as a package of Python's
+HIDING = ("POCL_DEVICES", "OCL_ICD_VENDORS")  #: of the environment: what can hide PoCL
+OTHER = "name another device with --device"
 OPTIONS = ["-w"]  #: for the compiler of OpenCL C: its warnings are about code that nobody reads
 
 
 def devices() -> list[cl.Device]:
     """Every OpenCL device of this machine. Raises ToolError where there is none."""
     try:
-        found = [device for platform in cl.get_platforms() for device in platform.get_devices()]
+        platforms = cl.get_platforms()
     except cl.Error:
-        found = []
+        platforms = []
+    found = [device for platform in platforms for device in _devices_of(platform)]
     if not found:
-        raise ToolError(f"There is no OpenCL device on this machine: {REMEDY}")
+        raise ToolError(f"There is no OpenCL device on this machine: {_remedy()}")
     return found
+
+
+def _devices_of(platform: cl.Platform) -> list[cl.Device]:
+    """None where its driver fails, which is no reason to lose those of others."""
+    try:
+        return platform.get_devices()
+    except cl.Error:
+        return []
+
+
+def _remedy() -> str:
+    """How to come by a device."""
+    hiding = [f"{name}={os.environ[name]}" for name in HIDING if name in os.environ]
+    if hiding and importlib.util.find_spec(POCL) is not None:
+        return f"PoCL is installed, and {' or '.join(hiding)} in the environment hides it: unset that"
+    return "install one: pip install pocl-binary-distribution runs kernels on any x86-64 processor"
 
 
 def find_device(name: str = "") -> cl.Device:
@@ -37,8 +58,8 @@ def find_device(name: str = "") -> cl.Device:
     for device in every:
         if name.lower() in f"{device.platform.name} {device.name}".lower():
             return device
-    raise ToolError(f"No OpenCL device is called {name!r}: there are "
-                    f"{', '.join(repr(device.name.strip()) for device in every)}")
+    raise ToolError(f"No OpenCL device is called {name!r}: name one of "
+                    f"{', '.join(repr(device.name.strip()) for device in every)} with --device, or a part of its name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +98,21 @@ class Session:
         self._result = np.zeros(bundle.result.layout.array_shape, self._types[bundle.result.buffer])
 
     def _require_fit(self) -> None:
+        """Of the device, all that the network needs."""
+        device = f"Device {self.device.name.strip()!r}"
+        if not self.device.available:
+            raise ToolError(f"{device} is not available at present: try again, or {OTHER}")
+        if not self.device.compiler_available:
+            raise ToolError(f"{device} comes without a compiler of OpenCL C, which kernels need: install its driver's, "
+                            f"or {OTHER}")
+        if self.device.profile == "EMBEDDED_PROFILE" and "cles_khr_int64" not in self.device.extensions.split():
+            raise ToolError(f"{device} has no 64-bit integers (cles_khr_int64), which kernels need: {OTHER}")
         needed, most = sum(buffer.size_bytes for buffer in self.bundle.buffers), self.device.global_mem_size
         largest, limit = max(self.bundle.buffers, key=lambda buffer: buffer.size_bytes), self.device.max_mem_alloc_size
         if needed > most or largest.size_bytes > limit:
             raise ToolError(f"Network {self.bundle.network!r} needs {needed:,} bytes and a buffer of "
                             f"{largest.size_bytes:,} ({largest.name}); device {self.device.name.strip()!r} has "
-                            f"{most:,} and allows {limit:,}")
+                            f"{most:,} and allows {limit:,}: take a smaller network, or {OTHER}")
 
     def _kernel(self, program: cl.Program, launch: Launch) -> cl.Kernel:
         """A kernel with its arguments."""
@@ -100,12 +130,16 @@ class Session:
 
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:
-        """Say what the device cannot do, and why."""
+        """Say what the device cannot do, and why; all that its compiler says follows the sentence."""
         try:
             yield
         except cl.Error as error:
+            log = str(error).strip()
+            remedy = "compile the network again" if what == "build" else "take a smaller network"
+            more = f"; the whole log:\n{log}" if "\n" in log else ""
             raise ToolError(f"Device {self.device.name.strip()!r} cannot {what} the kernels of "
-                            f"{self.bundle.network!r}: {_first_error(str(error), self.bundle.source)}") from None
+                            f"{self.bundle.network!r}: {_first_error(log, self.bundle.source)}: {remedy}, or {OTHER}"
+                            f"{more}") from None
 
     def run(self, *images: NDArray) -> NDArray:
         """The results (N, C, ...) of N images (N, C, H, W): words in fixed point, else real numbers.
@@ -178,7 +212,8 @@ def _require_kind(network: str, format_: Format, array: NDArray) -> None:
 
 def _first_error(log: str, source: str) -> str:
     """The first line of a build log that tells an error, after the kernel that it is in, if it says where."""
-    line = next((line for line in log.splitlines() if "error:" in line), log).strip()[:500]
+    lines = log.splitlines() or ["no reason is given"]
+    line = next((line for line in lines if "error:" in line), lines[0]).strip()[:500]
     number = re.search(r":(\d+):\d+", line)
     before = source.splitlines()[:int(number.group(1))] if number else []
     kernels = re.findall(r"^__kernel void (\w+)", "\n".join(before), re.MULTILINE)
