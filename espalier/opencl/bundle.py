@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,8 @@ from espalier.opencl.layout import Layout
 from espalier.opencl.loops import Loop
 
 KERNELS, MANIFEST, WEIGHTS = "kernels.cl", "manifest.json", "weights.safetensors"
-FORMAT = "espalier-opencl-2"
+FORMAT = "espalier-opencl-3"
+INT_MAX, LONG_MAX = (1 << 31) - 1, (1 << 63) - 1
 TYPES = {"int8": "char", "int16": "short", "int32": "int", "int64": "long", "float32": "float"}
 """Of elements, as NumPy has them, and as OpenCL C has."""
 
@@ -49,8 +52,8 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One run of a kernel, for the work called ``layer``: its arguments in order, buffers and then numbers (int), and
-    its work-groups, of one work-item each.
+    """One run of a kernel, for the work called ``layer``: its arguments in order, buffers and then numbers (int), which
+    of the buffers it writes, as no other launch does, and its work-groups, of one work-item each.
 
     ``multiplications`` are those that it makes, padding included. It runs in order in its ``queue``, and ``after`` the
     launches of those numbers, which are in other queues. ``task``: what it is on a device with channels.
@@ -60,6 +63,7 @@ class Launch:
     kernel: str
     arguments: tuple[str, ...]
     numbers: tuple[int, ...]
+    written: str
     groups: int
     multiplications: int
     loop: Loop
@@ -141,22 +145,61 @@ class Bundle:
         return found
 
     def _check(self) -> None:
-        """Raise ValueError unless buffers, launches and weights agree."""
-        sizes = {buffer.name: buffer for buffer in self.buffers}
-        for number, launch in enumerate(self.launches):
-            if unknown := set(launch.arguments) - set(sizes):
-                raise ValueError(f"kernel {launch.kernel} reads unknown buffer {min(unknown)}")
-            if launch.queue < 0 or not set(launch.after) <= set(range(number)):
-                raise ValueError(f"kernel {launch.kernel} waits for one that does not run before")
+        """Raise ValueError unless buffers, launches, ends and weights agree."""
+        if not self.launches or not self.images:
+            raise ValueError(f"{len(self.launches)} launches and {len(self.images)} images")
         for buffer in self.buffers:
-            if buffer.type not in TYPES or buffer.elements < 1:
-                raise ValueError(f"buffer {buffer.name} has {buffer.elements} elements of type {buffer.type}")
+            if buffer.type not in TYPES or not _are_whole(buffer.elements, least=1):
+                raise ValueError(f"buffer {buffer.name} has {buffer.elements!r} elements of type {buffer.type}")
             array = self.weights.get(buffer.name)
             if buffer.loaded and (array is None or array.size != buffer.elements or array.dtype != buffer.type):
                 raise ValueError(f"no fitting weights for buffer {buffer.name}")
+        sizes = {buffer.name: buffer.elements for buffer in self.buffers}
+        self._check_launches(sizes)
         for end in (*self.images, self.result):
-            if end.buffer not in sizes or sizes[end.buffer].elements != end.layout.elements:
+            _check_layout(end)
+            if sizes.get(end.buffer) != end.layout.elements:
                 raise ValueError(f"buffer {end.buffer} is missing or has another size")
+
+    def _check_launches(self, names: Collection[str]) -> None:
+        """Each is one that a device can be given, and runs after those that it waits for; no buffer has two writers."""
+        written: set[str] = set()
+        for number, launch in enumerate(self.launches):
+            if unknown := set(launch.arguments) - set(names):
+                raise ValueError(f"kernel {launch.kernel} reads unknown buffer {min(unknown)}")
+            _check_numbers(number, launch)
+            if launch.written not in launch.arguments or launch.written in written:
+                raise ValueError(f"kernel {launch.kernel} writes {launch.written}, which is no argument of it or is "
+                                 f"written twice")
+            written.add(launch.written)
+
+
+def _are_whole(*numbers: object, least: int = 0, most: int = LONG_MAX) -> bool:
+    """Whether all are whole numbers in a range: a manifest can hold anything."""
+    return all(isinstance(number, int) and least <= number <= most for number in numbers)
+
+
+def _check_numbers(number: int, launch: Launch) -> None:
+    """Raise ValueError unless all that a launch counts are numbers that it can have as the ``number``-th."""
+    if not _are_whole(launch.groups, least=1) or not _are_whole(launch.multiplications):
+        raise ValueError(f"kernel {launch.kernel} has {launch.groups!r} work-groups and "
+                         f"{launch.multiplications!r} multiplications")
+    if not _are_whole(*launch.numbers, least=-INT_MAX, most=INT_MAX):
+        raise ValueError(f"kernel {launch.kernel} takes numbers {launch.numbers}")
+    loop = launch.loop
+    counts = loop.iterations, loop.products, loop.loaded, loop.stored, loop.sums, loop.distance
+    if loop.sum_type not in TYPES or not _are_whole(*counts):
+        raise ValueError(f"kernel {launch.kernel} has the loop {loop}")
+    if not _are_whole(launch.queue, most=number) or not _are_whole(*launch.after, most=number - 1):
+        raise ValueError(f"kernel {launch.kernel} waits for one that does not run before")
+
+
+def _check_layout(end: End) -> None:
+    """Raise ValueError unless an image or result fits how it lies."""
+    layout = end.layout
+    sizes = _are_whole(*end.shape) and _are_whole(*layout.shape, layout.block, least=1) and _are_whole(*layout.halo)
+    if not sizes or prod(end.shape) != prod(layout.shape):
+        raise ValueError(f"buffer {end.buffer} holds no {end.shape} as {layout}")
 
 
 def _launch_from_json(fields: dict[str, Any]) -> Launch:

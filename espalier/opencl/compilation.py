@@ -54,8 +54,8 @@ def compile_kernels(graph: Graph, parameters: Mapping[str, NDArray], options: Op
         texts = joined(texts, buffers, ends)
     order = turns([(text.roles[:-1], text.roles[-1]) for text in texts]) if options.queues else [Turn()] * len(texts)
     launches = tuple(
-        Launch(one.kernel.name, text.name, text.arguments, text.numbers, one.groups, one.kernel.multiplications,
-               one.loop, turn.queue, turn.after, task)
+        Launch(one.kernel.name, text.name, text.arguments, text.numbers, text.roles[-1], one.groups,
+               one.kernel.multiplications, one.loop, turn.queue, turn.after, task)
         for one, text, turn, task in zip(found, texts, order, tasks, strict=True))
     return Bundle(graph.name, data, {**asdict(options), "style": options.style.value},
                   "\n".join([prelude(), *dict.fromkeys(text.source for text in texts)]), tuple(buffers.values()),

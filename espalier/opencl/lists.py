@@ -187,10 +187,10 @@ def list_kernel(name: str, source: Argument, found: Listed, bias: Argument | Non
         block, tile_number = group % blocks, group // blocks
 
         def start(row: Expr, number: Expr) -> None:
-            zero = tirx.const(0, sums)
-            own = zero if bias is None else buffers[bias.name][block * outputs + row]
             for chain in range(chains):
-                T.buffer_store(total, _all(zero if chain else own, lanes), [at(row, number, chain)])
+                first = (_zeros(sums, lanes) if chain or bias is None else
+                         _all(buffers[bias.name][block * outputs + row], lanes))
+                T.buffer_store(total, first, [at(row, number, chain)])
 
         def end(row: Expr, number: Expr) -> None:
             channel, (place, _) = block * outputs + row, path.within(tile_number, number)
@@ -336,6 +336,14 @@ def _vector(type_: str, lanes: int) -> str:
 
 def _all(number: Expr, lanes: int) -> Expr:
     return number if lanes == 1 else tirx.Broadcast(number, lanes)
+
+
+def _zeros(type_: str, lanes: int) -> Expr:
+    """What sums start with: TVM would narrow a vector of 64-bit constants, but not the store, which fills it half."""
+    if lanes == 1 or type_ != "int64":
+        return _all(tirx.const(0, type_), lanes)
+    narrow = _all(tirx.const(0, "int32"), lanes)
+    return tirx.call_extern(_vector(type_, lanes), f"convert_{TYPES[type_]}{lanes}", narrow)
 
 
 def _load(buffer: Any, place: Expr, lanes: int) -> Expr:

@@ -362,7 +362,7 @@ class _Listing(_Lowering):
         layout = self.found.splits[value, stride]
         own = Argument(f"{self.found.names[value]}_by_{stride[0]}_{stride[1]}", layout.array_shape,
                        self.found.type_of(value))
-        if not any(own in kernel.arguments for kernel in self.found.kernels):
+        if not any(own.name == argument.name for kernel in self.found.kernels for argument in kernel.arguments):
             self.found.kernels.append(ls.split_kernel(self._name(value), self._read(value), (own, layout), stride,
                                                       self.options))
         return own, layout

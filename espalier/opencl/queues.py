@@ -26,6 +26,7 @@ def turns(kernels: Sequence[tuple[Sequence[str], str]]) -> list[Turn]:
     last: list[int] = []  # of each queue
     found: list[Turn] = []
     for number, (reads, written) in enumerate(kernels):
+        assert written not in writers, f"{written} has two writers, and a reader cannot wait for both"
         needed = sorted({writers[name] for name in reads if name in writers})
         ends = [queue for queue, end in enumerate(last) if end in needed]
         queue = ends[-1] if ends else len(last)

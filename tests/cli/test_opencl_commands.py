@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyopencl as cl
 import pytest
 from bench.commands import fails, run, tree
 
+from espalier.errors import ToolError
 from espalier.opencl import runtime
 from espalier.opencl.bundle import KERNELS, MANIFEST, WEIGHTS
 
@@ -102,7 +104,8 @@ def test_options_that_are_none(made: Path, tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(("sentence", "arguments"), [
     (r"^Kernels run on at least one image, not 0$", ["--images", 0]),
     (r"^Kernels run on at least one thread, not 0$", ["--threads", 0]),
-    (r"^No OpenCL device is called 'abacus': there are '.*'$", ["--device", "abacus"])])
+    (r"^No OpenCL device is called 'abacus': name one of '.*' with --device, or a part of its name$",
+     ["--device", "abacus"])])
 def test_runs_that_cannot_be(kernels: Path, capsys: pytest.CaptureFixture[str], sentence: str,
                              arguments: list[object]) -> None:
     before = tree(kernels)
@@ -133,8 +136,12 @@ def test_kernels_that_do_not_build(kernels: Path, tmp_path: Path, capsys: pytest
     broken = tmp_path / "broken"
     shutil.copytree(kernels, broken)
     (broken / KERNELS).write_text("__kernel void k0(__global int* x) { x[0] = unknown; }\n")
-    fails(capsys, r"^Device '.*' cannot build the kernels of '.*': kernel k0: .*undeclared identifier 'unknown'",
-          "opencl", "time", broken)
+    fails(capsys, r"^Device '.*' cannot build the kernels of '.*': kernel k0: .*undeclared identifier 'unknown': "
+                  r"compile the network again, or name another device with --device; the whole log:$", "opencl", "time",
+          broken)
+    (broken / KERNELS).write_text("")
+    fails(capsys, r"^Device '.*' finds no kernel '.*' of \d+ such arguments in the source of '.*' \(.*\): compile the "
+                  r"network again$", "opencl", "time", broken)
 
 
 def test_other_weights_are_found_out(kernels: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -154,15 +161,65 @@ def test_no_device(kernels: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         return []
 
     monkeypatch.setattr(runtime.cl, "get_platforms", nothing)
+    for name in runtime.HIDING:
+        monkeypatch.delenv(name, raising=False)
     fails(capsys, r"^There is no OpenCL device on this machine: install one: pip install pocl-binary-distribution ",
           "opencl", "time", kernels)
 
 
+def test_a_hidden_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where PoCL is installed, and the environment hides it, there is nothing to install."""
+    monkeypatch.setattr(runtime.cl, "get_platforms", list)
+    monkeypatch.setattr(runtime, "POCL", "numpy")  # which is installed
+    monkeypatch.delenv("OCL_ICD_VENDORS", raising=False)
+    monkeypatch.setenv("POCL_DEVICES", "cuda")
+    with pytest.raises(ToolError, match=r"^There is no OpenCL device on this machine: PoCL is installed, and "
+                                        r"POCL_DEVICES=cuda in the environment hides it: unset that$"):
+        runtime.devices()
+    monkeypatch.setattr(runtime, "POCL", "no_such_package")
+    with pytest.raises(ToolError, match=r": install one: "):
+        runtime.devices()
+
+
+def test_a_platform_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its driver is broken; the devices of others are there."""
+    class Broken:
+        def get_devices(self) -> list[cl.Device]:
+            raise cl.RuntimeError("clGetDeviceIDs failed: OUT_OF_HOST_MEMORY")
+
+    every, platforms = runtime.devices(), cl.get_platforms()
+    monkeypatch.setattr(runtime.cl, "get_platforms", lambda: [Broken(), *platforms])
+    assert runtime.devices() == every
+
+
+@dataclass
+class Small:
+    """A device with hardly any memory."""
+
+    name: str = "small"
+    global_mem_size: int = 10
+    max_mem_alloc_size: int = 5
+    available: bool = True
+    compiler_available: bool = True
+    profile: str = "FULL_PROFILE"
+    extensions: str = "cl_khr_fp64"
+
+
 def test_a_device_that_is_too_small(kernels: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
                                     ) -> None:
-    class Small:
-        name, global_mem_size, max_mem_alloc_size = "small", 10, 5
-
     monkeypatch.setattr(runtime, "find_device", lambda name="": Small())
     fails(capsys, r"^Network '.*' needs [\d,]+ bytes and a buffer of [\d,]+ \(.*\); device 'small' has 10 and allows "
-                  r"5$", "opencl", "time", kernels)
+                  r"5: take a smaller network, or name another device with --device$", "opencl", "time", kernels)
+
+
+@pytest.mark.parametrize(("changes", "sentence"), [
+    ({"available": False}, r"is not available at present: try again, or name another device with --device"),
+    ({"compiler_available": False}, r"comes without a compiler of OpenCL C, which kernels need: install its driver's, "
+                                    r"or name another device with --device"),
+    ({"profile": "EMBEDDED_PROFILE"}, r"has no 64-bit integers \(cles_khr_int64\), which kernels need: name another "
+                                      r"device with --device")])
+def test_a_device_that_lacks_something(kernels: Path, monkeypatch: pytest.MonkeyPatch,
+                                       capsys: pytest.CaptureFixture[str], changes: dict[str, Any], sentence: str
+                                       ) -> None:
+    monkeypatch.setattr(runtime, "find_device", lambda name="": Small(**changes))
+    fails(capsys, rf"^Device 'small' {sentence}$", "opencl", "time", kernels)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from espalier.errors import DataError
 from espalier.ir import ops
 from espalier.ir.graph import Graph
 from espalier.ir.interpret import evaluate, interpret
-from espalier.ir.types import FLOAT, Fixed, TensorType, Value
+from espalier.ir.types import FLOAT, Fixed, Format, TensorType, Value
 from espalier.numerics.window import Window
 from espalier.opencl.bundle import Bundle
 from espalier.opencl.compilation import compile_kernels
@@ -46,7 +48,18 @@ def draws(function: Callable[[Draw, Optimisations], None]) -> Callable[[], None]
 def on_device(graph: Graph, parameters: dict[str, NDArray], images: list[NDArray], options: Optimisations) -> NDArray:
     """As it comes out of the files."""
     bundle = Bundle.from_files(compile_kernels(graph, parameters, options).files(), "the test")
+    assert not narrow_stores(bundle.source)
     return Session(bundle).run(*images)
+
+
+def narrow_stores(source: str) -> list[str]:
+    """Stores of vectors whose elements have another type than the memory that they go to."""
+    found = []
+    for kernel in re.split(r"^__kernel", source, flags=re.MULTILINE):
+        memory = {name: type_ for type_, name in re.findall(r"\b([a-z]+)\d*\*? (?:restrict )?(\w+_ptr|_ptr)\b", kernel)}
+        found += [store for store, type_, name in re.findall(r"(\*\(([a-z]+)\d+\*\)\((\w+) \+.*\) = )", kernel)
+                  if memory[name] != type_]
+    return found
 
 
 def check(draw: Draw, op: ops.Op, options: Optimisations) -> None:
@@ -197,13 +210,71 @@ def test_few_weights(draw: Draw, options: Optimisations) -> None:
     assert np.array_equal(got, interpret(graph, {**arrays, "x": images})["d"])
 
 
-def test_images_wrong() -> None:
-    x, y = (Value(name, TensorType((2, 3, 3), Fixed.of(8, 4))) for name in "xy")
-    session = Session(compile_kernels(Graph("net", (x,), (), (ops.Relu(y, x),), (y,)), {}))
-    with pytest.raises(DataError, match=r"^Network 'net' takes images of shape \(2, 3, 3\), not \(1, 8, 8\)$"):
-        session.run(np.zeros((1, 1, 8, 8), np.int64))
-    with pytest.raises(DataError, match=r"^Network 'net' takes words of fixed<8,4,AP_RND,AP_SAT>, not float32"):
-        session.run(np.zeros((1, 2, 3, 3), np.float32))
+def test_sums_of_64_bits_start_at_zero() -> None:
+    """Few 16-bit weights, no bias: a vector of sums is no wider than the zeros that it starts with."""
+    random, format_ = np.random.RandomState(0), Fixed.of(16, 8)
+    x, w = Value("x", TensorType((16, 16, 16), format_)), Value("w", TensorType((16, 16, 3, 3), format_))
+    y = Value("y", TensorType((16, 16, 16), Fixed.of(16, 0)))
+    graph = Graph("net", (x,), (w,), (ops.Conv2d(y, x, w, None, Window((3, 3), pad=(1, 1, 1, 1))),), (y,))
+    weights = np.where(random.rand(*w.shape) < 0.1, random.randint(-32768, 32768, w.shape), 0)
+    images = random.randint(-32768, 32768, (3, 16, 16, 16))
+    expected = interpret(graph, {"w": weights, "x": images})["y"]
+    for vector in (4, 16):
+        options = Optimisations(vector=vector)
+        assert f"long{vector} _ptr[" in compile_kernels(graph, {"w": weights}, options).source
+        assert np.array_equal(on_device(graph, {"w": weights}, [images], options), expected)
+
+
+def test_narrow_stores_are_seen() -> None:
+    kernel = "__kernel void k(__global short* restrict x_ptr) {{\n  long4 _ptr[3];\n  *({}4*)(_ptr + 1) = 0;\n}}"
+    assert narrow_stores(kernel.format("int")) and not narrow_stores(kernel.format("long"))
+
+
+@cache
+def session_of(format_: Format) -> Session:
+    """Of the sum of two images."""
+    a, b, y = (Value(name, TensorType((2, 3, 3), format_)) for name in "aby")
+    return Session(compile_kernels(Graph("net", (a, b), (), (ops.Add(y, a, b),), (y,)), {}))
+
+
+ONE = np.zeros((1, 2, 3, 3), np.int64)
+
+
+@pytest.mark.parametrize(("images", "sentence"), [
+    ([ONE], r"2 of NumPy's arrays, not \(ndarray\): give one for each input, of as many images as the others"),
+    ([ONE, ONE.tolist()], r"2 of NumPy's arrays, not \(ndarray, list\): give one for each input, .*"),
+    ([ONE, np.zeros((1, 1, 8, 8), np.int64)],
+     r"images of shape \(2, 3, 3\), not \(1, 8, 8\): give an array of shape \('N', 2, 3, 3\), even for one image"),
+    ([ONE, ONE[0]], r"images of shape \(2, 3, 3\), not \(3, 3\): .*"),
+    ([ONE, np.array(1)], r"images of shape \(2, 3, 3\), not \(\): .*"),
+    ([ONE, ONE.repeat(2, axis=0)],
+     r"as many images at one input as at another, not 1 and 2: give arrays of one length"),
+    ([ONE, ONE.astype(np.float32)],
+     r"words of fixed<8,4,AP_RND,AP_SAT>, not float32 numbers: quantise the images to that format \(Fixed\.quantise\)"),
+    ([ONE, ONE.astype(np.complex64)], r"words of .*, not complex64 numbers: .*"),
+    ([ONE, ONE.astype(object)], r"words of .*, not object numbers: .*"),
+    ([ONE, ONE.astype(str)], r"words of .*, not <U\d+ numbers: .*"),
+    ([ONE, ONE + 128],
+     r"words of fixed<8,4,AP_RND,AP_SAT>, which are in -128\.\.127, not 128\.\.128: limit the images to that range "
+     r"\(Fixed\.limit\), or quantise them to that format"),
+    ([ONE - 129, ONE], r"words of .*, which are in -128\.\.127, not -129\.\.-129: .*")])
+def test_images_wrong(images: list[NDArray], sentence: str) -> None:
+    with pytest.raises(DataError, match=rf"^Network 'net' takes {sentence}$"):
+        session_of(Fixed.of(8, 4)).run(*images)
+
+
+@pytest.mark.parametrize("kind", ["complex64", "object", "U4"])
+def test_real_images_wrong(kind: str) -> None:
+    sentence = r"^Network 'net' takes real numbers, not .* ones: convert the images to float32$"
+    with pytest.raises(DataError, match=sentence):
+        session_of(FLOAT).run(ONE, ONE.astype(kind))
+
+
+def test_words_at_the_ends_of_their_format() -> None:
+    images = np.array([-128, 127, 0], np.int16).repeat(6).reshape(1, 2, 3, 3)
+    session = session_of(Fixed.of(8, 4))
+    assert np.array_equal(session.run(images, np.zeros_like(images)), images)
+    assert session.run(images[:0], images[:0]).shape == (0, 2, 3, 3)
 
 
 def test_names_that_differ_in_punctuation_alone() -> None:

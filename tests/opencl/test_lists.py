@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from bench.shortcuts import strided_shortcut
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espalier.ir.graph import Graph
+from espalier.ir.interpret import interpret
 from espalier.ir.ops import Add, Conv2d
 from espalier.ir.types import FLOAT, TensorType, Value
 from espalier.numerics.window import Window
@@ -16,6 +18,7 @@ from espalier.opencl.flat import WHOLE, Plane, flat_layouts, inside
 from espalier.opencl.layout import Layout
 from espalier.opencl.lists import Tiling, lists_of, tilings
 from espalier.opencl.plan import plan
+from espalier.opencl.runtime import Session
 
 
 @settings(deadline=None, derandomize=True)
@@ -93,3 +96,14 @@ def test_lists_where_few_weights_live(density: float, listed: bool) -> None:
     made = sum(launch.multiplications for launch in bundle.launches)
     pixels = 5 * 7
     assert made == pixels * (sum(map(np.count_nonzero, weights.values())) if listed else 2 * 4 * 4 * 9)
+
+
+def test_a_map_is_split_once_for_all_its_readers() -> None:
+    """Another kernel would write what the first reader, in a queue of its own, still reads."""
+    graph, parameters = strided_shortcut(24, 40, 0.2)
+    bundle = compile_kernels(graph, parameters)
+    written = [launch.written for launch in bundle.launches]
+    assert sum(name.endswith("_by_2_2") for name in written) == 1 and len(set(written)) == len(written) == 5
+    assert max(launch.queue for launch in bundle.launches) == 1
+    images = np.random.RandomState(1).randint(-128, 128, (100, 4, 24, 40))
+    assert np.array_equal(Session(bundle).run(images), interpret(graph, {**parameters, "x": images})["y"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bench.shortcuts import strided_shortcut
 from numpy.typing import NDArray
 
 from espalier.ir import ops
@@ -78,6 +80,17 @@ def test_tasks_equal_the_interpreter(density: float, tmp_path: Path) -> None:
     parameters = {name: np.where(random.rand(*array.shape) < density, array, 0) for name, array in parameters.items()}
     image = random.randint(-128, 128, (2, 6, 5))
     bundle = compile_kernels(graph, parameters, Optimisations(style=Style.PIPELINED, vectorisation=False))
+    found = as_tasks(bundle, image, tmp_path)
+    assert np.array_equal(found, interpret(graph, {**parameters, "x": image[None]})["y"][0])
+
+
+def test_layers_that_read_a_map_by_phases_share_its_split(tmp_path: Path) -> None:
+    graph, parameters = strided_shortcut(7, 9, 0.2)
+    image = np.random.RandomState(1).randint(-128, 128, (4, 7, 9))
+    bundle = compile_kernels(graph, parameters, Optimisations(style=Style.PIPELINED, vectorisation=False))
+    channels = re.findall(r"^ESPALIER_CHANNEL\(.*\)$", bundle.source, re.MULTILINE)
+    assert len(set(channels)) == len(channels)
+    assert sum("_by_2_2_to_" in channel for channel in channels) == 2
     found = as_tasks(bundle, image, tmp_path)
     assert np.array_equal(found, interpret(graph, {**parameters, "x": image[None]})["y"][0])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from espalier.opencl.queues import Turn, turns
 
 
@@ -17,3 +19,8 @@ def test_a_shortcut_has_its_own() -> None:
 
 def test_a_queue_that_nothing_waits_for_is_taken_up() -> None:
     assert turns([(["x"], "a"), (["x"], "b"), (["a", "b"], "c")]) == [Turn(), Turn(1), Turn(1, (0,))]
+
+
+def test_a_buffer_has_one_writer() -> None:
+    with pytest.raises(AssertionError, match=r"^a has two writers, and a reader cannot wait for both$"):
+        turns([(["x"], "a"), (["a"], "b"), (["x"], "a")])
