@@ -131,9 +131,9 @@ def opencl_estimate(
     steps = steps_told()
     content = flow.estimate_kernels(kernels, part=part, clock_mhz=clock_mhz, bandwidth=bandwidth)
     lines = [f"{one['layer']}: {one['multipliers']} multiplications every {one['interval']} cycles, "
-             f"{one['held_words']} sums, {one['bytes_per_second'] / 1e9:.3g} GB/s; {one['seconds'] * 1e6:.4g} µs, "
-             f"limited by {one['limit']}" for one in content["kernels"]]
-    fits = [] if content["fits"] else ["the part does not hold all kernels side by side"]
+             f"{one['held_words']} words on chip, {one['bytes_per_second'] / 1e9:.3g} GB/s; "
+             f"{one['seconds'] * 1e6:.4g} µs, limited by {one['limit']}" for one in content["kernels"]]
+    fits = [] if content["fits"] else ["the part does not hold all kernels"]
     done(steps, as_json, content, [f"{content['network']} on {part}: estimated", *lines, *_figures(content), *fits])
 
 

@@ -31,7 +31,7 @@ from espalier.ir.interpret import interpret
 from espalier.ir.types import Fixed
 from espalier.native import cache_folder
 from espalier.opencl.bundle import KERNELS, MANIFEST, WEIGHTS, Bundle
-from espalier.opencl.estimate import estimate, find_part, total
+from espalier.opencl.estimate import estimates, find_part, total
 from espalier.opencl.optimisations import NAMES, Optimisations, Style
 from espalier.records import Figure, Provenance, write_json
 
@@ -44,6 +44,7 @@ THREADS, DRIVER = "POCL_MAX_PTHREAD_COUNT", "POCL_DEVICES"  #: of PoCL's environ
 FLOAT_TOLERANCE = 1e-4  #: of float32 against float64, relative to an image's largest result; networks of 34 layers
 VECTORS = (2, 4, 8, 16)
 DEFAULT_PART = "stratix10-2800"
+SLOWEST, FASTEST = 1e-6, 1e6  #: clock (MHz) and bandwidth (GB/s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,27 +327,29 @@ def estimate_kernels(folder: Path, *, part: str = DEFAULT_PART, clock_mhz: float
                      bandwidth: float | None = None) -> dict[str, Any]:
     """What each kernel would take on an FPGA, by count.
 
-    ``clock_mhz`` and ``bandwidth`` (GB/s of external memory) stand in for the part's.
+    ``clock_mhz`` and ``bandwidth`` (GB/s of external memory) stand in for the part's. Raises DataError where they are
+    not finite numbers above 0, of a size that can be.
     """
     found = find_part(part)
-    for name, value in (("clock", clock_mhz), ("bandwidth", bandwidth)):
-        if value is not None and not value > 0:
-            raise DataError(f"The {name} of an FPGA is above 0, not {value:g}")
+    for name, value, unit in (("clock", clock_mhz, "MHz"), ("bandwidth", bandwidth, "GB/s")):
+        if value is not None and not SLOWEST <= value <= FASTEST:
+            raise DataError(f"The {name} of an FPGA is from {SLOWEST:g} to {FASTEST:g} {unit}, not {value:g}")
     if clock_mhz is not None:
         found = replace(found, clock=clock_mhz * 1e6)
     if bandwidth is not None:
         found = replace(found, bandwidth=bandwidth * 1e9)
     bundle = read_kernels(folder)
-    estimates = [estimate(launch.loop, found) for launch in bundle.launches]
-    whole = total(estimates, found)
-    figures = [Figure("an image, kernel after kernel", whole.seconds, "s", Provenance.ESTIMATED),
-               Figure("an image, every kernel on another", whole.pipelined, "s", Provenance.ESTIMATED),
+    each = estimates(bundle, found)
+    whole = total(bundle.launches, each, found)
+    figures = [Figure("an image, every kernel on another" if whole.pipelined else "an image, kernel after kernel",
+                      whole.seconds, "s", Provenance.ESTIMATED),
                Figure("DSP blocks", whole.dsp_blocks, f"of {found.dsp_blocks}", Provenance.ESTIMATED),
-               Figure("sums on chip", whole.held_bits, f"bits of {found.memory_bits}", Provenance.ESTIMATED)]
+               Figure("maps, channels and sums on chip" if whole.pipelined else "sums on chip", whole.held_bits,
+                      f"bits of {found.memory_bits}", Provenance.ESTIMATED)]
     return {"network": bundle.network, "part": asdict(found), "fits": whole.fits,
             "figures": [figure.to_json() for figure in figures],
             "kernels": [{"layer": launch.layer, **asdict(one)}
-                        for launch, one in zip(bundle.launches, estimates, strict=True)]}
+                        for launch, one in zip(bundle.launches, each, strict=True)]}
 
 
 def _seconds(work: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,23 @@ def test_estimates(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0 and content["part"]["clock"] == 1e8 and content["part"]["bandwidth"] == 1e10
     assert {figure["provenance"] for figure in content["figures"]} == {"estimated"}
     assert len(content["kernels"]) == len(json.loads((kernels / MANIFEST).read_text())["launches"])
-    fails(capsys, r"^The clock of an FPGA is above 0, not -1$", "opencl", "estimate", kernels, "--clock-mhz", -1)
+    for value in ("-1", "0", "inf", "nan", "1e300", "1e-300"):
+        fails(capsys, rf"^The clock of an FPGA is from 1e-06 to 1e\+06 MHz, not {re.escape(f'{float(value):g}')}$",
+              "opencl", "estimate", kernels, "--clock-mhz", value)
+    fails(capsys, r"^The bandwidth of an FPGA is from 1e-06 to 1e\+06 GB/s, not inf$", "opencl", "estimate", kernels,
+          "--bandwidth", "inf")
     fails(capsys, r"^There is no estimate for part 'z80': choose of .*$", "opencl", "estimate", kernels, "--part",
           "z80")
+
+
+def test_estimates_of_both_styles(kernels: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+                                  ) -> None:
+    assert run(capsys, "opencl", "compile", made / "train", "--output-dir", tmp_path / "k", "--style", "pipelined"
+               )[0] == 0
+    folded, pipelined = (run(capsys, "opencl", "estimate", folder)[1] for folder in (kernels, tmp_path / "k"))
+    assert "an image, kernel after kernel: " in folded and "another" not in folded and "\nsums on chip: " in folded
+    assert "an image, every kernel on another: " in pipelined and "after" not in pipelined
+    assert "maps, channels and sums on chip: " in pipelined and "measured" not in folded + pipelined
 
 
 def test_tuning_goes_on_where_it_ended(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
