@@ -15,7 +15,8 @@ KernelFolder = Annotated[Path, typer.Argument(metavar="KERNELS", help="A directo
 DeviceName = Annotated[str, typer.Option(help="A part of the device's name; default: the first.")]
 Threads = Annotated[int | None, typer.Option(help="Of the processor, for PoCL; default: all.")]
 NetworkSource = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A training directory, a checkpoint, ONNX, "
-                                                                      "or pretrained:NAME.")]
+                                                                      ".pt2 (of torch.export: trusted, as it can run "
+                                                                      "code), or pretrained:NAME.")]
 KernelOutput = Annotated[Path, typer.Option("--output-dir", help="Where kernels, weights and manifest go; earlier "
                                                                  "ones there are replaced.")]
 Without = Annotated[list[str] | None, typer.Option(help="An optimisation to leave out, or all; may be repeated.")]

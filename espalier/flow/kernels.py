@@ -113,7 +113,7 @@ class RunRequest:
 
 
 def network_of(source: Path, data: str | None, root: Path | None) -> tuple[Graph, dict[str, NDArray], str]:
-    """The inference graph of a checkpoint, an ``.onnx`` file or ``pretrained:NAME``, its parameters, and its data."""
+    """Inference graph, parameters and data of a checkpoint, an ``.onnx`` or ``.pt2`` file, or ``pretrained:NAME``."""
     if is_checkpoint(source):
         checkpoint = load_checkpoint(source)
         known = data or checkpoint.config.data

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyopencl as cl
 import pytest
+import torch
 from bench.commands import fails, run, tree
 
 from espalier.opencl import runtime
@@ -130,6 +131,19 @@ def test_data_of_another_kind(kernels: Path, tmp_path: Path, capsys: pytest.Capt
     np.savez(tmp_path / "small.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     fails(capsys, r"^Network '.*' takes images of shape .*, and those of '.*' have \(1, 5, 5\): give the data set that "
                   r"it was trained on$", "opencl", "run", kernels, "--data", tmp_path / "small.npz")
+
+
+def test_a_program_of_torch_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 10))
+    torch.export.save(torch.export.export(module, (torch.zeros(1, 1, 8, 8),)), tmp_path / "net.pt2")
+    assert run(capsys, "opencl", "compile", tmp_path / "net.pt2", "--output-dir", tmp_path / "k", "--data", "digits"
+               )[0] == 0
+    status, out, _ = run(capsys, "opencl", "run", tmp_path / "k", "--images", 4, "--against", tmp_path / "net.pt2")
+    assert status == 0 and "largest difference from the interpreter: " in out
+    (tmp_path / "bad.pt2").write_bytes(b"weights")
+    fails(capsys, r"bad.pt2' is damaged, or no program of torch.export that this version of torch reads: write it by ",
+          "opencl", "compile", tmp_path / "bad.pt2", "--output-dir", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_folders_that_hold_no_kernels(kernels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
