@@ -18,6 +18,7 @@ from espalier.flow.directory import require_replaceable, whole_directory
 from espalier.flow.network import require_suiting
 from espalier.flow.source import (
     data_for,
+    data_in_size,
     data_of,
     is_checkpoint,
     is_float,
@@ -126,6 +127,16 @@ def network_of(source: Path, data: str | None, root: Path | None) -> tuple[Graph
     return found.graph, dict(found.parameters), known
 
 
+def _asked_for(source: Path, request: KernelsRequest) -> tuple[Graph, dict[str, NDArray], str]:
+    """What :func:`network_of` gives. Raises DataError where a data set is named that the network does not suit."""
+    graph, parameters, data = network_of(source, request.data, request.data_root)
+    if request.data is not None:
+        image, result = graph.inputs[0], graph.outputs[0]
+        require_suiting(graph.name, image.shape, result.shape,
+                        data_in_size(request.data, request.data_root, image.shape).test)
+    return graph, parameters, data
+
+
 def write_kernels(source: Path, output: Path, request: KernelsRequest | None = None, *, dry_run: bool = False,
                   steps: Steps | None = None) -> Bundle:
     """Write the kernels of a network into ``output``, where kernels that were there before are replaced."""
@@ -133,7 +144,7 @@ def write_kernels(source: Path, output: Path, request: KernelsRequest | None = N
     options = request.optimisations()
     require_replaceable(output, MANIFEST)
     with steps.step("import network"):
-        graph, parameters, data = network_of(source, request.data, request.data_root)
+        graph, parameters, data = _asked_for(source, request)
     with steps.step("write kernels"):
         from espalier.opencl.compilation import compile_kernels  # TVM comes with it: seconds
 
@@ -190,7 +201,7 @@ def tune_kernels(source: Path, output: Path, request: KernelsRequest, search: Tu
     require_replaceable(output, MANIFEST)
     journal = search.journal or cache_folder() / JOURNAL
     with steps.step("import network"):
-        graph, parameters, data = network_of(source, request.data, request.data_root)
+        graph, parameters, data = _asked_for(source, request)
     with steps.step("search"):
         from espalier.opencl.tuning import tune
 
@@ -241,7 +252,7 @@ def run_kernels(folder: Path, request: RunRequest, steps: Steps | None = None) -
         results = session.run(images)
     correct = int((results.argmax(axis=1) == test.labels[:count]).sum())
     figures = [Figure("images", count, "images", Provenance.MEASURED),
-               Figure("accuracy", correct / count, "of the images", Provenance.MEASURED)]
+               Figure("accuracy", 100 * correct / count, "% of the images", Provenance.MEASURED)]
     if request.against is not None:
         with steps.step("compare"):
             figures.append(_compared(bundle, results, images, request))

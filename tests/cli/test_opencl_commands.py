@@ -32,6 +32,7 @@ def test_kernels_equal_their_source(kernels: Path, made: Path, capsys: pytest.Ca
     assert status == 0
     figures = {figure["name"]: figure["value"] for figure in json.loads(out)["record"]["figures"]}
     assert figures["images"] == 5 and figures["words that differ from the interpreter's"] == 0
+    assert figures["accuracy"] in (0, 20, 40, 60, 80, 100)
 
 
 def test_without_optimisations_they_do_too(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +40,7 @@ def test_without_optimisations_they_do_too(made: Path, tmp_path: Path, capsys: p
     assert run(capsys, "opencl", "compile", made / "train", "--output-dir", base, "--without", "all")[0] == 0
     status, out, _ = run(capsys, "opencl", "run", base, "--images", 3, "--against", made / "train")
     assert status == 0 and "words that differ from the interpreter's: 0 words" in out
+    assert re.search(r"^accuracy: [\d.]+ % of the images \(measured\)$", out, re.MULTILINE)
 
 
 def test_times(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,11 +128,16 @@ def test_runs_that_cannot_be(kernels: Path, capsys: pytest.CaptureFixture[str], 
     assert tree(kernels) == before
 
 
-def test_data_of_another_kind(kernels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_of_another_kind(kernels: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, labels = np.zeros((20, 1, 5, 5), np.uint8), np.arange(20) % 2
     np.savez(tmp_path / "small.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
-    fails(capsys, r"^Network '.*' takes images of shape .*, and those of '.*' have \(1, 5, 5\): give the data set that "
-                  r"it was trained on$", "opencl", "run", kernels, "--data", tmp_path / "small.npz")
+    sentence = (r"^Network '.*' takes images of shape .*, and those of '.*' have \(1, 5, 5\): give the data set that "
+                r"it was trained on$")
+    fails(capsys, sentence, "opencl", "run", kernels, "--data", tmp_path / "small.npz")
+    for command in ("compile", "tune"):
+        fails(capsys, sentence, "opencl", command, made / "train", "--data", tmp_path / "small.npz", "--output-dir",
+              tmp_path / "k")
+    assert not (tmp_path / "k").exists()
 
 
 def test_a_program_of_torch_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
