@@ -15,7 +15,8 @@ KernelFolder = Annotated[Path, typer.Argument(metavar="KERNELS", help="A directo
 DeviceName = Annotated[str, typer.Option(help="A part of the device's name; default: the first.")]
 Threads = Annotated[int | None, typer.Option(help="Of the processor, for PoCL; default: all.")]
 NetworkSource = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A training directory, a checkpoint, ONNX, "
-                                                                      "or pretrained:NAME.")]
+                                                                      ".pt2 (of torch.export: trusted, as it can run "
+                                                                      "code), or pretrained:NAME.")]
 KernelOutput = Annotated[Path, typer.Option("--output-dir", help="Where kernels, weights and manifest go; earlier "
                                                                  "ones there are replaced.")]
 Without = Annotated[list[str] | None, typer.Option(help="An optimisation to leave out, or all; may be repeated.")]
@@ -131,9 +132,9 @@ def opencl_estimate(
     steps = steps_told()
     content = flow.estimate_kernels(kernels, part=part, clock_mhz=clock_mhz, bandwidth=bandwidth)
     lines = [f"{one['layer']}: {one['multipliers']} multiplications every {one['interval']} cycles, "
-             f"{one['held_words']} sums, {one['bytes_per_second'] / 1e9:.3g} GB/s; {one['seconds'] * 1e6:.4g} µs, "
-             f"limited by {one['limit']}" for one in content["kernels"]]
-    fits = [] if content["fits"] else ["the part does not hold all kernels side by side"]
+             f"{one['held_words']} words on chip, {one['bytes_per_second'] / 1e9:.3g} GB/s; "
+             f"{one['seconds'] * 1e6:.4g} µs, limited by {one['limit']}" for one in content["kernels"]]
+    fits = [] if content["fits"] else ["the part does not hold all kernels"]
     done(steps, as_json, content, [f"{content['network']} on {part}: estimated", *lines, *_figures(content), *fits])
 
 

@@ -18,6 +18,7 @@ from espalier.flow.directory import require_replaceable, whole_directory
 from espalier.flow.network import require_suiting
 from espalier.flow.source import (
     data_for,
+    data_in_size,
     data_of,
     is_checkpoint,
     is_float,
@@ -31,7 +32,7 @@ from espalier.ir.interpret import interpret
 from espalier.ir.types import Fixed
 from espalier.native import cache_folder
 from espalier.opencl.bundle import KERNELS, MANIFEST, WEIGHTS, Bundle
-from espalier.opencl.estimate import estimate, find_part, total
+from espalier.opencl.estimate import estimates, find_part, total
 from espalier.opencl.optimisations import NAMES, Optimisations, Style
 from espalier.records import Figure, Provenance, write_json
 
@@ -44,6 +45,7 @@ THREADS, DRIVER = "POCL_MAX_PTHREAD_COUNT", "POCL_DEVICES"  #: of PoCL's environ
 FLOAT_TOLERANCE = 1e-4  #: of float32 against float64, relative to an image's largest result; networks of 34 layers
 VECTORS = (2, 4, 8, 16)
 DEFAULT_PART = "stratix10-2800"
+SLOWEST, FASTEST = 1e-6, 1e6  #: clock (MHz) and bandwidth (GB/s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +114,7 @@ class RunRequest:
 
 
 def network_of(source: Path, data: str | None, root: Path | None) -> tuple[Graph, dict[str, NDArray], str]:
-    """The inference graph of a checkpoint, an ``.onnx`` file or ``pretrained:NAME``, its parameters, and its data."""
+    """Inference graph, parameters and data of a checkpoint, an ``.onnx`` or ``.pt2`` file, or ``pretrained:NAME``."""
     if is_checkpoint(source):
         checkpoint = load_checkpoint(source)
         known = data or checkpoint.config.data
@@ -125,6 +127,16 @@ def network_of(source: Path, data: str | None, root: Path | None) -> tuple[Graph
     return found.graph, dict(found.parameters), known
 
 
+def _asked_for(source: Path, request: KernelsRequest) -> tuple[Graph, dict[str, NDArray], str]:
+    """What :func:`network_of` gives. Raises DataError where a data set is named that the network does not suit."""
+    graph, parameters, data = network_of(source, request.data, request.data_root)
+    if request.data is not None:
+        image, result = graph.inputs[0], graph.outputs[0]
+        require_suiting(graph.name, image.shape, result.shape,
+                        data_in_size(request.data, request.data_root, image.shape).test)
+    return graph, parameters, data
+
+
 def write_kernels(source: Path, output: Path, request: KernelsRequest | None = None, *, dry_run: bool = False,
                   steps: Steps | None = None) -> Bundle:
     """Write the kernels of a network into ``output``, where kernels that were there before are replaced."""
@@ -132,7 +144,7 @@ def write_kernels(source: Path, output: Path, request: KernelsRequest | None = N
     options = request.optimisations()
     require_replaceable(output, MANIFEST)
     with steps.step("import network"):
-        graph, parameters, data = network_of(source, request.data, request.data_root)
+        graph, parameters, data = _asked_for(source, request)
     with steps.step("write kernels"):
         from espalier.opencl.compilation import compile_kernels  # TVM comes with it: seconds
 
@@ -189,7 +201,7 @@ def tune_kernels(source: Path, output: Path, request: KernelsRequest, search: Tu
     require_replaceable(output, MANIFEST)
     journal = search.journal or cache_folder() / JOURNAL
     with steps.step("import network"):
-        graph, parameters, data = network_of(source, request.data, request.data_root)
+        graph, parameters, data = _asked_for(source, request)
     with steps.step("search"):
         from espalier.opencl.tuning import tune
 
@@ -240,7 +252,7 @@ def run_kernels(folder: Path, request: RunRequest, steps: Steps | None = None) -
         results = session.run(images)
     correct = int((results.argmax(axis=1) == test.labels[:count]).sum())
     figures = [Figure("images", count, "images", Provenance.MEASURED),
-               Figure("accuracy", correct / count, "of the images", Provenance.MEASURED)]
+               Figure("accuracy", 100 * correct / count, "% of the images", Provenance.MEASURED)]
     if request.against is not None:
         with steps.step("compare"):
             figures.append(_compared(bundle, results, images, request))
@@ -326,27 +338,29 @@ def estimate_kernels(folder: Path, *, part: str = DEFAULT_PART, clock_mhz: float
                      bandwidth: float | None = None) -> dict[str, Any]:
     """What each kernel would take on an FPGA, by count.
 
-    ``clock_mhz`` and ``bandwidth`` (GB/s of external memory) stand in for the part's.
+    ``clock_mhz`` and ``bandwidth`` (GB/s of external memory) stand in for the part's. Raises DataError where they are
+    not finite numbers above 0, of a size that can be.
     """
     found = find_part(part)
-    for name, value in (("clock", clock_mhz), ("bandwidth", bandwidth)):
-        if value is not None and not value > 0:
-            raise DataError(f"The {name} of an FPGA is above 0, not {value:g}")
+    for name, value, unit in (("clock", clock_mhz, "MHz"), ("bandwidth", bandwidth, "GB/s")):
+        if value is not None and not SLOWEST <= value <= FASTEST:
+            raise DataError(f"The {name} of an FPGA is from {SLOWEST:g} to {FASTEST:g} {unit}, not {value:g}")
     if clock_mhz is not None:
         found = replace(found, clock=clock_mhz * 1e6)
     if bandwidth is not None:
         found = replace(found, bandwidth=bandwidth * 1e9)
     bundle = read_kernels(folder)
-    estimates = [estimate(launch.loop, found) for launch in bundle.launches]
-    whole = total(estimates, found)
-    figures = [Figure("an image, kernel after kernel", whole.seconds, "s", Provenance.ESTIMATED),
-               Figure("an image, every kernel on another", whole.pipelined, "s", Provenance.ESTIMATED),
+    each = estimates(bundle, found)
+    whole = total(bundle.launches, each, found)
+    figures = [Figure("an image, every kernel on another" if whole.pipelined else "an image, kernel after kernel",
+                      whole.seconds, "s", Provenance.ESTIMATED),
                Figure("DSP blocks", whole.dsp_blocks, f"of {found.dsp_blocks}", Provenance.ESTIMATED),
-               Figure("sums on chip", whole.held_bits, f"bits of {found.memory_bits}", Provenance.ESTIMATED)]
+               Figure("maps, channels and sums on chip" if whole.pipelined else "sums on chip", whole.held_bits,
+                      f"bits of {found.memory_bits}", Provenance.ESTIMATED)]
     return {"network": bundle.network, "part": asdict(found), "fits": whole.fits,
             "figures": [figure.to_json() for figure in figures],
             "kernels": [{"layer": launch.layer, **asdict(one)}
-                        for launch, one in zip(bundle.launches, estimates, strict=True)]}
+                        for launch, one in zip(bundle.launches, each, strict=True)]}
 
 
 def _seconds(work: Any) -> float:

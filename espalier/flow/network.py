@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from espalier import zoo
 from espalier.data import Dataset, Split, batches, data_folder, normalise
 from espalier.errors import DataError, UnsupportedError
+from espalier.frontend.exported_file import is_exported_file, module_from_exported
 from espalier.frontend.module_file import is_module_file, module_from_file
 from espalier.frontend.onnx_import import from_onnx
 from espalier.frontend.torch_export import fixed_parameters, from_torch
@@ -59,8 +60,9 @@ def import_network(network: str, split: Split, seed: int = 0, root: Path | None 
     """Read a network.
 
     It is of the zoo, with weights from ``seed``; ``pretrained:NAME``, or the ``.npz`` file that holds its published
-    weights; an ``.onnx`` file; or ``FILE.py:FACTORY``. One of the zoo gets as many classes as the data has, as does
-    a pretrained one, by a new last layer where they are others; its name is looked up in the data folder ``root``.
+    weights; an ``.onnx`` file; a ``.pt2`` file of torch.export; or ``FILE.py:FACTORY``. The last two can run code: name
+    only files that you trust. One of the zoo gets as many classes as the data has, as does a pretrained one, by a new
+    last layer where they are others; its name is looked up in the data folder ``root``.
     ``keep_batch_norm``: for a training that starts in float32; otherwise batch norms are folded.
 
     Raises the errors of the frontend and of the files; UnsupportedError for an unknown name.
@@ -72,12 +74,19 @@ def import_network(network: str, split: Split, seed: int = 0, root: Path | None 
     if is_pretrained(network):
         found = pretrained.for_classes(read_pretrained(network, root), split.train.class_count, seed)
         module, shape, name = pretrained.standardised(found).module, found.input_shape, found.name
+    elif is_exported_file(network):
+        (module, shape), name = module_from_exported(network), Path(network).stem
     elif is_module_file(network):
         module, shape = module_from_file(network, seed), split.train.image_shape
         name = Path(network.rpartition(":")[0]).stem
     else:
         module, shape, name = zoo.build(network, split.train.class_count, seed), zoo.input_shape(network), network
     return Imported(*from_torch(module, shape, name, keep_batch_norm=keep_batch_norm), fixed_parameters(module))
+
+
+def is_network_file(network: str) -> bool:
+    """Whether ``network`` is a file of another framework, with weights."""
+    return network.endswith(".onnx") or is_exported_file(network)
 
 
 def _require_classifier(graph: Graph) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from espalier.data import Split, data_folder, load, normalise, scales
 from espalier.data.draw import draws
-from espalier.flow.network import import_network, is_pretrained, read_pretrained
+from espalier.flow.network import import_network, is_network_file, is_pretrained, read_pretrained
 from espalier.ir.graph import Graph
 from espalier.numerics.fixed import Fixed
 from espalier.train.calibrate import Headroom, Widths, calibrate
@@ -28,7 +28,7 @@ FULL_BITS = 16          #: words of this width have room for larger numbers than
 
 def is_checkpoint(source: Path) -> bool:
     """Whether ``source`` is a checkpoint or its directory, and no real-valued network."""
-    return source.suffix != ".onnx" and not is_pretrained(str(source))
+    return not is_network_file(str(source)) and not is_pretrained(str(source))
 
 
 def load_checkpoint(source: Path) -> Checkpoint:
@@ -65,7 +65,7 @@ class RealNetwork:
     parameters : mapping of ndarray
     config : TrainConfig
     published : bool
-        Whether its weights were published; an ONNX network's may be anything.
+        Whether its weights were published; those of an ONNX or ``.pt2`` file may be anything.
     trained : Checkpoint or None
         The float checkpoint that it comes from: masks, log and position stay.
     """
@@ -78,7 +78,7 @@ class RealNetwork:
 
 
 def real_network(source: Path, split: Split, data: str, root: Path | None = None) -> RealNetwork:
-    """The network of an ``.onnx`` file, ``pretrained:NAME`` or the ``.npz`` file of published weights."""
+    """The network of an ``.onnx`` or ``.pt2`` file, ``pretrained:NAME`` or the ``.npz`` file of published weights."""
     found = import_network(str(source), split, root=root)
     published = is_pretrained(str(source))
     batch = min(CALIBRATION_BATCH if published else TrainConfig().batch, len(split.train))
@@ -95,8 +95,8 @@ def real_checkpoint(checkpoint: Checkpoint) -> RealNetwork:
 def in_words(network: RealNetwork, split: Split, widths: Widths) -> Checkpoint:
     """The network in fixed point.
 
-    The formats of an ONNX network are chosen from a short training, as if training went on from it; those of others
-    from single training images. Momenta start from zero.
+    The formats of a network of ONNX or torch.export are chosen from a short training, as if training went on from it;
+    those of others from single training images. Momenta start from zero.
     """
     full = widths == Widths(*3 * (FULL_BITS,))
     rule = replace(network.config.quantise or Quantise(), widths=widths, start=0,

@@ -1,14 +1,17 @@
 """The search for schedules: of every kernel of a network, on a device, the choice that runs fastest.
 
 Each round compiles the whole network, every kernel with another of its choices, and times the kernels one by one where
-they stand: what lies in caches is what will lie there. Kernels of one kind, shape and types search together. What was
-measured is kept in a journal (JSON lines, by Optuna), by device: another run goes on from there, and a network whose
-layers were seen in another one finds them known.
+they stand: what lies in caches is what will lie there. Kernels of one kind, shape and types search together, and try no
+choice twice. What was measured is kept in a journal (JSON lines, by Optuna), by device: another run goes on from there,
+and a network whose layers were seen in another one finds them known. Nothing else is in it, so that a search may be
+killed at any time.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +21,10 @@ from statistics import median
 import numpy as np
 import optuna
 from numpy.typing import NDArray
+from optuna.distributions import IntDistribution
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import TrialState, create_trial
 
 from espalier.errors import DataError
 from espalier.ir.graph import Graph
@@ -33,6 +38,7 @@ RUNS = 5   #: of a network, of which each kernel's shortest time counts
 RANK = "rank"  #: what a search is for: a choice's number, the shortest by estimate first
 MOST = 32  #: choices that are looked at
 RANDOM = 5  #: choices that are drawn before what was measured says where to look
+RECORD = b'{"op_code":'  #: how each line of a journal begins
 SIDES = 9  #: runs of each of two networks that are compared
 
 
@@ -63,31 +69,66 @@ class Tuned:
 
 @dataclass(slots=True)
 class _Search:
-    """Of all kernels that are alike."""
+    """Of all kernels that are alike.
+
+    Parameters
+    ----------
+    study : optuna.Study
+        Of the journal: measurements alone.
+    choices : sequence of Choice
+    guesses : optuna.Study
+        Of this process: what was measured says in it where to look.
+    running : dict
+        By kernel, the choices' numbers that are being measured.
+    """
 
     study: optuna.Study
     choices: Sequence[Choice]
-    running: dict[str, optuna.Trial] = field(default_factory=dict)  #: by kernel
+    guesses: optuna.Study
+    running: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def known(cls, study: optuna.Study, choices: Sequence[Choice]) -> _Search:
+        """One that goes on from what ``study`` has."""
+        found = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        guesses = optuna.create_study(sampler=optuna.samplers.TPESampler(n_startup_trials=RANDOM, seed=len(found)))
+        guesses.add_trials(found)
+        return cls(study, choices, guesses)
 
     @property
     def done(self) -> dict[int, float]:
         """The shortest time of each choice that was tried."""
         found: dict[int, float] = {}
-        for trial in self.study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
+        for trial in self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
             if trial.value is not None:
                 found[trial.params[RANK]] = min(trial.value, found.get(trial.params[RANK], trial.value))
         return found
 
+    @property
+    def tried(self) -> set[int]:
+        """The numbers of the choices that were measured, or are."""
+        return {*self.done, *self.running.values()}
+
     def ask(self, name: str) -> Choice:
-        """A choice to try: at first that of the estimate, later one that is likely to be good."""
-        if not self.study.get_trials(deepcopy=False):
-            self.study.enqueue_trial({RANK: 0})
-        self.running[name] = trial = self.study.ask()
-        return self.choices[trial.suggest_int(RANK, 0, len(self.choices) - 1)]
+        """A choice that was not tried: at first that of the estimate, later one that is likely to be good."""
+        assert name not in self.running, "each kernel that is asked for is measured"
+        left = sorted(set(range(len(self.choices))) - self.tried)
+        guess = 0 if left[0] == 0 else self._guess()
+        self.running[name] = rank = min(left, key=lambda rank: abs(rank - guess))
+        return self.choices[rank]
+
+    def _guess(self) -> int:
+        trial = self.guesses.ask()
+        rank = trial.suggest_int(RANK, 0, len(self.choices) - 1)
+        self.guesses.tell(trial, state=TrialState.FAIL)  # measured may be a neighbour
+        return rank
 
     def tell(self, name: str, seconds: float) -> None:
         if name in self.running:
-            self.study.tell(self.running.pop(name), seconds)
+            measured = create_trial(params={RANK: self.running.pop(name)}, value=seconds,
+                                    distributions={RANK: IntDistribution(0, len(self.choices) - 1)})
+            self.study.add_trial(measured)
+            self.guesses.add_trial(measured)
 
     @property
     def best(self) -> Choice:
@@ -115,16 +156,14 @@ class _Searches:
         return any(not self._is_over(search) for search in self.by_signature.values())
 
     def _is_over(self, search: _Search) -> bool:
-        return len(search.done) >= min(self.trials, len(search.choices)) or len(search.choices) == 1 or (
-            len(search.study.get_trials(deepcopy=False)) >= 2 * self.trials)  # which it may ask for again
+        return len(search.choices) == 1 or len(search.tried) >= min(self.trials, len(search.choices))
 
     def _of(self, name: str, signature: str, choices: Sequence[Choice]) -> _Search:
         choices = choices[:MOST]
         key = hashlib.sha256(f"{self.device} {signature} {choices}".encode()).hexdigest()[:20]
         if key not in self.by_signature:
             study = optuna.create_study(storage=self.storage, study_name=key, load_if_exists=True)
-            study.sampler = optuna.samplers.TPESampler(n_startup_trials=RANDOM, seed=len(study.get_trials()))
-            self.by_signature[key] = _Search(study, choices)
+            self.by_signature[key] = _Search.known(study, choices)
         self.by_kernel[name] = self.by_signature[key]
         return self.by_kernel[name]
 
@@ -185,6 +224,28 @@ def _storage(path: Path) -> JournalStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _mend(path)
         return JournalStorage(JournalFileBackend(str(path)))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path} is no journal of a search ({error}): name another file, or remove it") from None
+
+
+def _mend(path: Path) -> None:
+    """Cut the last line of a journal where it was not written to its end, as a full disk leaves it.
+
+    Raises ValueError where it is no record's.
+    """
+    lock = JournalFileSymlinkLock(str(path))  # no other search is writing
+    lock.acquire()
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+        last = lines[-1] if lines else b""
+        if last.endswith(b"\n"):
+            json.loads(last)
+        elif not (last.startswith(RECORD) or RECORD.startswith(last.rstrip(b"\0"))):
+            raise ValueError("its last line is no record")
+        elif last:
+            os.truncate(path, sum(map(len, lines[:-1])))
+    finally:
+        lock.release()

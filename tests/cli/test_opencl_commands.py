@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyopencl as cl
 import pytest
+import torch
 from bench.commands import fails, run, tree
 
 from espalier.errors import ToolError
@@ -32,6 +34,7 @@ def test_kernels_equal_their_source(kernels: Path, made: Path, capsys: pytest.Ca
     assert status == 0
     figures = {figure["name"]: figure["value"] for figure in json.loads(out)["record"]["figures"]}
     assert figures["images"] == 5 and figures["words that differ from the interpreter's"] == 0
+    assert figures["accuracy"] in (0, 20, 40, 60, 80, 100)
 
 
 def test_without_optimisations_they_do_too(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +42,7 @@ def test_without_optimisations_they_do_too(made: Path, tmp_path: Path, capsys: p
     assert run(capsys, "opencl", "compile", made / "train", "--output-dir", base, "--without", "all")[0] == 0
     status, out, _ = run(capsys, "opencl", "run", base, "--images", 3, "--against", made / "train")
     assert status == 0 and "words that differ from the interpreter's: 0 words" in out
+    assert re.search(r"^accuracy: [\d.]+ % of the images \(measured\)$", out, re.MULTILINE)
 
 
 def test_times(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,9 +59,23 @@ def test_estimates(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0 and content["part"]["clock"] == 1e8 and content["part"]["bandwidth"] == 1e10
     assert {figure["provenance"] for figure in content["figures"]} == {"estimated"}
     assert len(content["kernels"]) == len(json.loads((kernels / MANIFEST).read_text())["launches"])
-    fails(capsys, r"^The clock of an FPGA is above 0, not -1$", "opencl", "estimate", kernels, "--clock-mhz", -1)
+    for value in ("-1", "0", "inf", "nan", "1e300", "1e-300"):
+        fails(capsys, rf"^The clock of an FPGA is from 1e-06 to 1e\+06 MHz, not {re.escape(f'{float(value):g}')}$",
+              "opencl", "estimate", kernels, "--clock-mhz", value)
+    fails(capsys, r"^The bandwidth of an FPGA is from 1e-06 to 1e\+06 GB/s, not inf$", "opencl", "estimate", kernels,
+          "--bandwidth", "inf")
     fails(capsys, r"^There is no estimate for part 'z80': choose of .*$", "opencl", "estimate", kernels, "--part",
           "z80")
+
+
+def test_estimates_of_both_styles(kernels: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+                                  ) -> None:
+    assert run(capsys, "opencl", "compile", made / "train", "--output-dir", tmp_path / "k", "--style", "pipelined"
+               )[0] == 0
+    folded, pipelined = (run(capsys, "opencl", "estimate", folder)[1] for folder in (kernels, tmp_path / "k"))
+    assert "an image, kernel after kernel: " in folded and "another" not in folded and "\nsums on chip: " in folded
+    assert "an image, every kernel on another: " in pipelined and "after" not in pipelined
+    assert "maps, channels and sums on chip: " in pipelined and "measured" not in folded + pipelined
 
 
 def test_tuning_goes_on_where_it_ended(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,11 +131,29 @@ def test_runs_that_cannot_be(kernels: Path, capsys: pytest.CaptureFixture[str], 
     assert tree(kernels) == before
 
 
-def test_data_of_another_kind(kernels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_of_another_kind(kernels: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, labels = np.zeros((20, 1, 5, 5), np.uint8), np.arange(20) % 2
     np.savez(tmp_path / "small.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
-    fails(capsys, r"^Network '.*' takes images of shape .*, and those of '.*' have \(1, 5, 5\): give the data set that "
-                  r"it was trained on$", "opencl", "run", kernels, "--data", tmp_path / "small.npz")
+    sentence = (r"^Network '.*' takes images of shape .*, and those of '.*' have \(1, 5, 5\): give the data set that "
+                r"it was trained on$")
+    fails(capsys, sentence, "opencl", "run", kernels, "--data", tmp_path / "small.npz")
+    for command in ("compile", "tune"):
+        fails(capsys, sentence, "opencl", command, made / "train", "--data", tmp_path / "small.npz", "--output-dir",
+              tmp_path / "k")
+    assert not (tmp_path / "k").exists()
+
+
+def test_a_program_of_torch_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 10))
+    torch.export.save(torch.export.export(module, (torch.zeros(1, 1, 8, 8),)), tmp_path / "net.pt2")
+    assert run(capsys, "opencl", "compile", tmp_path / "net.pt2", "--output-dir", tmp_path / "k", "--data", "digits"
+               )[0] == 0
+    status, out, _ = run(capsys, "opencl", "run", tmp_path / "k", "--images", 4, "--against", tmp_path / "net.pt2")
+    assert status == 0 and "largest difference from the interpreter: " in out
+    (tmp_path / "bad.pt2").write_bytes(b"weights")
+    fails(capsys, r"bad.pt2' is damaged, or no program of torch.export that this version of torch reads: write it by ",
+          "opencl", "compile", tmp_path / "bad.pt2", "--output-dir", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_folders_that_hold_no_kernels(kernels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from espalier.errors import UnsupportedError
 from espalier.ir.graph import Graph
-from espalier.ir.ops import Conv2d
+from espalier.ir.ops import Conv2d, MaxPool
 from espalier.ir.types import FLOAT, Fixed, Format, TensorType, Value
 from espalier.numerics.window import Window
-from espalier.opencl.bundle import Launch
+from espalier.opencl.bundle import Bundle, Launch
+from espalier.opencl.codegen import prelude
 from espalier.opencl.compilation import compile_kernels
-from espalier.opencl.estimate import estimate, find_part, total
+from espalier.opencl.estimate import CHANNEL_WORDS, Total, estimate, estimates, find_part, total
 from espalier.opencl.loops import Loop
-from espalier.opencl.optimisations import Optimisations
+from espalier.opencl.optimisations import Optimisations, Style
 
 PART = replace(find_part("stratix10-2800"), clock=100e6, bandwidth=1e9)
 
@@ -66,11 +68,77 @@ def test_lists_multiply_what_lives() -> None:
     assert few < every / 4  # a tenth of the terms, on vectors that end beyond rows
 
 
-def test_a_network_is_the_sum_of_its_kernels() -> None:
-    one = estimate(launches()[0].loop, PART)
-    found = total([one, one], PART)
-    assert found.seconds == 2 * one.seconds and found.pipelined == one.seconds and found.fits
-    assert not total([one] * 16, PART).fits
+def chain(count: int = 2, **options: Any) -> Bundle:
+    """Pointwise convolutions one after another, all alike, of 16 channels of 4 × 6 pixels."""
+    values = [Value(f"x{number}", TensorType((16, 4, 6), FLOAT)) for number in range(count + 1)]
+    weights = [Value(f"w{number}", TensorType((16, 16, 1, 1), FLOAT)) for number in range(count)]
+    layers = tuple(Conv2d(out, x, w, None, Window((1, 1)))
+                   for out, x, w in zip(values[1:], values, weights, strict=False))
+    graph = Graph("net", (values[0],), tuple(weights), layers, (values[-1],))
+    return compile_kernels(graph, {w.name: np.ones(w.shape, np.float32) for w in weights}, Optimisations(**options))
+
+
+def test_layers_one_after_another_share_their_kernel() -> None:
+    bundle = chain()
+    one, same = found = estimates(bundle, PART)
+    assert one == same and len({launch.kernel for launch in bundle.launches}) == 1
+    assert total(bundle.launches, found, PART) == Total(
+        pipelined=False, seconds=2 * one.seconds, dsp_blocks=one.dsp_blocks, held_bits=one.held_bits, fits=True)
+
+
+def test_layers_on_kernels_of_their_own_have_hardware_each() -> None:
+    bundle = chain(16, folding=False)
+    found = estimates(bundle, PART)
+    whole = total(bundle.launches, found, PART)
+    assert (whole.dsp_blocks, whole.fits) == (16 * found[0].dsp_blocks, False) == (16 * 384, False)
+    folded = chain(16)
+    assert total(folded.launches, estimates(folded, PART), PART).fits
+
+
+def test_tasks_have_their_maps_on_chip() -> None:
+    """The image is in memory and a map of 384 elements is sent; then weights and the result are in memory alone."""
+    bundle = chain(style=Style.PIPELINED)
+    first, last = estimates(bundle, PART)
+    assert first.held_words == 384 + 384 and last.held_words == 384 + 384 + CHANNEL_WORDS + 384
+    assert (first.held_bits, last.held_bits) == (32 * first.held_words, 32 * last.held_words)
+    assert first.bytes_moved == 16 * (24 + 16) * 4 and last.bytes_moved == 16 * 16 * 4 + 384 * 4
+    assert first.cycles == 16 * 4 + 2 * 384 and last.cycles == 16 * 4 + 3 * 384 and last.limit == "channels"
+    folded = estimates(chain(), PART)[0]
+    assert (folded.held_words, folded.bytes_moved, folded.cycles) == (384, 16 * (24 + 16) * 4 + 384 * 4, 16 * 4)
+
+
+def test_tasks_work_side_by_side_on_one_memory() -> None:
+    bundle = chain(style=Style.PIPELINED)
+    for part in (PART, replace(PART, bandwidth=1e8)):
+        found = estimates(bundle, part)
+        whole = total(bundle.launches, found, part)
+        assert whole.seconds == max(found[1].seconds, sum(one.bytes_moved for one in found) / part.bandwidth)
+        assert whole.pipelined and whole.dsp_blocks == 2 * found[0].dsp_blocks
+
+
+def test_tasks_add_up_on_chip() -> None:
+    """Without registers for sums they are in a map, which goes to the next task."""
+    adding, finishing, *_ = estimates(chain(style=Style.PIPELINED, cached_writes=False, tiling=False), PART)
+    assert adding.interval == PART.float_add and adding.held_words == 384
+    assert finishing.bytes_moved == 0 and finishing.held_words == 384 + CHANNEL_WORDS + 384
+
+
+def test_a_task_without_weights_loads_nothing() -> None:
+    """A pool after a layer of lists, which loads the image and its entries."""
+    x, w, y, z = (Value(name, TensorType(shape, FLOAT)) for name, shape in (
+        ("x", (8, 4, 6)), ("w", (16, 8, 3, 3)), ("y", (16, 4, 6)), ("z", (16, 2, 3))))
+    graph = Graph("net", (x,), (w,), (Conv2d(y, x, w, None, Window((3, 3), pad=(1, 1, 1, 1))),
+                                      MaxPool(z, y, Window((2, 2), (2, 2)))), (z,))
+    weights = np.where(np.random.RandomState(0).rand(*w.shape) < 0.1, 1, 0).astype(np.float32)
+    bundle = compile_kernels(graph, {"w": weights}, Optimisations(style=Style.PIPELINED))
+    lists, pool = estimates(bundle, PART)
+    loop = bundle.launches[0].loop
+    assert lists.bytes_moved == loop.iterations * loop.loaded
+    assert pool.bytes_moved == bundle.launches[1].loop.stored
+
+
+def test_channels_are_as_deep_as_the_source_says() -> None:
+    assert f"__attribute__((depth({CHANNEL_WORDS})))" in prelude()
 
 
 def test_parts_that_are_none() -> None:
