@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
@@ -20,22 +19,23 @@ FAILED, INTERRUPTED = 1, 130
 Arguments = ParamSpec("Arguments")
 
 
-def _late(name: str) -> ModuleType:
-    """The module ``name``, which runs when an attribute of it is first read."""
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.find_spec(name)
-    assert spec is not None and spec.loader is not None
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+class _Late:
+    """A module that is imported when an attribute of it is first read.
+
+    Unlike that of ``importlib.util.LazyLoader``, nobody else meets it: what imports the module gets the module.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> object:
+        return getattr(importlib.import_module(self._name), attribute)
 
 
 if TYPE_CHECKING:
     from espalier import flow as flow
 else:
-    flow = _late("espalier.flow")  # torch comes with it: seconds that --help and a mistyped flag need not wait
+    flow = _Late("espalier.flow")  # torch comes with it: seconds that --help and a mistyped flag need not wait
 
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of the named data sets; default: ESPALIER_DATA.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable records on standard output.")]

@@ -9,7 +9,8 @@ from typing import Any
 from espalier.errors import DataError
 from espalier.train.config import RateKind, TrainConfig
 
-PRUNE_START, PRUNE_END = 0.1, 0.7  #: of the epochs, where pruning is asked for without saying when
+PRUNE_START, PRUNE_FOR = 0.1, 0.3  #: of the epochs, where pruning is asked for without saying when or how long
+EXCHANGE_END = 0.7  #: of the epochs, of a mask that is there before the first step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +104,9 @@ def _prune(fields: dict[str, Any] | None, flags: TrainFlags, epochs: int) -> dic
     if fields is None:
         if flags.density is None:
             raise DataError("Pruning needs to know how many weights stay: give --density, such as 0.1")
+        start = PRUNE_START * epochs if flags.prune_start is None else flags.prune_start
         fields = {"method": {"kind": "magnitude", "density": flags.density},
-                  "schedule": {"start": PRUNE_START * epochs, "end": PRUNE_END * epochs}}
+                  "schedule": {"start": start, "end": start + PRUNE_FOR * epochs}}
     if flags.method is not None and flags.method != fields["method"].get("kind"):
         fields["method"] = {"kind": flags.method, **{name: fields["method"][name] for name in ("density", "rows")
                                                      if name in fields["method"]}}
@@ -112,7 +114,7 @@ def _prune(fields: dict[str, Any] | None, flags: TrainFlags, epochs: int) -> dic
     _put(fields["schedule"], flags, {"prune_start": "start", "prune_end": "end"})
     if flags.exchange is not None:
         start, end = fields["schedule"]["start"], fields["schedule"]["end"]
-        fields["exchange"] = {"start": start, "end": end if end > start else PRUNE_END * epochs,
+        fields["exchange"] = {"start": start, "end": end if end > start else EXCHANGE_END * epochs,
                               **(fields.get("exchange") or {}), "fraction": flags.exchange}
     return fields
 
