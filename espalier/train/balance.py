@@ -10,14 +10,13 @@ import torch
 
 from espalier.data import Dataset
 from espalier.errors import UnsupportedError
-from espalier.ir.graph import Graph
-from espalier.ir.types import Fixed, Value
+from espalier.ir.types import Fixed
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.crew import ALONE, Crew
 from espalier.train.device_data import DeviceData
 from espalier.train.optimise import Optimiser
 from espalier.train.pipelined import PipelinedSteps
-from espalier.train.pipelining import Pipeline, points
+from espalier.train.pipelining import Pipeline, candidates
 
 LINK = 1e9   #: bytes a second that one process gives another on the same machine, roughly
 BATCHES = 3  #: that are timed
@@ -38,20 +37,6 @@ def even_cuts(start: Checkpoint, data: Dataset, crew: Crew) -> tuple[str, ...]:
         seconds = segment_seconds(start, data, [value.name for value in values])
         found = tuple(values[number].name for number in balanced_cuts(seconds, crossing, told.parts))
     return crew.gather(found)[0]
-
-
-def candidates(graph: Graph, *, folds: bool) -> list[Value]:
-    """Cut points with weights between any two: of those that no layer parts, the smallest, and of equal ones the last.
-
-    ``folds`` as in :func:`espalier.train.pipelining.points`.
-    """
-    known, seen = set(points(graph, folds=folds)), set[Value]()
-    best: dict[int, Value] = {}
-    for op in graph.ops:
-        seen.update(value for value in op.inputs if value in graph.parameters)
-        if op.out.name in known and (len(seen) not in best or prod(op.out.shape) <= prod(best[len(seen)].shape)):
-            best[len(seen)] = op.out
-    return list(best.values())
 
 
 def segment_seconds(start: Checkpoint, data: Dataset, cuts: Sequence[str]) -> list[float]:

@@ -92,6 +92,7 @@ def train(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[s
                                   "same command again") from None
     if state.position.epoch >= config.epochs:
         return state
+    crew.check_same("options", [np.frombuffer(json.dumps(config.to_json(), sort_keys=True).encode(), np.uint8)])
     crew.check_same("data", (array for part in (split.train, split.test) for array in (part.images, part.labels)))
     crew.check_same("weights to start from", (state.state[name] for name in sorted(state.state)))
     if config.pipeline is not None and not config.pipeline.cuts:
@@ -146,12 +147,13 @@ def _resumed(config: TrainConfig, folder: Path) -> Checkpoint | None:
     if not path.exists():
         return None
     found = Checkpoint.load(path)
-    if config.pipeline is not None and not config.pipeline.cuts and found.config.pipeline is not None:
-        config = replace(config, pipeline=config.pipeline.with_cuts(found.config.pipeline.cuts))
+    theirs = found.config.pipeline
+    if config.pipeline is not None and not config.pipeline.cuts and theirs and theirs.parts == config.pipeline.parts:
+        config = replace(config, pipeline=config.pipeline.with_cuts(theirs.cuts))
     if replace(found.config, device=config.device) != config:
-        theirs, ours = found.config.to_json(), config.to_json()
-        key = next(key for key in ours if key != "device" and ours[key] != theirs[key])
-        raise DataError(f"Checkpoint {path} is of a run with {key} = {theirs[key]!r}, not {ours[key]!r}: choose "
+        before, now = found.config.to_json(), config.to_json()
+        key = next(key for key in now if key != "device" and now[key] != before[key])
+        raise DataError(f"Checkpoint {path} is of a run with {key} = {before[key]!r}, not {now[key]!r}: choose "
                         f"another folder, or do not resume")
     return replace(found, config=config)
 
@@ -204,6 +206,7 @@ class _Run:
         self.widening = {} if config.structure is None else config.structure.due_steps(self.steps)
         self.log = list(start.log)
         self.timelines: list[Timeline] = []
+        self.pause: tuple[int, int] | None = None  #: epoch and step of the last in which the whole network was there
         self._enter(start)
 
     def _enter(self, start: Checkpoint) -> None:
@@ -232,6 +235,8 @@ class _Run:
                 if self.crew.any(stop.requested and epochs < self.config.epochs):
                     self._interrupt(epochs, 0)
         except WorkerError as error:
+            if self.pause is not None:
+                self._save_within(*self.pause, everyone=True)  # whoever is left: the first may be the one that is gone
             raise WorkerError(f"{error}; what was trained before is {self._where()}") from None
         return self._checkpoint(Position(epochs))
 
@@ -241,6 +246,7 @@ class _Run:
         order, moves = self._order(epoch)
         task = self.bar.add_task(self._told(), total=self.steps, completed=first, epoch=epoch + 1)
         for number, end in pairwise(self._pauses(epoch, first)):
+            self.pause = epoch, number
             if self.crew.any(stop.requested):
                 self._interrupt(epoch, number)
             at = epoch * self.steps + number
@@ -256,11 +262,14 @@ class _Run:
             self.sparsity.after(epoch * self.steps + end - 1, self.optimiser)
             self.bar.advance(task, end - number)
         self.bar.remove_task(task)
+        self.pause = epoch, self.steps
         self._record(epoch, sgd.learning_rate)
 
     def _pauses(self, epoch: int, first: int) -> list[int]:
         """The steps of an epoch, from ``first`` on and its end included, between which the whole network is there."""
         pipeline, later = self.config.pipeline, range(first + 1, self.steps)
+        if first == self.steps:  # what was left to do is to look at the test set
+            return [first]
         if pipeline is None:
             return [first, *later, self.steps]
         due = self.sparsity.pauses | self.widening.keys()
@@ -280,7 +289,6 @@ class _Run:
         except WorkerError:
             for tensor, old in zip(changing, before, strict=True):
                 tensor.copy_(old)
-            self._save_within(epoch, first)
             raise
         self.step.take(order[end - 1], None if moves is None else moves[end - 1])
 
@@ -313,11 +321,11 @@ class _Run:
         loss_sum, correct = self.step.tally.tolist()
         if not isfinite(loss_sum):
             raise DataError(f"Training diverged in epoch {epoch + 1}: lower the learning rate")
+        reached = accuracy(self.graph, self.optimiser.weights, self.test, crew=self.crew)
         self.step.tally.zero_()
         state = self.optimiser.state()
         self.log.append(EpochLog(
-            epoch + 1, learning_rate, loss_sum * unit / images, correct / images,
-            accuracy(self.graph, self.optimiser.weights, self.test, crew=self.crew),
+            epoch + 1, learning_rate, loss_sum * unit / images, correct / images, reached,
             {name: int(state[f"{name}.live"].sum()) for name in self.layers}, self.step.saturated()))
 
     def _watch(self) -> None:
@@ -337,8 +345,8 @@ class _Run:
     def _checkpoint(self, position: Position) -> Checkpoint:
         return replace(self.start, state=self.optimiser.state(), position=position, log=tuple(self.log))
 
-    def _save(self, position: Position) -> None:
-        if self.folder is None or self.crew.rank:
+    def _save(self, position: Position, *, everyone: bool = False) -> None:
+        if self.folder is None or self.crew.rank and not everyone:
             return
         lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in self.log)
         try:
@@ -354,10 +362,13 @@ class _Run:
         self._save_within(epoch, number)
         raise TrainingInterrupted(f"Training was interrupted in epoch {epoch + 1} and is {self._where()}")
 
-    def _save_within(self, epoch: int, number: int) -> None:
+    def _save_within(self, epoch: int, number: int, *, everyone: bool = False) -> None:
         loss_sum, correct = self.step.tally.tolist()
-        self._save(Position(epoch, number, loss_sum, correct))
+        self._save(Position(epoch, number, loss_sum, correct), everyone=everyone)
 
     def _where(self) -> str:
-        return "not saved, as no folder was given" if self.folder is None else (
-            f"saved in {self.folder}: run the same command again to go on")
+        if self.folder is None:
+            return "not saved, as no folder was given"
+        if not (self.folder / CHECKPOINT).exists():
+            return "nothing yet: run the same command again"
+        return f"saved in {self.folder}: run the same command again to go on"

@@ -41,13 +41,15 @@ class Rings:
         first, last = crew.rank == 0, crew.rank == crew.size - 1
         on = None if last else _Room.new(stage.result, images)
         back = None if first else _Room.new(stage.image, images)
-        known = crew.gather((None if on is None else on.path, None if back is None else back.path))
-        came = None if first else _opened(known[crew.rank - 1][0], stage.image, images)
-        returned = None if last else _opened(known[crew.rank + 1][1], stage.second, images)
-        theirs = crew.gather((came is not None, returned is not None))  # all have looked
-        for room in (on, back):
-            if room is not None:
-                os.unlink(room.path)
+        try:
+            known = crew.gather((None if on is None else on.path, None if back is None else back.path))
+            came = None if first else _opened(known[crew.rank - 1][0], stage.image, images)
+            returned = None if last else _opened(known[crew.rank + 1][1], stage.second, images)
+            theirs = crew.gather((came is not None, returned is not None))  # all have looked
+        finally:
+            for room in (on, back):
+                if room is not None:
+                    os.unlink(room.path)
         return cls(came, returned, on.words if on is not None and theirs[crew.rank + 1][0] else None,
                    back.words if back is not None and theirs[crew.rank - 1][1] else None)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from math import prod
 
 from espalier.errors import DataError, UnsupportedError
 from espalier.ir.cut import cut_points, split
 from espalier.ir.graph import Graph
 from espalier.ir.ops import BatchNorm
+from espalier.ir.types import Value
 
 
 class Scheme(Enum):
@@ -77,9 +79,9 @@ class Pipeline:
 
     def check(self, graph: Graph, *, folds: bool) -> None:
         """Raise UnsupportedError or GraphError unless the network has such parts; ``folds`` as in :func:`points`."""
-        known = points(graph, folds=folds)
-        if self.parts > len(known) + 1:
-            raise UnsupportedError(f"Network {graph.name!r} is cut in 1..{len(known) + 1} parts, not {self.parts}")
+        known, most = points(graph, folds=folds), len(candidates(graph, folds=folds)) + 1
+        if not self.cuts and self.parts > most:
+            raise UnsupportedError(f"Network {graph.name!r} is cut in 1..{most} parts, not {self.parts}")
         split(graph, self.cuts)
         for name in self.cuts:
             if name not in known:
@@ -91,3 +93,17 @@ def points(graph: Graph, *, folds: bool) -> list[str]:
     """Where a network can be cut, in order; ``folds``: its batch norms will be folded while it trains."""
     norms = {value for op in graph.ops if folds and isinstance(op, BatchNorm) for value in (op.x, op.out)}
     return [value.name for value in cut_points(graph) if value not in norms]
+
+
+def candidates(graph: Graph, *, folds: bool) -> list[Value]:
+    """Cut points with weights between any two: of those that no layer parts, the smallest, and of equal ones the last.
+
+    ``folds`` as in :func:`points`.
+    """
+    known, seen = set(points(graph, folds=folds)), set[Value]()
+    best: dict[int, Value] = {}
+    for op in graph.ops:
+        seen.update(value for value in op.inputs if value in graph.parameters)
+        if op.out.name in known and (len(seen) not in best or prod(op.out.shape) <= prod(best[len(seen)].shape)):
+            best[len(seen)] = op.out
+    return list(best.values())

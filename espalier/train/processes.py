@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from types import FrameType
 
 from torch import multiprocessing
 from torch.distributed.rendezvous import rendezvous
@@ -36,7 +40,8 @@ def in_processes(count: int, work: Callable[[], object]) -> None:
     """Do ``work``, which can be pickled, in so many processes, whose environment says who each is as torchrun's does.
 
     Raises what the first of them raised to the user, the one to blame before those that it took with it; WorkerError
-    where one ended without a word. Control-C is theirs to answer.
+    where one ended without a word. Control-C, and SIGTERM likewise, is passed on for them to answer; where this process
+    is killed, they take it for Control-C, too.
     """
     store, _, _ = next(rendezvous(f"tcp://{ADDRESS}:0", 0, 1))  # on a port that is free
     spawn, threads = multiprocessing.get_context("spawn"), max(1, (os.cpu_count() or 1) // count)
@@ -49,15 +54,13 @@ def in_processes(count: int, work: Callable[[], object]) -> None:
         processes.append(spawn.Process(target=_work, args=(work, environment, mouth)))
         ears.append(ear)
         mouths.append(mouth)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with _passed_on(processes):
         for process in processes:
-            process.start()
+            with _held_back():
+                process.start()
         for mouth in mouths:
             mouth.close()
         _wait_for(processes)
-    finally:
-        signal.signal(signal.SIGINT, before)
     ended = [found for ear in ears if (found := _heard(ear)) is not None]
     for how in (CANNOT, STOPPED, GONE):
         for found in ended:
@@ -67,6 +70,32 @@ def in_processes(count: int, work: Callable[[], object]) -> None:
         if process.exitcode:
             raise WorkerError(f"The process of part {rank} ended with status {process.exitcode}: run the same command "
                               f"again, and it goes on from the last checkpoint")
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Control-C waits; that of a process which is started meanwhile until it says that it may come."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextmanager
+def _passed_on(processes: Sequence[SpawnProcess]) -> Iterator[None]:
+    """Tell the processes of each Control-C or SIGTERM."""
+    def tell(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            if process.pid is not None and process.exitcode is None:
+                os.kill(process.pid, signal.SIGINT)
+
+    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _wait_for(processes: Sequence[SpawnProcess]) -> None:
@@ -93,9 +122,13 @@ def _heard(ear: Connection) -> _Ended | None:
 
 
 def _work(work: Callable[[], object], environment: dict[str, str], mouth: Connection) -> None:
+    os.setpgid(0, 0)  # Control-C of the terminal is for the process that passes it on
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(environment)
+    threading.Thread(target=_outlives, daemon=True).start()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         work()
     except TrainingInterrupted as error:
         mouth.send(_Ended(STOPPED, str(error)))
@@ -109,3 +142,13 @@ def _work(work: Callable[[], object], environment: dict[str, str], mouth: Connec
     else:
         return
     raise SystemExit(1)
+
+
+def _outlives() -> None:
+    """Where the process that started this one is no more, end as after Control-C, or else after GRACE seconds."""
+    parent = parent_process()
+    assert parent is not None, "it is started by another"
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(GRACE)
+    os._exit(1)

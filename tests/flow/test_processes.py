@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing.context import SpawnProcess
@@ -83,6 +84,82 @@ def test_a_process_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
     found, whole = train_network(less, tmp_path, processes=True), train_network(less, tmp_path / "whole")
     assert found is not None and whole is not None
     assert found.log == whole.log
+
+
+def running(pids: list[int]) -> list[int]:
+    """Those that are there and no zombies."""
+    found = []
+    for pid in pids:
+        with suppress(FileNotFoundError):
+            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+                found.append(pid)
+    return found
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130),
+                                                (signal.SIGINT, 130)])
+def test_processes_do_not_outlive_the_one_that_started_them(tmp_path: Path, number: int, status: int) -> None:
+    """They save where they are, and end."""
+    command = [sys.executable, "-m", "espalier", "train", "--epochs", "400", "--batch", "32", "--cut", "flatten",
+               "--output-dir", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as parent:
+        while not (tmp_path / CHECKPOINT).exists():
+            time.sleep(0.05)
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        workers = [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        assert len(workers) == 2
+        parent.send_signal(number)
+        assert parent.wait() == status
+    for _ in range(600):
+        if not running(workers):
+            break
+        time.sleep(0.1)
+    assert not running(workers)
+    position = Checkpoint.load(tmp_path / CHECKPOINT).position
+    assert (position.epoch, position.step) >= (1, 0) and position.epoch < 400
+
+
+def _is_told_before_it_begins() -> None:
+    raise AssertionError("it is not to begin")
+
+
+def test_control_c_before_the_processes_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = SpawnProcess.start
+
+    def started(process: SpawnProcess) -> None:
+        start(process)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(SpawnProcess, "start", started)
+    with pytest.raises(TrainingInterrupted, match=r"^Training was interrupted: run the same command again"):
+        in_processes(2, _is_told_before_it_begins)
+
+
+def test_another_number_of_parts_than_before(tmp_path: Path) -> None:
+    config = replace(CONFIG, epochs=2, prune=None)
+    train_network(config, tmp_path)
+    config = replace(config, pipeline=Pipeline(3, stretch=20))
+    with pytest.raises(DataError, match=r"is of a run with pipeline = .*'parts': 2.*, not .*'parts': 3.*: choose "
+                                        r"another folder, or do not resume$"):
+        train_network(config, tmp_path)
+
+
+def _loses_the_first(folder: Path) -> None:
+    """In the first epoch, before anything is saved."""
+    split = load("digits")
+    graph, parameters = tiny()
+    with joined(2, "cpu", 20) as crew:
+        if not crew.rank:
+            threading.Timer(1.0, os._exit, (5,)).start()
+        train(replace(CONFIG, epochs=400, pipeline=Pipeline(2, ("pool",), stretch=10), prune=None, batch=4), split,
+              graph, parameters, folder, crew=crew)
+
+
+def test_what_is_left_is_saved_where_the_first_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match=r"what was trained before is saved in .*: run the same command again to go "
+                                          r"on$"):
+        in_processes(2, partial(_loses_the_first, tmp_path))
+    assert Checkpoint.load(tmp_path / CHECKPOINT).position.epoch < 400
 
 
 def _refuses() -> None:

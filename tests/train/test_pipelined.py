@@ -20,7 +20,6 @@ from espalier.compress.schedule import CubicSchedule
 from espalier.errors import DataError, EspalierError, GraphError, UnsupportedError
 from espalier.ir.cut import split
 from espalier.train import loop
-from espalier.train.balance import candidates
 from espalier.train.calibrate import Widths
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import Prune, Quantise, TrainConfig
@@ -29,7 +28,7 @@ from espalier.train.fit import check_fit
 from espalier.train.loop import TrainingInterrupted, train
 from espalier.train.optimise import Sgd, Update
 from espalier.train.pipelined import PipelinedSteps
-from espalier.train.pipelining import Pipeline, Scheme, points
+from espalier.train.pipelining import Pipeline, Scheme, candidates, points
 
 PRUNE = Prune(Magnitude(density=0.3, rows=2), CubicSchedule(0.5, 1.5, 4), ExchangeSchedule(0.5, 1.8, 0.5, 3))
 SHORT = TrainConfig(epochs=2, batch=30, sgd=Sgd(0.05, 0.9, 1e-4), quantise=Quantise(Widths(8, 8, 16), probe_steps=5),
@@ -193,7 +192,7 @@ def test_recipes_wrong() -> None:
 
 
 @pytest.mark.parametrize(("pipeline", "kind", "sentence"), [
-    (Pipeline(9), UnsupportedError, r"^Network 'tiny' is cut in 1\.\.5 parts, not 9$"),
+    (Pipeline(9), UnsupportedError, r"^Network 'tiny' is cut in 1\.\.2 parts, not 9$"),
     (Pipeline(2, ("fc",)), GraphError, r"^Network 'tiny' cannot be cut at 'fc': values that cross alone from some "
                                        r"layers to the next are conv, relu, pool, flat$"),
     (Pipeline(3, ("conv", "relu")), GraphError, r"^Each part of a network has weights, and the one of 'tiny' that ends "
