@@ -48,6 +48,12 @@ WHOLE, LISTS = "folding", "lists"
 DENSITY = 0.1
 PRUNED = {1: "single weights", 4: "blocks of 4 × 4"}
 PEAK_SIZE = 1024
+SUMS, TURNS, GROUPS = 12, 20_000, 16  #: of the kernel that does nothing but multiply and add: sums of 16, and how often
+PEAK = """__kernel void peak(__global float16 *out) {{
+  float16 x = (float16)(0.5f + get_group_id(0)), {sums};
+  for (int turn = 0; turn < {turns}; turn++) {{ {body} }}
+  out[get_group_id(0)] = {total};
+}}"""
 
 
 def contenders(name: str, threads: int, rows: int) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -131,21 +137,47 @@ def tvm_run(module: nn.Module, image: NDArray) -> Callable[[], object]:
 
 
 def measured(name: str, threads: int, rows: int, rounds: int) -> dict[str, float]:
-    """Median seconds of each contender; and ``peak``, multiplications a second of a matrix product by torch."""
+    """Median seconds of each contender; and multiplications a second: ``product``, of a matrix product by torch, and
+    ``peak``, the most that the kernel of :func:`multiply_and_add` does."""
     import torch
 
     every = dict(contenders(name, threads, rows))
     once = {title: _seconds(run, 1) for title, run in every.items()}
     times = {title: [seconds] if seconds > SLOW else [] for title, seconds in once.items()}
-    square = torch.ones(PEAK_SIZE, PEAK_SIZE)
-    products = []
+    square, peak = torch.ones(PEAK_SIZE, PEAK_SIZE), multiply_and_add()
+    products, peaks = [], []
     for _ in range(rounds):
         for title, run in every.items():
             if once[title] <= SLOW:
                 run()
                 times[title].append(_seconds(run, max(1, min(100, int(SECONDS / once[title])))))
         products.append(_seconds(lambda: square @ square, 3))
-    return {**{title: median(found) for title, found in times.items()}, "peak": PEAK_SIZE ** 3 / median(products)}
+        peaks.append(_seconds(peak, 3))
+    return {**{title: median(found) for title, found in times.items()}, "product": PEAK_SIZE ** 3 / median(products),
+            "peak": GROUPS * TURNS * SUMS * 16 / min(peaks)}
+
+
+def multiply_and_add() -> Callable[[], object]:
+    """As many multiplications and additions as the processor can do, by a kernel that does nothing else."""
+    import numpy as np
+    import pyopencl as cl
+
+    from espalier.opencl.runtime import find_device
+
+    names = [f"sum{number}" for number in range(SUMS)]
+    source = PEAK.format(sums=", ".join(f"{name} = x * {number + 1}" for number, name in enumerate(names)), turns=TURNS,
+                         body=" ".join(f"{name} = {name} * x + x;" for name in names), total=" + ".join(names))
+    context = cl.Context([find_device()])
+    queue, kernel = cl.CommandQueue(context), cl.Kernel(cl.Program(context, source).build(["-w"]), "peak")
+    sums = cl.Buffer(context, cl.mem_flags.WRITE_ONLY, GROUPS * 16 * np.dtype(np.float32).itemsize)
+
+    def run() -> object:
+        kernel.set_args(sums)
+        cl.enqueue_nd_range_kernel(queue, kernel, (GROUPS,), (1,))
+        return queue.finish()
+
+    run()
+    return run
 
 
 def _seconds(run: Callable[[], object], repeats: int) -> float:
@@ -208,19 +240,20 @@ def timed(place: str, name: str, threads: int, rows: int, rounds: int) -> dict[s
         stdout=subprocess.PIPE, text=True, env=environment(threads))
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     for title, seconds in found.items():
-        if title != "peak":
+        if title not in ("product", "peak"):
             print(f"{place}: {title} {seconds * 1e3:.3f} ms", flush=True)
     return found
 
 
 def dense_records(place: str, name: str, times: dict[str, float]) -> list[Figure | Bar]:
-    peak, ours, work = times.pop("peak"), times[WHOLE], multiplications(name)
+    product, peak, ours, work = times.pop("product"), times.pop("peak"), times[WHOLE], multiplications(name)
     found: list[Figure | Bar] = [
         *(Figure(f"{place}: {title}", round(seconds * 1e3, 4), "ms", Provenance.MEASURED)
           for title, seconds in times.items()),
         Figure(f"{place}: base over all", round(times["base"] / ours, 2), "times", Provenance.MEASURED),
         Figure(f"{place}: all", round(2 * work / ours / 1e9, 1), "GFLOP/s", Provenance.MEASURED),
-        Figure(f"{place}: a matrix product by torch", round(2 * peak / 1e9, 1), "GFLOP/s", Provenance.MEASURED)]
+        Figure(f"{place}: a matrix product by torch", round(2 * product / 1e9, 1), "GFLOP/s", Provenance.MEASURED),
+        Figure(f"{place}: multiplying and adding alone", round(2 * peak / 1e9, 1), "GFLOP/s", Provenance.MEASURED)]
     if name == "lenet5":
         found.append(Bar(f"{place}: torch over ours", round(times["torch"] / ours, 3), ">", 1))
         if place.endswith("1 thread"):
@@ -232,7 +265,7 @@ def dense_records(place: str, name: str, times: dict[str, float]) -> list[Figure
 
 def pruned_records(place: str, name: str, times: dict[str, float]) -> list[Figure | Bar]:
     """LeNet-5 has no bar here: its launches take longer than its sums."""
-    del times["peak"]
+    del times["product"], times["peak"]
     found: list[Figure | Bar] = [Figure(f"{place}: {title}", round(seconds * 1e3, 4), "ms", Provenance.MEASURED)
                                  for title, seconds in times.items()]
     ratio = round(times["onnxruntime"] / times[LISTS], 3)
