@@ -232,6 +232,7 @@ class _Run:
                 for epoch in range(position.epoch, epochs):
                     self._epoch(epoch, position.step if epoch == position.epoch else 0, stop)
                     self._save(Position(epoch + 1))
+                    self.pause = epoch + 1, 0
                 if self.crew.any(stop.requested and epochs < self.config.epochs):
                     self._interrupt(epochs, 0)
         except WorkerError as error:
@@ -244,6 +245,8 @@ class _Run:
         sgd = self.config.sgd_of(epoch)
         self.optimiser.set(sgd)
         order, moves = self._order(epoch)
+        if first == self.steps:  # what is left to do is to look at the test set
+            self.step.take(order[-1], None if moves is None else moves[-1])
         task = self.bar.add_task(self._told(), total=self.steps, completed=first, epoch=epoch + 1)
         for number, end in pairwise(self._pauses(epoch, first)):
             self.pause = epoch, number
@@ -268,7 +271,7 @@ class _Run:
     def _pauses(self, epoch: int, first: int) -> list[int]:
         """The steps of an epoch, from ``first`` on and its end included, between which the whole network is there."""
         pipeline, later = self.config.pipeline, range(first + 1, self.steps)
-        if first == self.steps:  # what was left to do is to look at the test set
+        if first == self.steps:
             return [first]
         if pipeline is None:
             return [first, *later, self.steps]

@@ -26,10 +26,10 @@ from espalier.compress.schedule import CubicSchedule
 from espalier.data import load
 from espalier.errors import DataError, EspalierError
 from espalier.flow.training import train_network
-from espalier.train import processes
+from espalier.train import loop, processes
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import Prune, Quantise, TrainConfig
-from espalier.train.crew import WorkerError, joined
+from espalier.train.crew import Crew, WorkerError, joined
 from espalier.train.loop import CHECKPOINT, TIMELINE, TrainingInterrupted, train
 from espalier.train.pipelining import Pipeline, Scheme
 from espalier.train.processes import in_processes
@@ -160,6 +160,37 @@ def test_what_is_left_is_saved_where_the_first_is_gone(tmp_path: Path) -> None:
                                           r"on$"):
         in_processes(2, partial(_loses_the_first, tmp_path))
     assert Checkpoint.load(tmp_path / CHECKPOINT).position.epoch < 400
+
+
+def test_a_part_goes_between_two_stretches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While all look at the test set, and after an epoch was saved: nothing is done twice, nothing is missing."""
+    whole, asked = train_network(CONFIG, tmp_path / "whole"), []
+
+    def gone(*_: object, **__: object) -> float:
+        raise WorkerError("Part 1 of the pipeline is gone or does not answer")
+
+    def any_(crew: Crew, flag: bool) -> bool:
+        asked.append(flag)
+        if len(asked) == len(stretches) + 1:
+            gone()
+        return flag
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "accuracy", gone)
+        with pytest.raises(WorkerError, match="what was trained before is saved in"):
+            train_network(CONFIG, tmp_path / "one")
+    left = Checkpoint.load(tmp_path / "one" / CHECKPOINT).position
+    stretches = range(-(-left.step // 20))  # of an epoch
+    assert left.epoch == 0 and left.step == 1437 // 32
+    with monkeypatch.context() as patch:
+        patch.setattr(Crew, "any", any_)
+        with pytest.raises(WorkerError, match="what was trained before is saved in"):
+            train_network(CONFIG, tmp_path / "one")
+    found = train_network(CONFIG, tmp_path / "one")
+    assert found is not None and whole is not None
+    assert found.log == whole.log
+    for name, array in whole.state.items():
+        assert np.array_equal(found.state[name], array), name
 
 
 def _refuses() -> None:
