@@ -22,6 +22,9 @@ MAX_BURST_BEATS = 64  #: of one burst
 MULTIPLIERS_BESIDE_LATTICE = 16  #: at most: addresses, loss and one update unit
 UPDATE_MULTIPLIERS = 6  #: of each further update unit
 PAIR_BITS = 8  #: of the widest words of which two products fit a multiplier: packed they take 3 * 8 + 1 = 25 bits
+SLOT_BITS = (8, 16)  #: that a weight takes in external memory
+STATE_BITS = 64  #: that its master and its momentum take there, half of them each
+REGION_BITS = 2  #: of where a command's weights lie: on chip all the time, or in one of two panels
 _FLAGS = ("groups", "pairs", "clips")
 
 
@@ -63,6 +66,11 @@ class Machine:
         :data:`PAIR_BITS` bits. Changes no result and no cycle.
     clips : bool
         Whether rectifiers may have an upper end (ReLU6).
+    panel_depth : int
+        Columns in each of two panels, beside the ``weight_depth`` that stay on chip, through which weights, masters
+        and momenta pass that lie in external memory. 0: there are none.
+    run_depth : int
+        Runs of columns that make those panels.
     """
 
     rows: int
@@ -81,6 +89,8 @@ class Machine:
     port_bits: int = 0
     pairs: bool = False
     clips: bool = False
+    panel_depth: int = 0
+    run_depth: int = 0
 
     def __post_init__(self) -> None:
         if self.rows not in ROWS:
@@ -99,8 +109,14 @@ class Machine:
             raise FitError(f"Pairs of products are those of two rows, and the machine has {self.rows}")
         if self.pairs and self.word_bits > PAIR_BITS:
             raise FitError(f"Pairs of products need words of at most {PAIR_BITS} bits, not {self.word_bits}")
+        if self.panel_depth and not self.port_bits:
+            raise FitError("Panels hold weights of external memory, and the machine has no port to it")
+        if self.panel_depth and self.groups:
+            raise FitError("Weights in external memory are updated after each group of images, and the machine adds up "
+                           "over several")
+        panels = ("panel_depth", "run_depth") if self.panel_depth or self.run_depth else ()
         for name in ("activation_depth", "gradient_depth", "weight_depth", "index_depth", "table_depth",
-                     "program_depth", "max_classes"):
+                     "program_depth", "max_classes", *panels):
             if getattr(self, name) < 2:
                 raise FitError(f"{name} of a machine must be at least 2, not {getattr(self, name)}")
 
@@ -144,15 +160,42 @@ class Machine:
         """Beats of a whole burst: what begins at a multiple of so many never crosses BURST_BYTES."""
         return min(MAX_BURST_BEATS, 8 * BURST_BYTES // self.port_bits)
 
+    @property
+    def column_depth(self) -> int:
+        """Columns that an address within the weight banks, or within a panel, counts."""
+        return max(self.weight_depth, self.panel_depth)
+
+    @property
+    def trace_depth(self) -> int:
+        """Places of weights, with their region above the column."""
+        if not self.panel_depth:
+            return self.master_depth
+        return self.rows << (self.column_depth - 1).bit_length() + REGION_BITS
+
+    @property
+    def slot_bits(self) -> int:
+        """Bits that a weight takes in external memory."""
+        return next(bits for bits in SLOT_BITS if self.word_bits <= bits)
+
+    @property
+    def beat_columns(self) -> int:
+        """Columns of weights that a beat of the port holds: in external memory, blocks begin at multiples of that."""
+        return max(1, self.port_bits // (self.rows * self.slot_bits))
+
+    def column_beats(self, columns: int, *, state: bool) -> int:
+        """Beats of so many columns, a multiple of ``beat_columns``: of weights, or of their masters and momenta."""
+        return columns * self.rows * (STATE_BITS if state else self.slot_bits) // self.port_bits
+
     def memories(self) -> dict[str, tuple[int, int]]:
         """(words, bits per word) of each memory by name."""
         vector = self.vector_bits
         wide = self.word_bits + 16
+        columns = self.weight_depth + 2 * self.panel_depth
         sums = {"gradient_sums": (self.master_depth, self.sum_bits)} if self.groups else {}
         return {"activations": (self.activation_depth, vector),
                 "gradients": (self.rows * self.gradient_depth, vector),
-                "weights": (self.rows * self.weight_depth, self.word_bits),
-                "masters": (self.master_depth, wide), "momenta": (self.master_depth, wide), **sums}
+                "weights": (self.rows * columns, self.word_bits),
+                "masters": (self.rows * columns, wide), "momenta": (self.rows * columns, wide), **sums}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +12,8 @@ from espalier.arch.machine import Machine
 from espalier.compiler.backward import Backward, backward
 from espalier.compiler.legalise import Layer, Loss
 from espalier.compiler.lists import Block, LayerBlocks
+from espalier.compiler.moves import LOSS, Moves, Part
+from espalier.compiler.panels import LayerPanels, Panel
 from espalier.compiler.place import Memory, PhaseAxis, phases, vectors
 from espalier.errors import FitError, UnsupportedError
 from espalier.ir.differentiate import gradient_name
@@ -25,31 +27,39 @@ Place = tuple[int, int, int]  #: of blocks in a list: the block that the list is
 
 
 def emit(machine: Machine, graph: Graph, layers: tuple[Layer, ...], loss: Loss, blocks: tuple[LayerBlocks, ...],
-         memory: Memory, rules: Mapping[str, BufferedSgd]) -> Program:
+         panels: Mapping[int, LayerPanels], memory: Memory, rules: Mapping[str, BufferedSgd]) -> Program:
     """The Program: index lists first (their table positions go into the commands), then the commands."""
     plan = backward(layers)
-    commands = _Commands(machine, layers, blocks, memory)
-    image = commands.refetches(-1)
-    infer = [*image, *(commands.forward(k) for k in range(len(layers))), commands.loss(loss)]
-    train = [*(commands.spilling(command) for command in infer[:-1]), *commands.refetches(len(layers)), infer[-1]]
-    loss_command, last_of_step = len(train) - 1, []
-    for time, step in enumerate(plan.steps, start=len(layers) + 1):
-        first, *others = (*commands.refetches(time), *(
-            commands.backward(step.layer, step.add) if step.opcode == Opcode.BACKWARD else
-            [commands.update(step.layer, rules)]))
-        train += [replace(first, fence=int(time in memory.fences)), *others]
-        last_of_step.append(len(train) - 1)
+    commands = _Commands(machine, layers, blocks, panels, memory)
+    image = [Part(commands=(command,)) for command in commands.refetches(-1)]
+    forward = [part for k in range(len(layers)) for part in commands.forward(k)]
     end = Command(opcode=Opcode.END, layer="end")
+    losing = [Part(commands=(commands.loss(loss),), makes=LOSS)]
+    infer = commands.moves.scheduled([*image, *forward, *losing])
+    steps = [*image, *commands.spilling(forward),
+             *(Part(commands=(command,)) for command in commands.refetches(len(layers))), *losing]
+    for number, step in enumerate(plan.steps):
+        time = len(layers) + 1 + number
+        parts = [*(Part(commands=(command,)) for command in commands.refetches(time)),
+                 *(commands.backward(step.layer, step.add) if step.opcode == Opcode.BACKWARD else
+                   commands.update(step.layer, rules))]
+        first, *others = parts[0].commands
+        parts[0] = replace(parts[0], commands=(replace(first, fence=int(time in memory.fences)), *others))
+        steps += [*parts[:-1], replace(parts[-1], makes=number)]
+    train = commands.moves.scheduled(steps)
+    written = replace(end, fence=int(any(command.opcode == Opcode.STORE for command in train.commands)))
     addresses = {name: places.reshape(graph.value(name).shape)
                  for item in blocks for name, places in item.addresses().items()}
     return Program(
-        machine=machine, commands=(*train, end, *infer, end), entries_at={"train": 0, "infer": len(train) + 1},
+        machine=machine, commands=(*train.commands, written, *infer.commands, end),
+        entries_at={"train": 0, "infer": len(train.commands) + 1},
         entries=tuple(commands.lists.entries), table=tuple(commands.lists.table), addresses=addresses,
         constants=_constants(blocks),
         weight_formats={name: layer.weight_format for layer in layers for name in (layer.weight, layer.bias) if name},
-        placements=_placements(layers, memory, plan, len(image), [*last_of_step, loss_command]),
+        placements=_placements(layers, memory, plan, train.makers),
         image=layers[0].in_shape, image_base=memory.activations[layers[0].x], image_format=layers[0].x_format,
-        image_pages=commands.image_pages)
+        image_pages=commands.image_pages, runs=tuple(commands.moves.runs),
+        external_columns=commands.external_columns, weight_page=commands.weight_page, state_page=commands.state_page)
 
 
 def _constants(blocks: tuple[LayerBlocks, ...]) -> dict[int, NDArray[np.int64]]:
@@ -60,18 +70,18 @@ def _constants(blocks: tuple[LayerBlocks, ...]) -> dict[int, NDArray[np.int64]]:
     return {word: np.concatenate(places) for word, places in found.items()}
 
 
-def _placements(layers: tuple[Layer, ...], memory: Memory, plan: Backward, first: int, last_of_step: list[int]
+def _placements(layers: tuple[Layer, ...], memory: Memory, plan: Backward, makers: Mapping[str | int, int]
                 ) -> tuple[Placement, ...]:
     """All stored activations in order, then all stored gradients in the order in which they are whole.
 
-    ``first`` is the number of the first layer's command, ``last_of_step[-1]`` the loss's.
+    ``makers`` has the number of the command after which a value, or the gradients of a step, can be read.
     """
     found = [Placement(value=layer.out, memory="activations", base=memory.activations[layer.out],
-                       shape=layer.out_shape, format=layer.out_format, command=k, pooled=layer.pool)
-             for k, layer in enumerate(layers, start=first)]
+                       shape=layer.out_shape, format=layer.out_format, command=makers[layer.out], pooled=layer.pool)
+             for layer in layers]
     gradients = [Placement(value=gradient_name(layer.name), memory="gradients", base=memory.gradients[layer.out],
                            shape=layer.out_shape, format=layer.gradient_format,
-                           command=last_of_step[plan.complete[layer.out]], pooled=layer.pool)
+                           command=makers[plan.complete[layer.out]], pooled=layer.pool)
                  for layer in reversed(layers) if layer.out in plan.complete]
     return (*found, *sorted(gradients, key=lambda placement: placement.command))
 
@@ -84,16 +94,21 @@ class _Lists:
         self.entries: list[Entry] = []
         self.table: list[int] = []
 
-    def forward(self, item: LayerBlocks, base: int, source: MapShape) -> int:
-        """Append a layer's FP list, ordered by output block, then tap; return its table position."""
+    def forward(self, item: LayerBlocks, base: int, source: MapShape, columns: Mapping[int, int]) -> int:
+        """Append a layer's FP list, ordered by output block, then tap; return its table position.
+
+        ``columns`` has where columns lie on chip, if that is not where they are numbered.
+        """
         layer, plane = item.layer, source[1] * source[2]
         by_place = _grouped(item.blocks, lambda b: (b.out, b.ky, b.kx))
-        biases = [Entry(column, base, 0, 0, 1, one=1) for column in item.bias_columns]
+        biases = [Entry(columns.get(column, column), base, 0, 0, 1, one=1) for column in item.bias_columns]
         return self._append(item.out_blocks, layer.weight_shape[2:], biases, {
-            place: [Entry(b.column, base + b.source * self.rows * plane, b.ky, b.kx, b.columns) for b in found]
+            place: [Entry(columns.get(b.column, b.column), base + b.source * self.rows * plane, b.ky, b.kx, b.columns)
+                    for b in found]
             for place, found in by_place.items()})
 
-    def backward(self, item: LayerBlocks, base: int, gradient: MapShape, axes: tuple[PhaseAxis, PhaseAxis]) -> int:
+    def backward(self, item: LayerBlocks, base: int, gradient: MapShape, axes: tuple[PhaseAxis, PhaseAxis],
+                 columns: Mapping[int, int]) -> int:
         """Append a layer's BP list of one phase, by source block, then mirrored tap; return its table position."""
         layer, plane = item.layer, gradient[1] * gradient[2]
         channels = layer.weight_shape[0]
@@ -103,7 +118,8 @@ class _Lists:
                       for axis, tap, stride in zip(axes, (b.ky, b.kx), layer.stride, strict=True))
             if ky is not None and kx is not None:
                 taps.setdefault((b.source, ky, kx), []).append(
-                    Entry(b.column, base + b.out * plane, ky, kx, min(self.rows, channels - b.out * self.rows)))
+                    Entry(columns.get(b.column, b.column), base + b.out * plane, ky, kx,
+                          min(self.rows, channels - b.out * self.rows)))
         return self._append(item.source_blocks, (axes[0].taps, axes[1].taps), [], taps)
 
     def _append(self, blocks: int, kernel: tuple[int, int], biases: list[Entry], taps: Mapping[Place, list[Entry]]
@@ -131,33 +147,74 @@ def _grouped(blocks: Iterable[Block], key: Callable[[Block], Place]) -> dict[Pla
 class _Commands:
     """Makes the commands of each phase of each layer, and the lists that they walk."""
 
-    def __init__(self, machine: Machine, layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...], memory: Memory
-                 ) -> None:
-        self.machine, self.layers, self.items, self.memory = machine, layers, blocks, memory
+    def __init__(self, machine: Machine, layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...],
+                 panels: Mapping[int, LayerPanels], memory: Memory) -> None:
+        self.machine, self.layers, self.items, self.memory, self.panels = machine, layers, blocks, memory, panels
         self.makers = {layer.out: layer for layer in layers}
+        self.numbers = {layer.out: k for k, layer in enumerate(layers)}
         self.lists = _Lists(machine.rows)
         self.image_pages = 0  # between the two places of images in external memory; 0 where they come from the host
+        self.pages = 0        # of external memory that are taken
         self.external = self._external_places()
-        self.tables = [self.lists.forward(item, memory.activations[item.layer.x], item.layer.in_shape)
-                       for item in blocks]
+        self.external_columns = max((blocks[k].columns - machine.weight_depth for k in panels), default=0)
+        self.weight_page, self.state_page = (
+            self._taken(machine.column_beats(self.external_columns, state=state) if panels else 0)
+            for state in (False, True))
+        self.moves = Moves(machine, self.weight_page, self.state_page)
+        self.tables = [self.lists.forward(item, memory.activations[item.layer.x], item.layer.in_shape,
+                                          panels[k].forward_columns if k in panels else {})
+                       for k, item in enumerate(blocks)]
 
-    def _external_places(self) -> dict[str, tuple[int, int]]:
-        """For each spilled tensor, its first page and its beats."""
-        found: dict[str, tuple[int, int]] = {}
-        page, machine = 0, self.machine
+    def _taken(self, beats: int, times: int = 1) -> int:
+        """The first of so many pages as take so many beats."""
+        first = self.pages
+        self.pages += times * -(-beats * self.machine.port_bits // 8 >> PAGE_SHIFT)
+        if self.pages > 1 << PAGE_BITS:
+            raise FitError(f"The network would take {self.pages << PAGE_SHIFT} bytes of external memory, which has "
+                           f"addresses of {PAGE_BITS + PAGE_SHIFT} bits: take fewer lanes")
+        return first
+
+    def _external_places(self) -> dict[str, list[tuple[int, int]]]:
+        """For each spilled tensor the first page and the beats of each of its parts."""
+        found: dict[str, list[tuple[int, int]]] = {}
         for name in self.memory.spilled:
-            image = name not in self.makers
-            shape = self.layers[0].in_shape if image else self.makers[name].out_shape
-            beats = vectors(shape) * machine.vector_beats
-            found[name] = page, beats
-            pages = -(-beats * machine.port_bits // 8 >> PAGE_SHIFT)
-            if image:
-                self.image_pages = pages
-            page += 2 * pages if image else pages
-        if page > 1 << PAGE_BITS:
-            raise FitError(f"The network would spill {page << PAGE_SHIFT} bytes, and external memory has addresses of "
-                           f"{PAGE_BITS + PAGE_SHIFT} bits: take fewer lanes")
+            if name not in self.makers:
+                beats = vectors(self.layers[0].in_shape) * self.machine.vector_beats
+                found[name] = [(self._taken(beats, 2), beats)]
+                self.image_pages = self.pages // 2
+                continue
+            channels, height, width = self.makers[name].out_shape
+            sizes = [min(channels, (first + blocks) * self.machine.rows) - first * self.machine.rows
+                     for first, blocks in self._parts(name)]
+            parts = [size * height * width * self.machine.vector_beats for size in sizes]
+            found[name] = [(self._taken(beats), beats) for beats in parts]
         return found
+
+    def _parts(self, name: str) -> list[tuple[int, int]]:
+        """The blocks of channels, as first and how many, of each command that makes a layer's result."""
+        k = self.numbers[name]
+        if k in self.panels:
+            return [(panel.first, panel.blocks) for panel in self.panels[k].forward]
+        return [(0, -(-self.makers[name].out_shape[0] // self.machine.rows))]
+
+    def _cut(self, command: Command, first: int, blocks: int) -> Command:
+        """A command for some of its blocks only."""
+        rows, slots = self.machine.rows, command.kernel_y * command.kernel_x + 1
+        mask = first * rows * command.out_plane if command.opcode == Opcode.BACKWARD else 0
+        return replace(
+            command, table=command.table + first * slots, blocks=blocks,
+            last_rows=command.last_rows if first + blocks == command.blocks else rows,
+            out_base=command.out_base + first * command.out_block, mask_base=command.mask_base + mask)
+
+    def _in_panels(self, commands: Sequence[Command], panels: Sequence[Panel], makes: str | int | None, *,
+                   state: bool = False) -> list[Part]:
+        """For each panel the commands that use it; what the first waited for, only the first of all does now."""
+        found = [Part(commands=tuple(self._cut(command, panel.first, panel.blocks) for command in commands),
+                      panel=panel, state=state) for panel in panels]
+        later = [replace(part, commands=tuple(replace(command, fence=0) for command in part.commands))
+                 for part in found[1:]]
+        *before, last = found[0], *later
+        return [*before, replace(last, makes=makes)]
 
     def _offset(self, address: int, other: int) -> int:
         """From ``address`` to ``other``, as the machine adds it: modulo the addresses that there are."""
@@ -190,7 +247,13 @@ class _Commands:
                 "one": 1 << layer.x_format.frac if layer.bias is not None else 0,
                 "bias": int(layer.bias is not None), "table": self.tables[k], **self._blocks(layer.conv_shape[0])}
 
-    def forward(self, k: int) -> Command:
+    def forward(self, k: int) -> list[Part]:
+        command, out = self._forward(k), self.layers[k].out
+        if k in self.panels:
+            return self._in_panels([command], self.panels[k].forward, out)
+        return [Part(commands=(command,), makes=out)]
+
+    def _forward(self, k: int) -> Command:
         layer, places = self.layers[k], self.memory.activations
         plane = layer.out_shape[1] * layer.out_shape[2]
         block = plane * self.machine.rows if layer.out_shape[0] > self.machine.rows else 0  # no step from the only one
@@ -203,44 +266,55 @@ class _Commands:
             limit=layer.out_format.high, bound=self._bound(layer.out_format.high, layer),
             shift=self._shift(layer, "FP", layer.x_format.frac + layer.weight_format.frac, layer.out_format.frac))
 
-    def spilling(self, command: Command) -> Command:
-        """An FP command as a training step has it: what is not on chip all the time goes to external memory, too."""
-        out = next((layer.out for layer in self.layers if layer.name == command.layer), None)
-        if out not in self.external:  # the image neither, which is where it comes from
-            return command
-        page, beats = self.external[out]
-        return replace(command, spill=1, external=page, beats=beats)
+    def spilling(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """FP as a training step has it: what is not on chip all the time goes to external memory, too."""
+        makers = {layer.name: layer.out for layer in self.layers}
+        places = {name: iter(found) for name, found in self.external.items()}
+        for part in parts:
+            command, = part.commands
+            out = makers[command.layer]
+            if out in places:
+                page, beats = next(places[out])
+                part = replace(part, commands=(replace(command, spill=1, external=page, beats=beats),))
+            yield part
 
     def refetches(self, time: int) -> list[Command]:
         """What is asked back before the commands of a time."""
         found = []
         for name in self.memory.refetches.get(time, ()):
-            page, beats = self.external[name]
+            places = self.external[name]
+            base = self.memory.activations[name]
             if name not in self.makers:  # the image, pixel by pixel
+                (page, beats), = places
                 found.append(Command(
-                    opcode=Opcode.REFETCH, layer=name, out_base=self.memory.activations[name], last_rows=1, blocks=1,
+                    opcode=Opcode.REFETCH, layer=name, out_base=base, last_rows=1, blocks=1,
                     out_plane=vectors(self.layers[0].in_shape), external=page, beats=beats,
                     alternate=self.image_pages))
                 continue
-            layer = self.makers[name]
+            layer, rows = self.makers[name], self.machine.rows
             channels, height, width = layer.out_shape
-            plane = height * width
-            block = plane * self.machine.rows if channels > self.machine.rows else 0
-            found.append(Command(
-                opcode=Opcode.REFETCH, layer=layer.name, out_base=self.memory.activations[name], out_plane=plane,
-                out_block=block, external=page, beats=beats, **self._blocks(channels)))
+            block = height * width * rows if channels > rows else 0
+            for (first, blocks), (page, beats) in zip(self._parts(name), places, strict=True):
+                found.append(Command(
+                    opcode=Opcode.REFETCH, layer=layer.name, out_base=base + first * block, out_plane=height * width,
+                    out_block=block, external=page, beats=beats,
+                    **self._blocks(min(channels, (first + blocks) * rows) - first * rows)))
         return found
 
-    def backward(self, k: int, add: str | None) -> list[Command]:
+    def backward(self, k: int, add: str | None) -> list[Part]:
         """One command for each phase of the source map."""
-        return [self._backward_phase(k, add, phase) for phase in phases(self.layers[k])]
+        commands = [self._backward_phase(k, add, phase) for phase in phases(self.layers[k])]
+        if k in self.panels:
+            return self._in_panels(commands, self.panels[k].backward, None)
+        return [Part(commands=tuple(commands))]
 
     def _backward_phase(self, k: int, add: str | None, phase: tuple[int, int]) -> Command:
         layer, memory = self.layers[k], self.memory
         source = self.makers[layer.x]
         channels, height, width = layer.in_shape
         y, x = axes = PhaseAxis.of(layer, 0, phase[0]), PhaseAxis.of(layer, 1, phase[1])
-        table = self.lists.backward(self.items[k], memory.gradients[layer.out], layer.out_shape, axes)
+        table = self.lists.backward(self.items[k], memory.gradients[layer.out], layer.out_shape, axes,
+                                    self.panels[k].backward_columns if k in self.panels else {})
         base, first = memory.gradients[layer.x], phase[0] * width + phase[1]
         added = memory.gradients[layer.x if add is None else add]
         assert layer.input_gradient_format is not None
@@ -257,7 +331,13 @@ class _Commands:
             shift=self._shift(layer, "BP", layer.gradient_format.frac + layer.weight_format.frac,
                               layer.input_gradient_format.frac))
 
-    def update(self, k: int, rules: Mapping[str, BufferedSgd]) -> Command:
+    def update(self, k: int, rules: Mapping[str, BufferedSgd]) -> list[Part]:
+        command = self._update(k, rules)
+        if k in self.panels:
+            return self._in_panels([command], self.panels[k].forward, None, state=True)
+        return [Part(commands=(command,))]
+
+    def _update(self, k: int, rules: Mapping[str, BufferedSgd]) -> Command:
         layer = self.layers[k]
         assert layer.weight is not None and layer.weight_gradient_format is not None, "it is trained"
         rule = rules[layer.weight]

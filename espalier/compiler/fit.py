@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from espalier.arch.machine import Machine
 from espalier.compiler.legalise import Layer, Loss
 from espalier.compiler.lists import LayerBlocks
+from espalier.compiler.panels import LayerPanels
 from espalier.compiler.place import Memory, phases, table_slots
 from espalier.errors import FitError
 from espalier.numerics.fixed import Fixed
 
+NO_PANELS: Mapping[int, LayerPanels] = {}
 
-def required_depths(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...], memory: Memory, rows: int
-                    ) -> dict[str, int]:
-    """The depth of each memory that a network needs on a machine with ``rows``."""
+
+def required_depths(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...], memory: Memory, rows: int,
+                    panels: Mapping[int, LayerPanels] = NO_PANELS) -> dict[str, int]:
+    """The depth of each memory that a network needs on a machine with ``rows``.
+
+    ``panels`` has, by their numbers, the layers whose weights lie in external memory.
+    """
     entries = sum(len(item.bias_columns) + len(item.blocks) * (1 if item.layer.input_gradient_format is None else 2)
                   for item in blocks)
     commands, table = 3 + len(layers) * 2 + len(memory.spilled) + 2 * (layers[0].x in memory.spilled), 0
-    for layer in layers:
+    for k, layer in enumerate(layers):
         forward, backward = table_slots(layer, rows)
         table += forward + 1
         commands += layer.weight_gradient_format is not None
         if layer.input_gradient_format is not None:
             table += backward + len(phases(layer))
             commands += len(phases(layer))
+        if k in panels:
+            commands += _more_commands(layer, panels[k], layer.out in memory.spilled)
+    resident = [item.columns for k, item in enumerate(blocks) if k not in panels]
+    cut = [panel for item in panels.values() for panel in (*item.forward, *item.backward)]
+    outside = {"panel_depth": max(panel.columns for panel in cut),
+               "run_depth": sum(len(panel.runs) for panel in cut)} if cut else {}
     return {"activation_depth": memory.activation_depth, "gradient_depth": memory.gradient_depth,
-            "weight_depth": blocks[-1].columns, "index_depth": entries, "table_depth": table,
-            "program_depth": commands + 1}
+            "weight_depth": resident[-1] if resident else 0, "index_depth": entries, "table_depth": table,
+            "program_depth": commands + 1, **outside}
+
+
+def _more_commands(layer: Layer, panels: LayerPanels, spilled: bool) -> int:
+    """Commands of a layer whose weights lie in external memory, beyond those that it would have with them on chip."""
+    forward, backward = (sum(panel.columns > 0 for panel in part) for part in (panels.forward, panels.backward))
+    parts = len(panels.forward) - 1
+    trained = layer.weight_gradient_format is not None
+    return ((2 + trained + spilled) * parts + (2 + 3 * trained) * forward
+            + max(0, len(panels.backward) - 1) * len(phases(layer)) + backward)
 
 
 def required_acc_bits(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...]) -> int:
@@ -62,9 +85,9 @@ def _fans(item: LayerBlocks) -> tuple[int, int]:
 
 
 def check_fit(machine: Machine, layers: tuple[Layer, ...], loss: Loss, blocks: tuple[LayerBlocks, ...],
-              memory: Memory) -> None:
+              memory: Memory, panels: Mapping[int, LayerPanels] = NO_PANELS) -> None:
     """Raise FitError for the first limit of ``machine`` that the network exceeds."""
-    for name, needed in required_depths(layers, blocks, memory, machine.rows).items():
+    for name, needed in required_depths(layers, blocks, memory, machine.rows, panels).items():
         if needed > getattr(machine, name):
             raise FitError(f"The network needs {name} = {needed} and the machine has {getattr(machine, name)}: "
                            f"enlarge it, prune more, or shrink the network")

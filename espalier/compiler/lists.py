@@ -114,8 +114,8 @@ def aligned_groups(layer: Layer, rows: int) -> bool:
     return layer.groups == 1 or layer.depthwise or all(size % rows == 0 for size in sizes)
 
 
-def layer_blocks(layer: Layer, live: Live, rows: int, column: int) -> LayerBlocks:
-    """Lay the live blocks of ``layer`` out from ``column`` on.
+def layer_blocks(layer: Layer, live: Live, rows: int, column: int, step: int = 1) -> LayerBlocks:
+    """Lay the live blocks of ``layer`` out from ``column`` on, each at a multiple of ``step`` from there.
 
     Raises FitError when the live set does not consist of whole ``rows × rows`` blocks.
     """
@@ -132,11 +132,11 @@ def layer_blocks(layer: Layer, live: Live, rows: int, column: int) -> LayerBlock
     for out in range(blocks_alive.shape[0]):
         if layer.bias is not None:
             bias_columns.append(column)
-            column += 1
+            column += step
         for ky, kx, source in _taps_then_sources(blocks_alive[out]):
             columns = min(rows, layer.weight_shape[1] - source * rows)
             found.append(Block(out=out, source=source, ky=ky, kx=kx, column=column, columns=columns))
-            column += columns
+            column += -(-columns // step) * step
     return LayerBlocks(layer=layer, rows=rows, blocks=tuple(found), bias_columns=tuple(bias_columns),
                        columns=column)
 

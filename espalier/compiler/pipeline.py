@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,8 @@ from espalier.compiler import emit as emission
 from espalier.compiler import place as placement
 from espalier.compiler.fit import check_fit
 from espalier.compiler.legalise import Layer, Loss, legalise
-from espalier.compiler.lists import LayerBlocks, layer_blocks
+from espalier.compiler.lists import LayerBlocks
+from espalier.compiler.panels import LayerPanels, laid_out, layer_panels
 from espalier.compiler.place import Memory
 from espalier.ir.differentiate import differentiate
 from espalier.ir.graph import Graph
@@ -38,6 +39,7 @@ class Build:
     layers: tuple[Layer, ...] = ()
     loss_layer: Loss | None = None
     blocks: tuple[LayerBlocks, ...] = ()
+    panels: Mapping[int, LayerPanels] = field(default_factory=dict)
     memory: Memory | None = None
     program: Program | None = None
 
@@ -62,13 +64,11 @@ def step_place(build: Build) -> Build:
 
 def step_schedule(build: Build) -> Build:
     """Order the live blocks of each layer; check that all of it fits the machine."""
-    blocks: list[LayerBlocks] = []
-    for layer in build.layers:
-        column = blocks[-1].columns if blocks else 0
-        blocks.append(layer_blocks(layer, build.live, build.machine.rows, column))
-    build = replace(build, blocks=tuple(blocks))
+    blocks, streamed = laid_out(build.layers, build.live, build.machine)
+    panels = {k: layer_panels(blocks[k], build.machine) for k in streamed}
+    build = replace(build, blocks=blocks, panels=panels)
     assert build.loss_layer is not None and build.memory is not None, "legalise and place come first"
-    check_fit(build.machine, build.layers, build.loss_layer, build.blocks, build.memory)
+    check_fit(build.machine, build.layers, build.loss_layer, build.blocks, build.memory, build.panels)
     return build
 
 
@@ -76,7 +76,7 @@ def step_emit(build: Build) -> Build:
     """Encode index lists and commands."""
     assert build.loss_layer is not None and build.memory is not None, "legalise and place come first"
     return replace(build, program=emission.emit(build.machine, build.graph, build.layers, build.loss_layer,
-                                                build.blocks, build.memory, build.rules))
+                                                build.blocks, build.panels, build.memory, build.rules))
 
 
 PIPELINE: tuple[tuple[str, Callable[[Build], Build]], ...] = (

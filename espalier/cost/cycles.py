@@ -57,7 +57,7 @@ def _command(command: Command, lists: Lists) -> PhaseCycles:
             cycles += around + update_cycles(machine)
         case Opcode.LOSS:
             cycles = loss_cycles(machine, command.classes, hinge=bool(command.hinge)) + LOSS_CONTROL_CYCLES
-        case Opcode.REFETCH:
+        case Opcode.REFETCH | Opcode.FETCH | Opcode.STORE:
             cycles = REFETCH_CYCLES
         case Opcode.END:
             cycles = END_CYCLES

@@ -107,7 +107,7 @@ def _command(command: Command, issued: int, lists: Lists) -> Activity:
         case Opcode.UPDATE:
             return Activity(macs=issued * rows * lanes, operands=issued * (lanes + rows * lanes),
                             index=_entries(command, lists) * _entry_words(lists))
-        case Opcode.REFETCH:
+        case Opcode.REFETCH | Opcode.FETCH | Opcode.STORE:
             return Activity(dram=beats, others=beats)
     return Activity()
 

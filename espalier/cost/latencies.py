@@ -19,6 +19,10 @@ LAUNCH_CYCLES = 3     #: from a command's first cycle to its launch
 OUTSTANDING = 8       #: bursts asked for and not answered
 DESCRIPTORS = 3       #: tensors that wait for the port, and another that is about to be taken up
 STORE_CYCLES = 2      #: from a tensor's last beat to the cycle in which the port is not busy with it any more
+RUN_CYCLES = 3        #: from a panel's turn to its first burst
+SOURCE_CYCLES = 5     #: from there to a panel's first item beside the port, less one
+LANDING_CYCLES = 2    #: from a panel's last item on chip to the cycle in which the port is not busy with it any more
+ANSWER_CYCLES = 2     #: from the last answer to a stored panel to that cycle
 END_CYCLES = 5      #: of the command that stops a program
 
 OPERAND_CYCLES, LATTICE_CYCLES = 8, 3

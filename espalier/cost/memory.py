@@ -18,6 +18,7 @@ from espalier.cost.latencies import (
     STORE_CYCLES,
     drain_cycles,
 )
+from espalier.cost.moving import Moved, Mover
 from espalier.cost.spilling import LONG_AGO, NOTHING, WritePort
 from espalier.cost.tiles import Lists, work_of
 from espalier.errors import DataError
@@ -45,7 +46,7 @@ def last_beat(machine: Machine, beats: int, timing: MemoryTiming, beat: int) -> 
 def with_memory(program: Program, phases: Iterable[PhaseCycles], timing: MemoryTiming) -> tuple[PhaseCycles, ...]:
     """The cycles of each command, as :func:`espalier.cost.cycles.predict` has them, with its waits for external memory.
 
-    Equal to the simulated ones: at fences for what was asked back, and in FP for spilled results to leave, where a run
+    Equal to the simulated ones: at fences for what was asked for, and in FP for spilled results to leave, where a run
     of the Program begins with nothing under way. Raises DataError for a memory that is not steady.
     """
     if not timing.steady:
@@ -89,11 +90,11 @@ class _Timeline:
     backlog, since : Backlog, int
         What is on its way to memory, in cycles from then.
     read, there : int
-        When the last beat came back, and the first cycle in which all that was asked back is there.
+        When the last beat of what was asked for moved, and the first cycle in which all of that is there.
     """
 
     def __init__(self, program: Program, timing: MemoryTiming) -> None:
-        self.machine, self.timing = program.machine, timing
+        self.machine, self.timing, self.runs = program.machine, timing, program.runs
         self.lists, self.port = Lists(program), WritePort.of(program.machine, timing)
         self.now, self.backlog, self.since = 0, NOTHING, 0
         self.read, self.there = LONG_AGO, 0
@@ -103,9 +104,9 @@ class _Timeline:
         """The cycles of the next command, of which ``phase`` is without memory."""
         early = self.now + LAUNCH_CYCLES
         launch = max(early, self.there, self._written) if command.fence else early
-        if command.opcode == Opcode.REFETCH:
+        if command.opcode in (Opcode.REFETCH, Opcode.FETCH, Opcode.STORE):
             launch = max(launch, self.refetches.room)
-            self._refetch(command, launch)
+            self._move(command, launch)
         if command.spill:
             launch = max(launch, self.spills.room)
             phase = replace(phase, cycles=self._spill(command, launch))
@@ -118,11 +119,18 @@ class _Timeline:
         """The first cycle in which nothing is on its way to memory."""
         return self.since + self.backlog.idle
 
-    def _refetch(self, command: Command, launch: int) -> None:
+    def _move(self, command: Command, launch: int) -> None:
+        """What is asked of the port, one after another."""
         begin = self.refetches.ask(launch, max(self.there, self._written))
-        moved = max(self.read, self.since + self.backlog.beat)
-        self.read = begin + last_beat(self.machine, command.beats, self.timing, moved - begin)
-        self.there = self.read + STORE_CYCLES
+        before = max(self.read, self.since + self.backlog.beat) - begin
+        if command.opcode == Opcode.REFETCH:
+            beat = last_beat(self.machine, command.beats, self.timing, before)
+            moved = Moved(beat, beat + STORE_CYCLES)
+        else:
+            mover = Mover(self.machine, self.timing, bool(command.state))
+            runs = self.runs[command.runs_at: command.runs_at + command.runs]
+            moved = (mover.fetched if command.opcode == Opcode.FETCH else mover.stored)(runs, before)
+        self.read, self.there = begin + moved.beat, begin + moved.idle
 
     def _spill(self, command: Command, launch: int) -> int:
         """The cycles of FP that spills, without those before its launch."""

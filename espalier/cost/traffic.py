@@ -18,12 +18,12 @@ class Traffic:
 
 def traffic(program: Program) -> Traffic:
     """What a training step of ``program`` reads and writes: every spilled activation once each, the image read for FP
-    and again for WU.
+    and again for WU; weights in external memory read for FP and BP and written in WU, masters and momenta both in WU.
 
     Equal to what the simulated port counts. Inference reads the image alone.
     """
     machine = program.machine
     step = program.commands[program.entries_at["train"]: program.entries_at["infer"]]
-    read = sum(command.beats for command in step if command.opcode == Opcode.REFETCH)
-    written = sum(command.beats for command in step if command.spill)
+    read = sum(command.beats for command in step if command.opcode in (Opcode.REFETCH, Opcode.FETCH))
+    written = sum(command.beats for command in step if command.spill or command.opcode == Opcode.STORE)
     return Traffic(read=read * machine.port_bits // 8, written=written * machine.port_bits // 8)

@@ -23,6 +23,7 @@ from espalier.program.words import (
     host_words,
     lane_stride,
     pack,
+    run_fields,
     start_fields,
     vector_words,
 )
@@ -59,18 +60,47 @@ def command_writes(program: Program) -> Writes:
 
 
 def program_writes(program: Program) -> Writes:
-    """Load commands, segment table and index lists."""
+    """Load commands, segment table, index lists and runs."""
     machine = program.machine
+    runs = [_wide(Space.RUNS, [pack(run_fields(machine), {"column": column, "columns": columns})
+                               for column, columns in program.runs], sum(run_fields(machine).values()))]
     return joined(
-        command_writes(program), _words(Space.TABLE, np.array(program.table, dtype=np.int64)),
+        *(runs if program.runs else ()), command_writes(program),
+        _words(Space.TABLE, np.array(program.table, dtype=np.int64)),
         _wide(Space.INDEX, [entry.encode(machine) for entry in program.entries], sum(entry_fields(machine).values())))
 
 
 def state_writes(program: Program, state: Mapping[str, NDArray]) -> Writes:
     """Load weights, masters and momenta."""
-    images = program.memory_images(state)
+    images = {name: image[: program.machine.master_depth] for name, image in program.memory_images(state).items()}
     return joined(_words(Space.WEIGHTS, images["weights"]), _words(Space.MASTERS, images["masters"]),
                   _words(Space.MOMENTA, images["momenta"]))
+
+
+def state_bytes(program: Program, state: Mapping[str, NDArray]) -> list[tuple[int, NDArray[np.uint8]]]:
+    """Weights, masters and momenta in external memory: where each part goes, and its bytes."""
+    machine = program.machine
+    images = {name: image[machine.master_depth:] for name, image in program.memory_images(state).items()}
+    weights = images["weights"].astype(f"<i{machine.slot_bits // 8}")
+    states = np.stack([images["masters"], images["momenta"]], axis=-1).astype("<i4")
+    return [(program.weight_page << PAGE_SHIFT, weights.view(np.uint8)),
+            (program.state_page << PAGE_SHIFT, states[_state_order(program)].ravel().view(np.uint8))]
+
+
+def state_images(program: Program, weights: bytes, states: bytes) -> dict[str, NDArray[np.int64]]:
+    """The inverse: the part of the weight, master and momentum images that lies in external memory."""
+    found = np.empty((program.places - program.machine.master_depth, 2), dtype=np.int64)
+    found[_state_order(program)] = np.frombuffer(states, dtype="<i4").reshape(-1, 2)
+    words = np.frombuffer(weights, dtype=f"<i{program.machine.slot_bits // 8}")
+    return {"weights": words.astype(np.int64), "masters": found[:, 0],
+            "momenta": found[:, 1]}
+
+
+def _state_order(program: Program) -> NDArray[np.int64]:
+    """Places of external memory as update units take their masters: by column, bank of a unit, unit."""
+    machine = program.machine
+    places = np.arange(program.places - machine.master_depth)
+    return places.reshape(-1, machine.trees, machine.tree_rows).transpose(0, 2, 1).ravel()
 
 
 def image_bytes(program: Program, images: NDArray[np.int64], parity: int) -> tuple[int, NDArray[np.uint8]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.arch.machine import MAX_GROUPS, Machine
+from espalier.arch.machine import MAX_GROUPS, REGION_BITS, STATE_BITS, Machine
 from espalier.arch.memory import MemoryTiming
 from espalier.cost.cycles import PhaseCycles
 from espalier.engines import host
@@ -16,8 +16,8 @@ from espalier.gateware.accelerator import RESET_CYCLES
 from espalier.gateware.host import READ_CYCLES
 from espalier.gateware.verilog import verilog
 from espalier.ir.differentiate import gradient_name
-from espalier.program.program import Program
-from espalier.program.words import Opcode, Space, Status
+from espalier.program.program import Command, Program
+from espalier.program.words import PAGE_SHIFT, Opcode, Space, Status
 
 MEMORY_ERRORS = {1: "a read", 2: "a write", 3: "reads and writes"}
 GROUPS_AT_ONCE = 64          #: groups of images sent to the simulation in one call
@@ -45,7 +45,7 @@ class RtlEngine:
         self.timing = timing or MemoryTiming()
         if self.simulation.external:
             self.simulation.time_memory(self.timing)
-        self.gradients = self.simulation.trace_gradients(machine.master_depth)
+        self.gradients = self.simulation.trace_gradients(machine.trace_depth)
         self.reset()
         self._send(host.program_writes(self.program))
 
@@ -83,6 +83,8 @@ class RtlEngine:
 
     def load(self, state: State) -> None:
         self._send(host.state_writes(self.program, state))
+        for place, data in host.state_bytes(self.program, state) if self.program.external_columns else ():
+            self.simulation.write_memory(place, data)
 
     def state(self) -> dict[str, NDArray[np.int64]]:
         places = np.arange(self.machine.master_depth)
@@ -92,7 +94,18 @@ class RtlEngine:
         for name, (space, width) in bits.items():
             raw = self._read(host.address(space, places)).astype(np.int64)
             images[name] = host.signed(raw, width)
+        if self.program.external_columns:
+            for name, image in self._external_images().items():
+                images[name] = np.concatenate([images[name], image])
         return self.program.state_of(images)
+
+    def _external_images(self) -> dict[str, NDArray[np.int64]]:
+        """Weights, masters and momenta in external memory."""
+        program, machine = self.program, self.machine
+        count = program.external_columns * machine.rows
+        return host.state_images(program, *(
+            self.simulation.read_memory(page << PAGE_SHIFT, count * bits // 8)
+            for page, bits in ((program.weight_page, machine.slot_bits), (program.state_page, STATE_BITS))))
 
     def train(self, images: NDArray[np.int64], labels: NDArray[np.int64], batch: int) -> Totals:
         return self._groups(images, labels, "train", batch)
@@ -168,11 +181,14 @@ class RtlEngine:
         found: dict[str, NDArray[np.int64]] = {}
         self._send(self._image_writes(images, labels, 0))
         graph = self.network.graph
+        gradients = np.zeros(self.program.places, dtype=np.int64)
         for position, command in enumerate(self.program.commands):
-            if command.opcode == Opcode.END:
-                break
             self._send(host.start_write(position, single=True, clear=position == 0))
             self._send((np.array([WAIT_IDLE], dtype=np.uint32), np.zeros(1, dtype=np.uint32)))
+            if command.opcode == Opcode.END:
+                break
+            if command.opcode == Opcode.STORE:
+                gradients[self._moved(command)] = self._panel_gradients(command)
             for placement in self.program.placements:
                 if placement.command == position:
                     words, codes = self._tensor(placement.value)
@@ -181,12 +197,25 @@ class RtlEngine:
                     elif placement.pooled:
                         words = host.unpooled(words, codes)
                     found[placement.value] = words.reshape(len(images), *graph.value(placement.value).shape)
+        gradients[: self.machine.master_depth] = self.gradients[: self.machine.master_depth]
         totals = self._totals()
         found["loss"], found["correct"] = np.array(totals.loss), np.array(totals.correct)
         for name in self.network.rules:
             places = self.program.addresses[name]
-            found[gradient_name(name)] = np.where(places >= 0, self.gradients[places], 0).astype(np.int64)
+            found[gradient_name(name)] = np.where(places >= 0, gradients[places], 0)
         return {**found, **self.state()}
+
+    def _moved(self, command: Command) -> NDArray[np.int64]:
+        """The places of the weights that a STORE takes to external memory."""
+        rows = self.machine.rows
+        columns = [np.arange(first, first + count) for first, count in
+                   self.program.runs[command.runs_at: command.runs_at + command.runs]]
+        return self.machine.master_depth + (np.concatenate(columns)[:, None] * rows + np.arange(rows)).ravel()
+
+    def _panel_gradients(self, command: Command) -> NDArray[np.int32]:
+        """The gradients that WU had of them, in the same order."""
+        base = (1 << REGION_BITS - 1 | command.panel) * (self.machine.trace_depth >> REGION_BITS)
+        return self.gradients[base: base + len(self._moved(command))]
 
     def phase_cycles(self) -> tuple[PhaseCycles, ...]:
         """Cycles by command since the engine was made or :meth:`clear_cycles` called."""

@@ -6,7 +6,7 @@ from amaranth.hdl import Array, C, Cat, Const, DomainRenamer, Module, Mux, Reset
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from espalier.arch.machine import Machine
+from espalier.arch.machine import REGION_BITS, Machine
 from espalier.gateware.arithmetic import delay_line
 from espalier.gateware.drain import Drain, LaneTree, RowCounter
 from espalier.gateware.entries import step_layout
@@ -26,6 +26,7 @@ from espalier.gateware.layouts import command_layout, vector_layout
 from espalier.gateware.loss_unit import LossUnit
 from espalier.gateware.memories import GradientBanks, WeightBanks
 from espalier.gateware.operands import Operands
+from espalier.gateware.panels import PanelMover
 from espalier.gateware.ram import BankedRam
 from espalier.gateware.sequencer import Sequencer
 from espalier.gateware.update_unit import READ_CYCLES as UPDATE_READ_CYCLES
@@ -70,7 +71,8 @@ class Accelerator(wiring.Component):
         machine = self.machine
         self.trees = [LaneTree(machine) for _ in range(machine.trees)]
         self.updates = [UpdateUnit(word_bits=machine.word_bits, depth=machine.master_depth // machine.trees,
-                                   sum_bits=machine.sum_bits, groups=machine.groups) for _ in range(machine.trees)]
+                                   sum_bits=machine.sum_bits, groups=machine.groups,
+                                   panel_depth=machine.panel_depth * machine.tree_rows) for _ in range(machine.trees)]
         sums = Operands.latency_cycles + Lattice.latency_cycles + WRITE_CYCLES  # cycles to the first row, and to write
         self.sequencer = Sequencer(
             machine, drain_cycles=sums + machine.rows - 1 + Drain.latency_cycles,
@@ -87,6 +89,8 @@ class Accelerator(wiring.Component):
         if machine.port_bits:
             self.spiller = Spiller(machine, sums + Drain.latency_cycles + 2 * machine.rows + HOLD_CYCLES)
             self.refetcher = Refetcher(machine)
+        if machine.panel_depth:
+            self.mover = PanelMover(machine)
         assert self.sequencer.update_cycles <= RESET_CYCLES and self.sequencer.drain_cycles <= RESET_CYCLES
         for name in ("sequencer", "writer", "reader", "front", "activations", "gradients", "weights", "rows", "loss"):
             m.submodules[name] = getattr(self, name)
@@ -107,6 +111,8 @@ class Accelerator(wiring.Component):
         self._loss(m)
         if machine.port_bits:
             self._external(m)
+        if machine.panel_depth:
+            self._panels(m)
         return m
 
     def _control(self, m: Module) -> None:
@@ -194,24 +200,65 @@ class Accelerator(wiring.Component):
         spills, errors = Signal(), Signal(2)
         m.d.sync += [spills.eq(command.spill & (command.opcode == Opcode.FORWARD)),
                      errors.eq(Mux(self.writer.start & self.writer.start_word.clear, 0,
-                                   errors | Cat(refetcher.error, spiller.error)))]
+                                   errors | Cat(refetcher.error, spiller.error)
+                                   | (self.mover.error if machine.panel_depth else 0)))]
         m.d.comb += [
             spiller.start.eq(sequencer.launch & command.spill), spiller.base.eq(self.writer.external),
             spiller.valid.eq(drain.activation_write & spills), spiller.vector.eq(drain.write_data),
             refetcher.start.eq(sequencer.launch_refetch), refetcher.base.eq(self.writer.external),
             refetcher.written.eq(~spiller.busy), refetcher.taken.eq(~drain.activation_write),
-            sequencer.external_ready.eq(Mux(command.opcode == Opcode.REFETCH, refetcher.ready, spiller.ready)),
+            sequencer.external_ready.eq(Mux(command.opcode == Opcode.FORWARD, spiller.ready, refetcher.ready)),
             sequencer.external_busy.eq(spiller.busy | refetcher.busy), self.front.hold.eq(spiller.hold & spills),
             self.reader.errors.eq(errors)]
         for fields, target in ((place_fields(machine), spiller.place), (refetch_fields(machine), refetcher.tensor)):
-            m.d.comb += [target[name].eq(command[name]) for name in fields if name != "external"]
+            m.d.comb += [target[name].eq(command[name]) for name in fields
+                         if name not in ("external", "moves", "store")]
         m.d.comb += [
             spiller.place.external.eq(command.external),
             refetcher.tensor.external.eq(command.external + Mux(sequencer.parity, command.alternate, 0))]
         for part, channels in ((spiller, write_channels(machine)), (refetcher, read_channels(machine))):
             for name, member in channels.items():
-                inside, outside = getattr(part, name), getattr(self, f"m_axi_{name}")
-                m.d.comb += outside.eq(inside) if member.flow is Out else inside.eq(outside)
+                self._channel(m, part, name, member)
+
+    def _channel(self, m: Module, part: wiring.Component, name: str, member: wiring.Member) -> None:
+        """A signal of the port: the mover's where that is at work, else that of ``part``."""
+        inside, outside = getattr(part, name), getattr(self, f"m_axi_{name}")
+        if not self.machine.panel_depth:
+            m.d.comb += outside.eq(inside) if member.flow is Out else inside.eq(outside)
+            return
+        others, moves = getattr(self.mover, name), self.mover.active if part is self.refetcher else self.mover.storing
+        if member.flow is Out:
+            m.d.comb += outside.eq(Mux(moves, others, inside))
+        else:
+            gate = len(outside) == 1 and not name.endswith("last")  # a handshake is with one of them
+            m.d.comb += [inside.eq(outside & ~moves if gate else outside),
+                         others.eq(outside & moves if gate else outside)]
+
+    def _panels(self, m: Module) -> None:
+        """Panels of weights in external memory: what moves takes the port's channels for itself."""
+        machine, mover, refetcher, command = self.machine, self.mover, self.refetcher, self.command
+        m.submodules.mover = mover
+        region = Signal(REGION_BITS)
+        with m.If(self.sequencer.launch):  # not before: until then the panel may be on its way
+            m.d.sync += region.eq(command.panel)
+        with m.Elif(self.sequencer.launch_refetch | ~self.sequencer.busy):
+            m.d.sync += region.eq(0)
+        m.d.comb += [
+            refetcher.tensor.moves.eq(command.opcode != Opcode.REFETCH),
+            refetcher.tensor.store.eq(command.opcode == Opcode.STORE), mover.start.eq(refetcher.moving),
+            mover.move.eq(refetcher.move), refetcher.moved.eq(mover.done), mover.base.eq(self.writer.external),
+            mover.write_en.eq(self.writer.run_en), mover.write_address.eq(self.writer.item),
+            mover.write_data.eq(self.writer.run), self.weights.region.eq(region),
+            self.weights.far_panel.eq(mover.panel), self.weights.far_address.eq(mover.address),
+            self.weights.far_en.eq(mover.weight_en)]
+        for bank in range(machine.rows):
+            m.d.comb += [self.weights.far_write[bank].eq(mover.weights[bank]),
+                         mover.weights_read[bank].eq(self.weights.far_read[bank])]
+        for number, update in enumerate(self.updates):
+            m.d.comb += [
+                update.region.eq(region), update.far_panel.eq(mover.panel), update.far_address.eq(mover.address),
+                update.far_en.eq(mover.state_en), update.far_write.eq(mover.state[number]),
+                mover.state_read[number].eq(update.far_read)]
 
     def _gradient_memory(self, m: Module) -> None:
         """Read by the operands; written by the drain in BP, and by the loss."""
@@ -280,7 +327,8 @@ class Accelerator(wiring.Component):
 
     def _update_unit(self, m: Module, number: int, update: UpdateUnit) -> None:
         own, group, _ = self._places(Const(0, (self.machine.rows - 1).bit_length()))
-        place = Cat(update.gradient_address[:len(own)], Const(number, len(group)), update.gradient_address[len(own):])
+        place = Cat(update.gradient_address[:len(own)], Const(number, len(group)), update.gradient_address[len(own):],
+                    self.command.panel if self.machine.panel_depth else C(0))
         m.d.comb += [
             update.first.eq(self.sequencer.first), update.last.eq(self.sequencer.last),
             self.gradient_valid[number].eq(update.gradient_valid),

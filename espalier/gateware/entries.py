@@ -45,7 +45,7 @@ def step_layout(machine: Machine) -> data.StructLayout:
     """
     return data.StructLayout({
         "valid": unsigned(1), "channel": unsigned(address_bits(machine)), "y": OFFSET, "x": OFFSET,
-        "column": unsigned(bits_for(machine.weight_depth)), "term": unsigned((machine.rows - 1).bit_length()),
+        "column": unsigned(bits_for(machine.column_depth)), "term": unsigned((machine.rows - 1).bit_length()),
         "one": unsigned(1), "last": unsigned(1), "add": unsigned(1), "tile": tile_layout(machine)})
 
 

@@ -50,24 +50,29 @@ def place_fields(machine: Machine) -> dict[str, int]:
 
 
 def refetch_fields(machine: Machine) -> dict[str, int]:
-    """The same, and where it goes on chip."""
+    """The same, and where it goes on chip; whether instead a panel ``moves``, and how."""
     fields = command_fields(machine)
+    panel = {"moves": 1, **move_fields(machine)} if machine.panel_depth else {}
     return {**place_fields(machine),
-            **{name: fields[name] for name in ("out_base", "out_block", "out_plane", "blocks", "last_rows")}}
+            **{name: fields[name] for name in ("out_base", "out_block", "out_plane", "blocks", "last_rows")}, **panel}
+
+
+def move_fields(machine: Machine) -> dict[str, int]:
+    """Which panel is moved, whether masters and momenta, whether out of the chip; how much, and where it lies."""
+    fields = command_fields(machine)
+    return {**place_fields(machine), **{name: fields[name] for name in ("runs_at", "runs")},
+            "panel": 1, "state": 1, "store": 1}
 
 
 class Bursts(wiring.Component):
-    """Cuts a tensor into bursts and asks for them, one after another.
+    """Cuts a run of beats into bursts and asks for them, one after another.
 
-    All but the last have ``machine.burst_beats`` beats, and a tensor begins where no burst of that length crosses
-    a boundary.
+    Each ends at a multiple of ``machine.burst_beats`` or with the run, so that none crosses a boundary.
 
     Members
     -------
-    start, place : In
-        Take up a tensor, while ``done``.
-    base : In(EXTERNAL_BITS)
-        Of all tensors.
+    start, address, total : In
+        Take up a run of so many beats, while ``done``.
     go : In(1)
         A burst may be asked for. Once high it stays so until one was.
     addr, len, valid, ready
@@ -77,28 +82,29 @@ class Bursts(wiring.Component):
     beats : Out
         The beats of the burst that is asked for.
     done : Out(1)
-        The tensor's last burst was accepted.
+        The run's last burst was accepted.
     """
 
     def __init__(self, machine: Machine):
         self.machine = machine
         super().__init__({
-            "start": In(1), "place": In(struct(place_fields(machine))), "base": In(EXTERNAL_BITS), "go": In(1),
+            "start": In(1), "address": In(EXTERNAL_BITS), "total": In(place_fields(machine)["beats"]), "go": In(1),
             "addr": Out(EXTERNAL_BITS), "len": Out(8), "valid": Out(1), "ready": In(1), "asked": Out(1),
             "beats": Out(bits_for(machine.burst_beats + 1)), "done": Out(1)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         machine, whole = self.machine, self.machine.burst_beats
-        left = Signal.like(self.place.beats)
-        low = left[:(whole - 1).bit_length()]
-        m.d.comb += [self.done.eq(left == 0), self.beats.eq(Mux((left >> len(low)).any(), whole, low)),
+        left, room = Signal.like(self.total, name="left"), Signal.like(self.beats, name="room")
+        size, bits = (machine.port_bits // 8).bit_length() - 1, (whole - 1).bit_length()
+        m.d.comb += [self.done.eq(left == 0), room.eq(whole - self.addr[size: size + bits]),
+                     self.beats.eq(Mux(left > room, room, left)),
                      self.len.eq(self.beats - 1), self.valid.eq(~self.done & self.go),
                      self.asked.eq(self.valid & self.ready)]
         with m.If(self.start):
-            m.d.sync += [left.eq(self.place.beats), self.addr.eq(self.base + (self.place.external << PAGE_SHIFT))]
+            m.d.sync += [left.eq(self.total), self.addr.eq(self.address)]
         with m.Elif(self.asked):
-            m.d.sync += [left.eq(left - self.beats), self.addr.eq(self.addr + whole * machine.port_bits // 8)]
+            m.d.sync += [left.eq(left - self.beats), self.addr.eq(self.addr + (self.beats << size))]
         return m
 
 
@@ -145,11 +151,13 @@ class Spiller(wiring.Component):
                      vectors.w_data.eq(self.vector), vectors.w_en.eq(self.valid)]
         m.d.sync += self.hold.eq(vectors.w_level > self.depth - self.spare)
         packed = Signal(machine.vector_beats * machine.port_bits, reset_less=True)
+        place = data.View(struct(place_fields(machine)), places.r_data)
         parts, burst, unanswered = (Signal(range(machine.vector_beats + 1)), Signal.like(bursts.beats),
                                     Signal(range(OUTSTANDING + 1)))
         written, answered, take = Signal(), Signal(), Signal()
         m.d.comb += [
-            bursts.place.eq(places.r_data), bursts.base.eq(self.base), bursts.start.eq(places.r_rdy & bursts.done),
+            bursts.address.eq(self.base + (place.external << PAGE_SHIFT)), bursts.total.eq(place.beats),
+            bursts.start.eq(places.r_rdy & bursts.done),
             places.r_en.eq(bursts.done), bursts.go.eq((burst == 0) & (parts != 0) & (unanswered != OUTSTANDING)),
             bursts.ready.eq(self.awready), self.awvalid.eq(bursts.valid), self.awaddr.eq(bursts.addr),
             self.awlen.eq(bursts.len), self.awsize.eq((machine.port_bits // 8).bit_length() - 1),
@@ -173,7 +181,8 @@ class Spiller(wiring.Component):
 class Refetcher(wiring.Component):
     """Reads tensors from external memory into the activation memory, in the order in which they were written there.
 
-    That is block by block of ``rows`` channels, in each pixel by pixel, and there channel by channel.
+    That is block by block of ``rows`` channels, in each pixel by pixel, and there channel by channel. Panels wait for
+    their turn among them; who moves them is told.
 
     Members
     -------
@@ -191,15 +200,19 @@ class Refetcher(wiring.Component):
         Something that was started is not all there yet.
     error : Out(1)
         For one cycle: a beat came with an answer that is not OKAY.
+    moving, move, moved
+        Where the machine has panels: one begins to move; and is there.
     ar*, r*
         Channels of AXI4.
     """
 
     def __init__(self, machine: Machine):
         self.machine = machine
+        panels = {"moving": Out(1), "move": Out(struct(move_fields(machine))),
+                  "moved": In(1)} if machine.panel_depth else {}
         super().__init__({
-            "start": In(1), "tensor": In(struct(refetch_fields(machine))), "base": In(EXTERNAL_BITS), "ready": Out(1),
-            "written": In(1), "valid": Out(1), "address": Out(bits_for(machine.activation_depth)),
+            **panels, "start": In(1), "tensor": In(struct(refetch_fields(machine))), "base": In(EXTERNAL_BITS),
+            "ready": Out(1), "written": In(1), "valid": Out(1), "address": Out(bits_for(machine.activation_depth)),
             "vector": Out(vector_layout(machine)), "taken": In(1), "busy": Out(1), "error": Out(1),
             **read_channels(machine)})
 
@@ -210,13 +223,13 @@ class Refetcher(wiring.Component):
         m.submodules.bursts = bursts = Bursts(machine)
         following = data.View(struct(refetch_fields(machine)), tensors.r_data)
         tensor = Signal(struct(refetch_fields(machine)))  # in work
-        active, begin, last = Signal(), Signal(), Signal()
+        active, begin, last, moves = Signal(), Signal(), Signal(), Signal()
         unanswered, ended = Signal(range(OUTSTANDING + 1)), Signal()
         m.d.comb += [
             tensors.w_data.eq(self.tensor), tensors.w_en.eq(self.start), self.ready.eq(tensors.w_rdy),
             begin.eq(tensors.r_rdy & ~active & self.written), tensors.r_en.eq(begin),
-            bursts.start.eq(begin), bursts.base.eq(self.base), bursts.place.external.eq(following.external),
-            bursts.place.beats.eq(following.beats), bursts.go.eq(unanswered != OUTSTANDING),
+            bursts.start.eq(begin & ~moves), bursts.address.eq(self.base + (following.external << PAGE_SHIFT)),
+            bursts.total.eq(following.beats), bursts.go.eq(unanswered != OUTSTANDING),
             bursts.ready.eq(self.arready), self.arvalid.eq(bursts.valid), self.araddr.eq(bursts.addr),
             self.arlen.eq(bursts.len), self.arsize.eq((machine.port_bits // 8).bit_length() - 1),
             self.arburst.eq(INCREMENTING), ended.eq(self.rvalid & self.rready & self.rlast),
@@ -227,6 +240,11 @@ class Refetcher(wiring.Component):
             m.d.sync += [tensor.eq(following), active.eq(1)]
         with m.Elif(last):
             m.d.sync += active.eq(0)
+        if machine.panel_depth:
+            m.d.comb += [moves.eq(following.moves), self.moving.eq(begin & moves)]
+            m.d.comb += [self.move[name].eq(following[name]) for name in move_fields(machine)]
+            with m.If(self.moved):
+                m.d.sync += active.eq(0)
         self._unpack(m)
         self._walk(m, tensor, begin, following, last)
         return m

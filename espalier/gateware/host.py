@@ -17,6 +17,7 @@ from espalier.program.words import (
     bits_for,
     host_words,
     lane_stride,
+    run_fields,
     start_fields,
     vector_words,
 )
@@ -46,8 +47,10 @@ class HostWriter(wiring.Component):
         self.machine = machine
         self.command_bits, self.entry_bits = command_layout(machine).size, entry_layout(machine).size
         self.bits = bits_for(machine.max_classes)
+        self.run_bits = sum(run_fields(machine).values()) if machine.panel_depth else 0
+        runs = {"run_en": Out(1), "run": Out(self.run_bits)} if machine.panel_depth else {}
         super().__init__({
-            "valid": In(1), "ready": Out(1), "write": In(WRITE), "spaces": In(len(Space)), "blocked": In(1),
+            **runs, "valid": In(1), "ready": Out(1), "write": In(WRITE), "spaces": In(len(Space)), "blocked": In(1),
             "start": Out(1), "start_word": Out(struct(start_fields())),
             "program_en": Out(1), "table_en": Out(1), "index_en": Out(1), "weight_en": Out(1), "master_en": Out(1),
             "momentum_en": Out(1), "activation_en": Out(1), "write_any": Out(1),
@@ -61,10 +64,12 @@ class HostWriter(wiring.Component):
         m.d.comb += [offset.eq(self.write.address), self.ready.eq(~(self.activation_en & self.blocked))]
         words = {Space.PROGRAM: host_words(self.command_bits), Space.INDEX: host_words(self.entry_bits),
                  Space.ACTIVATIONS: vector_words(self.machine)}
-        before = [Signal(BUS_BITS, name=f"before_{k}") for k in range(max(words.values()) - 1)]  # the last word
         enables = {Space.PROGRAM: self.program_en, Space.TABLE: self.table_en, Space.INDEX: self.index_en,
                    Space.WEIGHTS: self.weight_en, Space.MASTERS: self.master_en, Space.MOMENTA: self.momentum_en,
                    Space.ACTIVATIONS: self.activation_en}
+        if self.run_bits:
+            words[Space.RUNS], enables[Space.RUNS] = host_words(self.run_bits), self.run_en
+        before = [Signal(BUS_BITS, name=f"before_{k}") for k in range(max(words.values()) - 1)]  # the last word
         item: Value = C(0)
         for target, enable in enables.items():
             count = words.get(target, 1)
@@ -83,6 +88,8 @@ class HostWriter(wiring.Component):
         m.d.comb += [
             self.start.eq(self.valid & self.spaces[Space.CONTROL]), self.start_word.eq(self.write.data),
             self.item.eq(item), self.command.eq(command), self.entry.eq(entry), self.write_any.eq(self.valid)]
+        if self.run_bits:
+            m.d.comb += self.run.eq(Cat(before[:words[Space.RUNS] - 1], self.write.data))
         for lane in range(self.machine.lanes):
             m.d.comb += self.vector[lane].value.eq(vector[16 * lane: 16 * lane + self.machine.word_bits].as_signed())
         return m

@@ -16,7 +16,7 @@ from espalier.program.words import Opcode, bits_for
 def probe_layout(machine: Machine) -> data.StructLayout:
     """A read by the host: which memory, where, and which bank."""
     return data.StructLayout({"active": 1, "gradient": 1, "address": address_bits(machine),
-                              "column": bits_for(machine.weight_depth), "bank": (machine.rows - 1).bit_length()})
+                              "column": bits_for(machine.column_depth), "bank": (machine.rows - 1).bit_length()})
 
 
 class Operands(wiring.Component):
@@ -61,7 +61,7 @@ class Operands(wiring.Component):
             "activation_address": Out(bits_for(machine.activation_depth)), "activation": In(vector),
             "gradient_address": Out(bits_for(machine.gradient_depth)),
             "gradients": In(data.ArrayLayout(vector, machine.rows)),
-            "weight_addresses": Out(data.ArrayLayout(bits_for(machine.weight_depth), machine.rows)),
+            "weight_addresses": Out(data.ArrayLayout(bits_for(machine.column_depth), machine.rows)),
             "weights": In(data.ArrayLayout(signed(machine.word_bits), machine.rows)),
             "x": Out(values_layout(machine)), "b": Out(data.ArrayLayout(values_layout(machine), machine.rows)),
             "last": Out(1), "done": Out(step_layout(machine)),

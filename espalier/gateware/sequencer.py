@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import C, Module, Signal, Value, unsigned
+from amaranth.hdl import C, Cat, Module, Signal, Value, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -37,10 +37,10 @@ class Sequencer(wiring.Component):
     launch, launch_loss : Out(1)
         One cycle at the beginning of a phase.
     launch_refetch : Out(1)
-        One cycle for a REFETCH, which is over at once.
+        One cycle for a REFETCH, FETCH or STORE, which is over at once.
     external_ready, external_busy : In(1)
-        Of the port to external memory: it takes one more tensor; something is on the way. The first holds up REFETCH
-        and FP that spills, the second a fence.
+        Of the port to external memory: it takes one more tensor; something is on the way. The first holds up what
+        asks, and FP that spills, the second a fence.
     parity, first, last : Out(1)
         Of the group in work, from ``word``.
     """
@@ -79,9 +79,9 @@ class Sequencer(wiring.Component):
             with m.State("SETTLE"):  # values derived from the command are registered
                 m.next = "LAUNCH"
             with m.State("LAUNCH"):
-                with m.If(self.command.opcode == Opcode.END):
+                with m.If(self.command.opcode == Opcode.END), m.If(~kept):
                     m.next = "STOP"
-                with m.Elif(self.command.opcode == Opcode.REFETCH):
+                with m.Elif(self._asks()):
                     m.d.comb += self.launch_refetch.eq(~kept)
                     with m.If(~kept):
                         self._go_on(m, single)
@@ -120,5 +120,10 @@ class Sequencer(wiring.Component):
         """Whether the command may not be launched yet."""
         if not self.machine.port_bits:
             return C(0)
-        asks = self.command.spill | (self.command.opcode == Opcode.REFETCH)
+        asks = self.command.spill | self._asks()
         return self.command.fence & self.external_busy | asks & ~self.external_ready
+
+    def _asks(self) -> Value:
+        """Whether the command asks the port for something, and is over then."""
+        opcodes = (Opcode.REFETCH, Opcode.FETCH, Opcode.STORE) if self.machine.panel_depth else (Opcode.REFETCH,)
+        return Cat(self.command.opcode == opcode for opcode in opcodes).any()

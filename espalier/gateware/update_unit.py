@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
-from amaranth.lib import wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from espalier.arch.machine import REGION_BITS, STATE_BITS
 from espalier.gateware.arithmetic import delay_line, saturate_later
+from espalier.gateware.panel_ram import PanelRam
 from espalier.gateware.ram import BankedRam
 from espalier.gateware.round_shift import RoundShift
 from espalier.gateware.update_rule import UPDATE_RULE, UpdateArithmetic
@@ -34,6 +36,8 @@ class UpdateUnit(wiring.Component):
     groups : bool
         Whether gradients add up over several groups of images before the update. Costs a memory of
         ``depth`` words of ``sum_bits`` and three cycles of latency.
+    panel_depth : int
+        Weights in each of two panels beside them (:class:`PanelRam`); 0: there are none.
 
     Members
     -------
@@ -55,13 +59,19 @@ class UpdateUnit(wiring.Component):
         not ``busy``, as is reading.
     host_read : Out(signed(32))
         The word at the address, and of the memory, that the host gave :data:`READ_CYCLES` ago.
+    region, far_panel, far_address, far_en, far_write, far_read
+        With panels: as those of :class:`PanelRam`, for master and momentum together. ``host_*`` are of none of them.
     """
 
-    def __init__(self, *, word_bits: int, depth: int, sum_bits: int, groups: bool):
+    def __init__(self, *, word_bits: int, depth: int, sum_bits: int, groups: bool, panel_depth: int = 0):
         assert 2 <= word_bits <= 16 and depth >= 2  # a Machine has seen to both
-        self.word_bits, self.depth, self.groups = word_bits, depth, groups
-        address = bits_for(depth)
+        self.word_bits, self.depth, self.groups, self.panel_depth = word_bits, depth, groups, panel_depth
+        address = bits_for(max(depth, panel_depth))
+        state = data.StructLayout({"master": signed(STATE_BITS // 2), "momentum": signed(STATE_BITS // 2)})
+        panels = {"region": In(REGION_BITS), "far_panel": In(1), "far_address": In(bits_for(panel_depth)),
+                  "far_en": In(1), "far_write": In(state), "far_read": Out(state)}
         super().__init__({
+            **(panels if panel_depth else {}),
             "valid": In(1), "address": In(address), "total": In(signed(sum_bits)), "first": In(1), "last": In(1),
             "rule": In(UPDATE_RULE), "busy": Out(1),
             "out_valid": Out(1), "out_address": Out(address), "out_weight": Out(signed(word_bits)),
@@ -144,12 +154,20 @@ class UpdateUnit(wiring.Component):
         asked = delay_line(m, self.host_momentum, READ_CYCLES, "asked")[-1]
         masters = self._memory(m, "masters", updates, addresses, arithmetic.new_master, ~self.host_momentum)
         momenta = self._memory(m, "momenta", updates, addresses, arithmetic.new_momentum, self.host_momentum)
+        if self.panel_depth:
+            for name, ram in (("master", masters), ("momentum", momenta)):
+                m.d.comb += [
+                    ram.region.eq(self.region), ram.far_panel.eq(self.far_panel), ram.far_address.eq(self.far_address),
+                    ram.far_en.eq(self.far_en), ram.far_write.eq(self.far_write[name]),
+                    self.far_read[name].eq(ram.far_read)]
         m.d.comb += self.host_read.eq(Mux(asked, arithmetic.momentum, arithmetic.master))
         m.d.sync += [arithmetic.master.eq(masters.read_data), arithmetic.momentum.eq(momenta.read_data)]
 
     def _memory(self, m: Module, name: str, updates: list[Value], addresses: list[Value], word: Value,
-                selected: Value) -> BankedRam:
-        m.submodules[name] = ram = BankedRam(signed(self.word_bits + EXTRA_BITS), self.depth)
+                selected: Value) -> BankedRam | PanelRam:
+        shape = signed(self.word_bits + EXTRA_BITS)
+        m.submodules[name] = ram = (PanelRam(shape, self.depth, self.panel_depth) if self.panel_depth else
+                                    BankedRam(shape, self.depth))
         early, late = self.gradient_cycles - READ_CYCLES, self.store_cycles
         m.d.comb += [
             ram.read_address.eq(Mux(updates[early], addresses[early], self.host_address)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from espalier.arch.machine import Machine
 from espalier.numerics.loss import EXP_FRAC, RECIPROCAL_FRAC, TABLE_BITS
-from espalier.program.words import bits_for, command_fields, entry_fields
+from espalier.program.words import bits_for, command_fields, entry_fields, run_fields
 
 LOSS_WORD_BITS = 16  #: of the loss unit's values and of its table
 BANK_WORDS = 1024    #: a deep memory is banks of so many words (BANK_BITS of ``ram.v``)
@@ -16,12 +16,17 @@ def memory_banks(machine: Machine) -> tuple[tuple[int, int, int], ...]:
     Segment pointers are read in pairs, from two copies. Entries and commands lie in one bank each, however many they
     are. The last four are the loss unit's: values, largest and sum of each lane, and the table.
     """
-    sizes = machine.memories()
-    updated = dict.fromkeys(("masters", "momenta", "gradient_sums"), machine.master_depth // machine.trees)
-    depths = {"gradients": machine.gradient_depth, "weights": machine.weight_depth, **updated}
-    banked = [(words // depths.get(name, words), depths.get(name, words), bits)
-              for name, (words, bits) in sizes.items()]
+    places, trees = machine.master_depth // machine.trees, machine.trees
+    panels = {"weights": (2 * machine.rows, machine.panel_depth),
+              **dict.fromkeys(("masters", "momenta"), (2 * trees, machine.panel_depth * machine.tree_rows))}
+    resident = {"activations": (1, machine.activation_depth), "gradients": (machine.rows, machine.gradient_depth),
+                "weights": (machine.rows, machine.weight_depth),
+                **dict.fromkeys(("masters", "momenta", "gradient_sums"), (trees, places))}
+    banked = [(*shape[name], bits) for name, (_, bits) in machine.memories().items()
+              for shape in (resident, panels if machine.panel_depth else {}) if name in shape]
     banked.append((2, machine.table_depth, bits_for(machine.index_depth + 1)))
+    if machine.panel_depth:
+        banked.append((1, machine.run_depth, sum(run_fields(machine).values())))
     return (*(bank for memory in banked for bank in _cut(*memory)),
             (1, machine.index_depth, sum(entry_fields(machine).values())),
             (1, machine.program_depth, sum(command_fields(machine).values())),

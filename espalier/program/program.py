@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from espalier.arch.machine import Machine
 from espalier.numerics.fixed import Fixed
-from espalier.program.words import Opcode, command_fields, entry_fields, pack
+from espalier.program.words import Opcode, command_fields, entry_fields, pack, run_fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +70,12 @@ class Command:
         brings them back: ``out_base``, ``out_block``, ``out_plane``, ``blocks`` and ``last_rows`` say to where.
     fence : int
         Whether the command waits until all that was spilled is written and all that was asked back is there.
+    panel : int
+        FP, BP, WU: where the weights are: 0, in the banks for those that stay; 2 or 3, in a panel. FETCH, STORE: which
+        panel moves.
+    state, runs_at, runs : int
+        FETCH, STORE: whether masters and momenta move, not weights; which runs of columns, ``beats`` in all, of the
+        part of external memory that begins at page ``external``.
     bound : int
         Where something is rectified, FP: the largest result, to which larger ones are clipped; BP: the largest
         activation at which a gradient passes.
@@ -126,6 +132,10 @@ class Command:
     fence: int = 0
     external: int = 0
     beats: int = 0
+    panel: int = 0
+    state: int = 0
+    runs_at: int = 0
+    runs: int = 0
     bound: int = 0
 
     def encode(self, machine: Machine) -> int:
@@ -193,7 +203,8 @@ class Program:
     table : tuple of int
         Segment pointers into ``entries``.
     addresses : mapping of name to array
-        For each parameter, the place ``column * rows + bank`` of each weight, -1 where it is dead.
+        For each parameter, the place ``column * rows + bank`` of each weight, -1 where it is dead. Columns from
+        ``machine.weight_depth`` on are in external memory.
     constants : mapping of int to array
         The places of weights that are no parameters, by their word.
     weight_formats : mapping of name to Fixed
@@ -204,6 +215,10 @@ class Program:
     image_pages : int
         Where images come from external memory: they are at its beginning (even groups) and so many pages behind
         (odd), vector by vector as on chip, each in whole beats. 0: the host writes them to the chip.
+    runs : tuple
+        Columns that lie one behind the other in external memory: the first, counted there, and how many.
+    external_columns, weight_page, state_page : int
+        Columns in external memory, and the pages where their weights begin, and their masters and momenta.
     """
 
     machine: Machine
@@ -219,6 +234,15 @@ class Program:
     image_base: int
     image_format: Fixed
     image_pages: int = 0
+    runs: tuple[tuple[int, int], ...] = ()
+    external_columns: int = 0
+    weight_page: int = 0
+    state_page: int = 0
+
+    @property
+    def places(self) -> int:
+        """Of weights, on chip and behind those in external memory."""
+        return self.machine.master_depth + self.external_columns * self.machine.rows
 
     @property
     def image_size(self) -> int:
@@ -228,8 +252,7 @@ class Program:
 
     def memory_images(self, state: Mapping[str, NDArray]) -> dict[str, NDArray[np.int64]]:
         """The weight, master and momentum memories (``column * rows + bank``) for a parameter state."""
-        depth = self.machine.master_depth
-        images = {kind: np.zeros(depth, dtype=np.int64) for kind in ("weights", "masters", "momenta")}
+        images = {kind: np.zeros(self.places, dtype=np.int64) for kind in ("weights", "masters", "momenta")}
         for word, places in self.constants.items():
             images["weights"][places] = word
         for name, addresses in self.addresses.items():
@@ -248,6 +271,7 @@ class Program:
 
     @property
     def index_bytes(self) -> int:
-        """Bytes of index lists and segment pointers."""
+        """Bytes of index lists, segment pointers and runs."""
         entry_bits = sum(entry_fields(self.machine).values())
-        return -(-(len(self.entries) * entry_bits) // 8) + 2 * len(self.table)
+        run_bits = sum(run_fields(self.machine).values()) if self.runs else 0
+        return -(-(len(self.entries) * entry_bits + len(self.runs) * run_bits) // 8) + 2 * len(self.table)

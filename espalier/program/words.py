@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import IntEnum
 
-from espalier.arch.machine import BURST_BYTES, COORDINATE_BITS, EXTERNAL_BITS, KERNEL_BITS, MAX_STRIDE_SHIFT, Machine
+from espalier.arch.machine import (
+    BURST_BYTES,
+    COORDINATE_BITS,
+    EXTERNAL_BITS,
+    KERNEL_BITS,
+    MAX_STRIDE_SHIFT,
+    REGION_BITS,
+    Machine,
+)
 
 BUS_BITS = 32      #: bits of a host data word
 SPACE_SHIFT = 28   #: a host address is ``space << SPACE_SHIFT | offset``
@@ -23,6 +31,8 @@ class Opcode(IntEnum):
     UPDATE = 3    #: WU of one layer, and the update of its weights
     LOSS = 4      #: loss, its gradient, and counting of correct answers
     REFETCH = 5   #: begin to bring a spilled tensor back; the next command does not wait for it
+    FETCH = 6     #: likewise, a panel of weights, or of masters and momenta
+    STORE = 7     #: likewise, such a panel to external memory
 
 
 class Space(IntEnum):
@@ -39,6 +49,7 @@ class Space(IntEnum):
     GRADIENTS = 8    #: read only: offset ``(address * rows + bank)`` then lane
     LABELS = 9       #: offset ``parity * lanes + lane``
     EXTERNAL = 10    #: write, at any offset: where in external memory the machine's own part begins, in bytes
+    RUNS = 11        #: runs of columns in external memory
 
 
 class Status(IntEnum):
@@ -70,9 +81,15 @@ def entry_fields(machine: Machine) -> dict[str, int]:
     position (0, 0). ``ky, kx``: tap, mirrored in BP lists. ``count``: source channels in the block.
     ``one``: the source is the constant one (a bias).
     """
-    return {"column": bits_for(machine.weight_depth),
+    return {"column": bits_for(machine.column_depth),
             "channel": max(bits_for(machine.activation_depth), bits_for(machine.gradient_depth)),
             "ky": KERNEL_BITS, "kx": KERNEL_BITS, "count": bits_for(machine.rows + 1), "one": 1}
+
+
+def run_fields(machine: Machine) -> dict[str, int]:
+    """Fields of a run of columns in external memory: its first, and how many."""
+    column_bytes = machine.rows * machine.slot_bits // 8
+    return {"column": EXTERNAL_BITS - (column_bytes - 1).bit_length(), "columns": bits_for(machine.panel_depth + 1)}
 
 
 def command_fields(machine: Machine) -> dict[str, int]:
@@ -83,6 +100,8 @@ def command_fields(machine: Machine) -> dict[str, int]:
     size = COORDINATE_BITS
     beats = EXTERNAL_BITS - (machine.port_bits // 8 - 1).bit_length()
     external = {"spill": 1, "fence": 1, "external": PAGE_BITS, "beats": beats} if machine.port_bits else {}
+    panels = {"panel": REGION_BITS, "state": 1, "runs_at": bits_for(machine.run_depth),
+              "runs": bits_for(machine.run_depth + 1)} if machine.panel_depth else {}
     clip = {"bound": machine.word_bits} if machine.clips else {}
     return {
         "opcode": 3, "table": bits_for(machine.table_depth), "blocks": bits_for(machine.table_depth),
@@ -99,7 +118,7 @@ def command_fields(machine: Machine) -> dict[str, int]:
         "gradient_shift": 6, "weight_width": 5, "diagonal": 1,
         "rate": 16, "rate_shift": 6, "momentum": 16, "momentum_shift": 6, "decay": 16, "decay_shift": 6,
         "classes": bits_for(machine.max_classes + 1), "logit_frac": 5, "gradient_frac": 5, "gradient_width": 5,
-        "hinge": 1, **external, **clip,
+        "hinge": 1, **external, **panels, **clip,
     }
 
 

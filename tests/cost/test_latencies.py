@@ -13,7 +13,7 @@ from espalier.arch.memory import MemoryTiming
 from espalier.cost import latencies
 from espalier.cost.spilling import WritePort
 from espalier.gateware import accelerator as gateware
-from espalier.gateware import external
+from espalier.gateware import external, panels
 from espalier.gateware.accelerator import Accelerator
 from espalier.gateware.front import Front
 from espalier.gateware.landing_queue import DEPTH_BITS
@@ -62,3 +62,8 @@ def test_a_loss_takes_what_its_unit_says(lanes: int) -> None:
     for classes in range(1, 17):
         for hinge in (False, True):
             assert unit.cycles(classes, hinge=hinge) == latencies.loss_cycles(machine, classes, hinge=hinge)
+
+
+def test_panels_are_read_ahead_as_the_model_says() -> None:
+    """A launch, the panel's memories, the queue behind them."""
+    assert latencies.SOURCE_CYCLES == 1 + panels.SOURCE_CYCLES + 1

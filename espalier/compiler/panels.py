@@ -1,0 +1,139 @@
+"""Layers whose weights lie in external memory: the parts of them that are on chip at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from espalier.arch.machine import Machine
+from espalier.compiler.legalise import Layer
+from espalier.compiler.lists import Block, LayerBlocks, Live, layer_blocks
+from espalier.errors import FitError
+
+Run = tuple[int, int]  #: columns one behind the other in external memory: the first, and how many
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Weights of the blocks from ``first`` on: of output blocks in FP and WU, of source blocks in BP."""
+
+    first: int
+    blocks: int
+    runs: tuple[Run, ...]
+
+    @property
+    def columns(self) -> int:
+        """All of them."""
+        return sum(columns for _, columns in self.runs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerPanels:
+    """The panels of a layer, and for each first column of a block or bias its place in the panel.
+
+    Panels of FP are one run each, in which also the order is that of external memory: WU takes the same.
+    """
+
+    forward: tuple[Panel, ...]
+    backward: tuple[Panel, ...]
+    forward_columns: Mapping[int, int]
+    backward_columns: Mapping[int, int]
+
+
+def laid_out(layers: tuple[Layer, ...], live: Live, machine: Machine) -> tuple[tuple[LayerBlocks, ...], frozenset[int]]:
+    """The live blocks of all layers, and the numbers of the layers whose columns lie in external memory.
+
+    Those are the largest, as few as leave the others room in the weight banks: none without panels. Their columns are
+    counted from ``machine.weight_depth`` on.
+    """
+    sizes = [layer_blocks(layer, live, machine.rows, 0).columns for layer in layers]
+    streamed: set[int] = set()
+    if machine.panel_depth:
+        trained = sorted((k for k, layer in enumerate(layers) if layer.weight is not None), key=lambda k: -sizes[k])
+        while trained and sum(sizes) - sum(sizes[k] for k in streamed) > machine.weight_depth:
+            streamed.add(trained.pop(0))
+    return _placed(layers, live, machine, streamed), frozenset(streamed)
+
+
+def _placed(layers: tuple[Layer, ...], live: Live, machine: Machine, streamed: Iterable[int]
+            ) -> tuple[LayerBlocks, ...]:
+    resident, external = 0, machine.weight_depth
+    found = []
+    for k, layer in enumerate(layers):
+        if k in streamed:
+            found.append(layer_blocks(layer, live, machine.rows, external, machine.beat_columns))
+            external = found[-1].columns
+        else:
+            found.append(layer_blocks(layer, live, machine.rows, resident))
+            resident = found[-1].columns
+    return tuple(found)
+
+
+def layer_panels(item: LayerBlocks, machine: Machine) -> LayerPanels:
+    """Cut a layer into panels, each of as many blocks as ``machine.panel_depth`` has columns for.
+
+    Raises FitError where it has too few for one.
+    """
+    base = machine.weight_depth
+    widths = {b.column: _whole(b.columns, machine.beat_columns) for b in item.blocks}
+    widths |= dict.fromkeys(item.bias_columns, machine.beat_columns)
+    forward = _columns(item.out_blocks, item.blocks, lambda b: b.out)
+    for columns, bias in zip(forward, item.bias_columns, strict=False):  # there are as many or none
+        columns.insert(0, bias)
+    backward = _columns(item.source_blocks, item.blocks, lambda b: b.source)
+    if item.layer.input_gradient_format is None:
+        backward = []
+    panels, places = [], []
+    for name, blocks in (("FP", forward), ("BP", backward)):
+        cut, inside = _cut(blocks, widths, machine.panel_depth, f"{name} of {item.layer.name!r}")
+        panels.append(tuple(Panel(first, count, tuple((column - base, columns) for column, columns in runs))
+                            for first, count, runs in cut))
+        places.append(inside)
+    assert all(len(panel.runs) <= 1 for panel in panels[0]), "output blocks lie one behind the other"
+    return LayerPanels(forward=panels[0], backward=panels[1], forward_columns=places[0], backward_columns=places[1])
+
+
+def _whole(columns: int, step: int) -> int:
+    return -(-columns // step) * step
+
+
+def _columns(count: int, blocks: Iterable[Block], key: Callable[[Block], int]) -> list[list[int]]:
+    """The columns of each of so many blocks, ordered as they lie."""
+    found: list[list[int]] = [[] for _ in range(count)]
+    for block in blocks:
+        found[key(block)].append(block.column)
+    return found
+
+
+def _cut(blocks: list[list[int]], widths: Mapping[int, int], depth: int, what: str
+         ) -> tuple[list[tuple[int, int, list[Run]]], dict[int, int]]:
+    """Panels as (first block, blocks, runs), and where in its panel each column comes to lie."""
+    panels: list[tuple[int, int, list[Run]]] = []
+    places: dict[int, int] = {}
+    first, taken = 0, 0
+    sizes = [sum(widths[column] for column in columns) for columns in blocks]
+    for number, size in enumerate(sizes):
+        if size > depth:
+            raise FitError(f"{what} needs panel_depth = {size} and the machine has {depth}: enlarge it, or prune more")
+        if taken + size > depth:
+            panels.append(_panel(first, blocks[first: number], widths, places))
+            first, taken = number, 0
+        taken += size
+    if blocks:
+        panels.append(_panel(first, blocks[first:], widths, places))
+    return panels, places
+
+
+def _panel(first: int, blocks: list[list[int]], widths: Mapping[int, int], places: dict[int, int]
+           ) -> tuple[int, int, list[Run]]:
+    """Columns in the order of external memory, so that those that lie one behind the other are one run."""
+    runs: list[Run] = []
+    position = 0
+    for column in sorted(column for columns in blocks for column in columns):
+        places[column] = position
+        position += widths[column]
+        if runs and sum(runs[-1]) == column:
+            runs[-1] = runs[-1][0], runs[-1][1] + widths[column]
+        else:
+            runs.append((column, widths[column]))
+    return first, len(blocks), runs
