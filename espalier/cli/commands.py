@@ -195,6 +195,8 @@ def compile_command(
     word_bits: Annotated[int | None, typer.Option(help="2..16; default: the network's widest word.")] = None,
     port_bits: Annotated[int | None, typer.Option(help="Of an AXI4 port to external memory, to which activations are "
                                                        "spilled; default: none, all on chip.")] = None,
+    stream_weights: Annotated[bool | None, typer.Option("--stream-weights", help="Keep the weights of large layers in "
+                                                        "external memory, too.")] = None,
     multipliers: Annotated[int | None, typer.Option(help="At most so many, if the part has more.")] = None,
     block_rams: Annotated[int | None, typer.Option(help="At most so many, if the part has more.")] = None,
     machine: Annotated[Path | None, typer.Option(help="Use this machine.json: new weights, same hardware.")] = None,
@@ -213,8 +215,8 @@ def compile_command(
     steps = steps_told()
     request = flow.CompileRequest(
         device=device, rows=rows, lanes=lanes, trees=trees, pairs=pairs, word_bits=word_bits, port_bits=port_bits,
-        multipliers=multipliers, block_rams=block_rams, machine=machine, batch=batch, learning_rate=learning_rate,
-        momentum=momentum, weight_decay=weight_decay, data=data, data_root=data_root)
+        stream_weights=stream_weights, multipliers=multipliers, block_rams=block_rams, machine=machine, batch=batch,
+        learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay, data=data, data_root=data_root)
     design = flow.compile_network(source, output_dir, request, stop_after=stop_after, dump_passes=dump,
                                   dry_run=dry_run, steps=steps)
     if design is None:

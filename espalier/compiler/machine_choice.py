@@ -12,7 +12,8 @@ from espalier.arch.machine import MULTIPLIERS_BESIDE_LATTICE, ROWS, UPDATE_MULTI
 from espalier.compiler.fit import required_acc_bits, required_depths
 from espalier.compiler.legalise import Layer, Loss
 from espalier.compiler.lists import LayerBlocks, aligned_groups, layer_blocks, live_weights, whole_blocks
-from espalier.compiler.place import place
+from espalier.compiler.panels import laid_out, layer_panels, least_depths
+from espalier.compiler.place import Memory, place
 from espalier.errors import FitError
 from espalier.program.memories import memory_banks
 
@@ -55,6 +56,8 @@ class Constraints:
         Lane trees, at most; a lattice of fewer rows has as many as those.
     port_bits : int
         Of a port to external memory; with one, all activations that can be are spilled.
+    stream : bool
+        Whether the largest layers have their weights in external memory, so many that the fewest are on chip.
     pairs : bool or None
         Whether two rows share each multiplier; None where ``pair_bits`` says that the part can, the words are no
         wider, and there are two rows.
@@ -75,6 +78,7 @@ class Constraints:
     lanes: int | None = None
     trees: int = 1
     port_bits: int = 0
+    stream: bool = False
     pairs: bool | None = None
     batch: int | None = None
 
@@ -132,7 +136,7 @@ def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDA
             smallest = min(smallest or least, least, key=constraints.takes)
             continue
         blocks = blocks_of(layers, live, rows)
-        narrowest = _narrowest(layers, loss, blocks, rows, constraints)
+        narrowest = _narrowest(layers, live, loss, blocks, rows, constraints)
         cycles = sum(estimated_cycles(item, narrowest.tree_rows) for item in blocks)
         for lanes in _lane_counts(narrowest, constraints):
             groups = constraints.batch is not None and constraints.batch > lanes
@@ -223,16 +227,37 @@ def _lane_counts(narrowest: Machine, constraints: Constraints) -> Iterator[int]:
             yield lanes
 
 
-def _narrowest(layers: tuple[Layer, ...], loss: Loss, blocks: tuple[LayerBlocks, ...], rows: int,
-               constraints: Constraints) -> Machine:
+def _narrowest(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], loss: Loss,
+               blocks: tuple[LayerBlocks, ...], rows: int, constraints: Constraints) -> Machine:
     """The machine of one lane that holds the network."""
     word_bits, memory = _word_bits(layers, constraints), place(layers, rows, spill=constraints.port_bits > 0)
-    depths = {name: -(-needed // DEPTH_STEP) * DEPTH_STEP
-              for name, needed in required_depths(layers, blocks, memory, rows).items()}
-    return Machine(rows=rows, lanes=1, word_bits=word_bits, max_classes=max(16, loss.classes), groups=False,
-                   trees=min(constraints.trees, rows), pairs=constraints.pairs_in(rows, word_bits),
-                   port_bits=constraints.port_bits, clips=any(layer.clip for layer in layers), **depths,
-                   acc_bits=max(required_acc_bits(layers, blocks), 2 * word_bits))
+    machine = Machine(rows=rows, lanes=1, word_bits=word_bits, max_classes=max(16, loss.classes), groups=False,
+                      trees=min(constraints.trees, rows), pairs=constraints.pairs_in(rows, word_bits),
+                      port_bits=constraints.port_bits, clips=any(layer.clip for layer in layers),
+                      acc_bits=max(required_acc_bits(layers, blocks), 2 * word_bits),
+                      **_rounded(required_depths(layers, blocks, memory, rows)))
+    return streaming(layers, live, memory, machine) if constraints.stream else machine
+
+
+def streaming(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], memory: Memory, machine: Machine
+              ) -> Machine:
+    """``machine`` with panels for weights in external memory, and as few columns on chip as that takes."""
+    resident, panel = least_depths(layers, live, machine)
+    if not panel:
+        return machine
+    machine = _with_depths(machine, {"weight_depth": resident, "panel_depth": panel, "run_depth": 2})
+    blocks, streamed = laid_out(layers, live, machine)
+    panels = {k: layer_panels(blocks[k], machine) for k in streamed}
+    return _with_depths(machine, required_depths(layers, blocks, memory, machine.rows, panels))
+
+
+def _with_depths(machine: Machine, depths: Mapping[str, int]) -> Machine:
+    return Machine.from_json({**machine.to_json(), **_rounded(depths)})
+
+
+def _rounded(depths: Mapping[str, int]) -> dict[str, int]:
+    """Up to whole steps, at least one."""
+    return {name: max(1, -(-needed // DEPTH_STEP)) * DEPTH_STEP for name, needed in depths.items()}
 
 
 def estimated_cycles(item: LayerBlocks, tree_rows: int) -> int:

@@ -69,32 +69,58 @@ def _placed(layers: tuple[Layer, ...], live: Live, machine: Machine, streamed: I
     return tuple(found)
 
 
+def least_depths(layers: tuple[Layer, ...], live: Live, machine: Machine) -> tuple[int, int]:
+    """The ``weight_depth`` and ``panel_depth`` with which as few columns as possible are on chip.
+
+    The largest layers lie in external memory, as many as that takes; 0 for the panels where none does.
+    """
+    items = [layer_blocks(layer, live, machine.rows, 0) for layer in layers]
+    sizes = [item.columns for item in items]
+    largest = sorted((k for k, layer in enumerate(layers) if layer.weight is not None), key=lambda k: -sizes[k])
+    found = [(sum(sizes), 0)]
+    panel, resident = 2, sum(sizes)
+    for k in largest:
+        panel, resident = max(panel, least_panel(items[k], machine)), resident - sizes[k]
+        found.append((resident, panel))
+    return min(found, key=lambda depths: depths[0] + 2 * depths[1])
+
+
+def least_panel(item: LayerBlocks, machine: Machine) -> int:
+    """Columns of the largest block of a layer, in FP or BP: a panel can have no fewer."""
+    widths = _widths(item, machine)
+    return max(sum(widths[column] for column in columns) for blocks in _by_phase(item) for columns in blocks)
+
+
+def _widths(item: LayerBlocks, machine: Machine) -> dict[int, int]:
+    """The columns that each block takes in external memory, and each bias, by its first."""
+    step = machine.beat_columns
+    return {**{b.column: -(-b.columns // step) * step for b in item.blocks}, **dict.fromkeys(item.bias_columns, step)}
+
+
+def _by_phase(item: LayerBlocks) -> tuple[list[list[int]], list[list[int]]]:
+    """The first columns of each output block's blocks and bias, and of each source block's if BP reads them."""
+    forward = _columns(item.out_blocks, item.blocks, lambda b: b.out)
+    for columns, bias in zip(forward, item.bias_columns, strict=False):  # there are as many or none
+        columns.insert(0, bias)
+    if item.layer.input_gradient_format is None:
+        return forward, []
+    return forward, _columns(item.source_blocks, item.blocks, lambda b: b.source)
+
+
 def layer_panels(item: LayerBlocks, machine: Machine) -> LayerPanels:
     """Cut a layer into panels, each of as many blocks as ``machine.panel_depth`` has columns for.
 
     Raises FitError where it has too few for one.
     """
-    base = machine.weight_depth
-    widths = {b.column: _whole(b.columns, machine.beat_columns) for b in item.blocks}
-    widths |= dict.fromkeys(item.bias_columns, machine.beat_columns)
-    forward = _columns(item.out_blocks, item.blocks, lambda b: b.out)
-    for columns, bias in zip(forward, item.bias_columns, strict=False):  # there are as many or none
-        columns.insert(0, bias)
-    backward = _columns(item.source_blocks, item.blocks, lambda b: b.source)
-    if item.layer.input_gradient_format is None:
-        backward = []
+    base, widths = machine.weight_depth, _widths(item, machine)
     panels, places = [], []
-    for name, blocks in (("FP", forward), ("BP", backward)):
+    for name, blocks in zip(("FP", "BP"), _by_phase(item), strict=True):
         cut, inside = _cut(blocks, widths, machine.panel_depth, f"{name} of {item.layer.name!r}")
         panels.append(tuple(Panel(first, count, tuple((column - base, columns) for column, columns in runs))
                             for first, count, runs in cut))
         places.append(inside)
     assert all(len(panel.runs) <= 1 for panel in panels[0]), "output blocks lie one behind the other"
     return LayerPanels(forward=panels[0], backward=panels[1], forward_columns=places[0], backward_columns=places[1])
-
-
-def _whole(columns: int, step: int) -> int:
-    return -(-columns // step) * step
 
 
 def _columns(count: int, blocks: Iterable[Block], key: Callable[[Block], int]) -> list[list[int]]:

@@ -67,6 +67,8 @@ class CompileRequest:
         Lane trees, each with an update unit; None is one.
     port_bits : int or None
         Data bits of a port to external memory; None is no port.
+    stream_weights : bool or None
+        Whether the weights of large layers, with masters and momenta, lie in external memory.
     pairs : bool or None
         Whether two rows share each hard multiplier; None where the part and the words allow it.
     multipliers, block_rams : int or None
@@ -91,6 +93,7 @@ class CompileRequest:
     pairs: bool | None = None
     word_bits: int | None = None
     port_bits: int | None = None
+    stream_weights: bool | None = None
     multipliers: int | None = None
     block_rams: int | None = None
     machine: Path | None = None
@@ -102,12 +105,17 @@ class CompileRequest:
     data_root: Path | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("rows", "lanes", "trees", "pairs", "word_bits", "port_bits", "multipliers",
-                                   "block_rams")
+        given = [name for name in ("rows", "lanes", "trees", "pairs", "word_bits", "port_bits", "stream_weights",
+                                   "multipliers", "block_rams")
                  if getattr(self, name) is not None]
         if self.machine is not None and given:
             raise DataError(f"A given machine has its {given[0].replace('_', ' ')} already: leave out that or the "
                             f"machine")
+        if self.stream_weights and not self.port_bits:
+            raise DataError("Weights stream through a port to external memory: give its port bits")
+        if self.stream_weights and self.batch is not None and self.batch != self.lanes:
+            raise DataError("Weights that stream are updated after each group of lanes: give as many lanes as images "
+                            "of a batch")
 
     def sgd(self, recipe: TrainConfig, batch: int) -> Sgd:
         """The optimiser's settings on the machine, for steps of ``batch`` images."""
@@ -125,7 +133,7 @@ class CompileRequest:
             luts_for=partial(luts_for, device=device),
             word_bits=self.word_bits, rows=self.rows, lanes=self.lanes, batch=self.batch,
             trees=1 if self.trees is None else self.trees, pairs=self.pairs, pair_bits=device.pair_bits,
-            port_bits=self.port_bits or 0)
+            port_bits=self.port_bits or 0, stream=bool(self.stream_weights))
 
 
 def _tighter(limit: int | None, given: int | None) -> int | None:
@@ -218,7 +226,7 @@ def manifest(design: Design, build: Build, files: list[Path]) -> Manifest:
     """What was built from what, with which versions."""
     assert build.program is not None and build.memory is not None
     machine = design.machine
-    needed = required_depths(build.layers, build.blocks, build.memory, machine.rows)
+    needed = required_depths(build.layers, build.blocks, build.memory, machine.rows, build.panels)
     return Manifest(
         espalier=__version__, network=design.graph.name, device=design.device,
         tools={"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}},

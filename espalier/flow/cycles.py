@@ -14,7 +14,7 @@ from espalier.arch.memory import MemoryTiming
 from espalier.compiler.fit import required_acc_bits, required_depths
 from espalier.compiler.legalise import Layer, legalise
 from espalier.compiler.lists import Live, live_weights, weight_numbers
-from espalier.compiler.machine_choice import blocks_of
+from espalier.compiler.machine_choice import blocks_of, streaming
 from espalier.compiler.place import place
 from espalier.cost.cycles import PhaseCycles, predict
 from espalier.cost.energy import step_activity
@@ -56,9 +56,12 @@ def dense_machine(design: Design) -> Machine:
     live = {name: np.ones_like(mask) for name, mask in design.live.items()}
     blocks = blocks_of(layers, live, machine.rows)
     memory = place(layers, machine.rows, machine.activation_depth, spill=machine.port_bits > 0)
+    machine = replace(machine, acc_bits=max(machine.acc_bits, required_acc_bits(layers, blocks)))
     needed = required_depths(layers, blocks, memory, machine.rows)
-    return replace(machine, acc_bits=max(machine.acc_bits, required_acc_bits(layers, blocks)),
-                   **{name: max(depth, getattr(machine, name)) for name, depth in needed.items()})
+    if machine.panel_depth:
+        grown = streaming(layers, live, memory, machine)
+        needed = {name: getattr(grown, name) for name in (*needed, "panel_depth", "run_depth")}
+    return replace(machine, **{name: max(depth, getattr(machine, name)) for name, depth in needed.items()})
 
 
 def layers_of(design: Design) -> tuple[Layer, ...]:

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier.arch.machine import Machine
+from espalier.engines.host import state_bytes
 from espalier.numerics.update import EXTRA_BITS
 from espalier.program.program import Program
-from espalier.program.words import bits_for, command_fields, entry_fields
+from espalier.program.words import bits_for, command_fields, entry_fields, pack, run_fields
 
 
 def hex_words(words: Sequence[int], bits: int) -> bytes:
@@ -34,11 +35,18 @@ def program_images(program: Program, state: Mapping[str, NDArray]) -> dict[str, 
 
     ``program``, ``table`` and ``index`` hold commands, segment pointers and live-block entries (fields
     as declared in ``espalier.program.words``, the first lowest); ``weights``, ``masters`` and ``momenta``
-    hold place ``column * rows + bank``.
+    hold place ``column * rows + bank``. Of weights in external memory there are ``runs``, and two files of bytes: their
+    names end with where in the machine's part of that memory they go.
     """
     machine = program.machine
-    memories = program.memory_images(state)
+    memories = {name: image[: machine.master_depth] for name, image in program.memory_images(state).items()}
+    external = {}
+    if program.external_columns:
+        runs = [pack(run_fields(machine), {"column": column, "columns": columns}) for column, columns in program.runs]
+        outside = {f"external_{place:08x}.bin": content.tobytes() for place, content in state_bytes(program, state)}
+        external = {"runs.hex": hex_words(runs, sum(run_fields(machine).values())), **outside}
     return {
+        **external,
         "program.hex": hex_words([command.encode(machine) for command in program.commands],
                                  sum(command_fields(machine).values())),
         "table.hex": hex_words(program.table, bits_for(machine.index_depth + 1)),

@@ -46,6 +46,8 @@ class Depths:
     index_depth: Depth
     table_depth: Depth
     program_depth: Depth
+    panel_depth: Depth | None = None
+    run_depth: Depth | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -162,7 +162,8 @@ def _with_build(report: Report, folder: Path) -> Report:
     design, manifest = load_design(folder), load_manifest(folder)
     report = _with_training(report, design.checkpoint)
     machine, depths = design.machine, manifest.depths
-    columns = depths.weight_depth.used * machine.rows
+    panels = 0 if depths.panel_depth is None else 2 * depths.panel_depth.used
+    columns = (depths.weight_depth.used + panels) * machine.rows
     used = {"activations": depths.activation_depth.used, "gradients": depths.gradient_depth.used * machine.rows,
             **dict.fromkeys(("weights", "masters", "momenta", "gradient_sums"), columns)}
     report = replace(
