@@ -1,15 +1,17 @@
 """One file that holds a network, its training state and how it came about.
 
-A ``.safetensors`` file: tensors, and beside them one JSON text under the key ``espalier`` of its header.
-Nothing in it can run a program.
+A ``.safetensors`` file: tensors, and beside them one JSON text under the key ``espalier`` of its header, with a
+SHA-256 digest of both. Nothing in it can run a program.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,7 @@ from espalier.train.config import TrainConfig
 from espalier.train.optimise import Update, state_names
 
 KEY = "espalier"
+DIGEST = "sha256"
 VERSION = 1
 
 
@@ -146,7 +149,7 @@ class Checkpoint:
                   "frozen": sorted(self.frozen)}
         tensors: dict[str, NDArray] = {name: np.ascontiguousarray(array, dtype=_stored_type(name, array))
                                        for name, array in self.state.items()}
-        return save(tensors, metadata={KEY: json.dumps(header)})
+        return save(tensors, metadata={KEY: json.dumps({**header, DIGEST: _digest(header, tensors)})})
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -163,12 +166,15 @@ class Checkpoint:
             raise DataError(f"{path} is a safetensors file, but no checkpoint of Espalier: give one that train wrote")
         try:
             return cls._parse(header, tensors)
-        except (KeyError, TypeError, ValueError, EspalierError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, EspalierError) as error:
             raise DataError(f"Checkpoint {path} contradicts itself ({error}): train again or use a copy") from None
 
     @classmethod
     def _parse(cls, header: str, tensors: Mapping[str, NDArray]) -> Checkpoint:
         fields = json.loads(header)
+        digest = fields.pop(DIGEST, None)  # files of before have none
+        if digest not in (None, _digest(fields, tensors)):
+            raise DataError("bytes have changed since it was saved: its SHA-256 digest is that of others")
         if fields["version"] != VERSION:
             raise DataError(f"it has version {fields['version']} and this program reads {VERSION}")
         graph = verify(load_graph(fields["graph"]))
@@ -180,6 +186,15 @@ class Checkpoint:
         frozen = frozenset(fields.get("frozen", ()))  # files of before have none
         found = cls(graph, formats, {}, config, position, log, frozen)
         return replace(found, state=_checked(graph, found.update if found.waits else config.update, tensors))
+
+
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, NDArray]) -> str:
+    """SHA-256 of all that a file says, but for the digest itself."""
+    digest = hashlib.sha256(json.dumps(header).encode())
+    for name, array in sorted(tensors.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
 
 
 def _stored_type(name: str, array: NDArray) -> type:

@@ -91,6 +91,28 @@ def test_truncated_wrong(tmp_path: Path, length: int) -> None:
         Checkpoint.load(path)
 
 
+@pytest.mark.parametrize("update", [Update.BUFFERED, Update.FLOAT])
+@pytest.mark.parametrize("where", ["first tensor byte", "middle", "last byte", "loss in the log"])
+def test_a_flipped_bit_is_noticed(tmp_path: Path, update: Update, where: str) -> None:
+    path = tmp_path / "c.safetensors"
+    checkpoint(update).save(path)
+    content = bytearray(path.read_bytes())
+    first = 8 + int.from_bytes(content[:8], "little")
+    content[{"first tensor byte": first, "middle": (first + len(content)) // 2, "last byte": -1,
+             "loss in the log": content.index(b"0.75")}[where]] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"^Checkpoint .*c.safetensors contradicts itself \(bytes have changed since it "
+                                        r"was saved: its SHA-256 digest is that of others\): train again or use a "
+                                        r"copy$"):
+        Checkpoint.load(path)
+
+
+def test_a_file_of_before_digests_is_read(tmp_path: Path) -> None:
+    path, saved = tmp_path / "c.safetensors", checkpoint()
+    _tamper(path, saved, {})
+    assert np.array_equal(Checkpoint.load(path).state["f.w"], saved.state["f.w"])
+
+
 def test_foreign_file_wrong(tmp_path: Path) -> None:
     save_file({"a": np.zeros(3)}, tmp_path / "c.safetensors")
     with pytest.raises(DataError, match=r"c.safetensors is a safetensors file, but no checkpoint of Espalier: give one "
@@ -137,10 +159,19 @@ def test_damaged_graph_wrong(tmp_path: Path) -> None:
         Checkpoint.load(tmp_path / "c.safetensors")
 
 
+@pytest.mark.parametrize("header", ["[]", "3", '"text"', "{", "{}"])
+def test_a_header_that_is_no_object_wrong(tmp_path: Path, header: str) -> None:
+    save_file({"a": np.zeros(3)}, tmp_path / "c.safetensors", metadata={"espalier": header})
+    with pytest.raises(DataError, match=r"^Checkpoint .*c.safetensors contradicts itself \([^\n]*\): train again or "):
+        Checkpoint.load(tmp_path / "c.safetensors")
+
+
 def _tamper(path: Path, saved: Checkpoint, changes: dict[str, np.ndarray | None], **header: object) -> None:
+    """A file that says other than ``saved``, without a digest."""
     saved.save(path)
     with safe_open(path, framework="numpy") as file:
         fields = {**json.loads(file.metadata()["espalier"]), **header}
+        del fields["sha256"]
         tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     changed = {name: array for name, array in {**tensors, **changes}.items() if array is not None}
     save_file(changed, path, metadata={"espalier": json.dumps(fields)})
