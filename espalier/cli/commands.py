@@ -48,7 +48,7 @@ def train(
     network: Annotated[str | None, typer.Option(help="Of the zoo, FILE.onnx, or FILE.py:FACTORY.")] = None,
     data: Annotated[str | None, typer.Option(help="Data set, by name or path.")] = None,
     data_root: DataRoot = None,
-    epochs: Annotated[int | None, typer.Option()] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of all; times in a recipe keep their part of the run.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images of a step.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     learning_rate: Annotated[float | None, typer.Option()] = None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from espalier.arch.machine import MULTIPLIERS_BESIDE_LATTICE, Machine
 from espalier.compiler.machine_choice import Constraints
@@ -13,6 +12,7 @@ from espalier.compress.cgap import Structure, Times
 from espalier.data import load
 from espalier.errors import DataError, EspalierError
 from espalier.flow.directory import require_writable
+from espalier.flow.recipes import stretch
 from espalier.flow.steps import Steps
 from espalier.flow.training import train_network
 from espalier.flow.work import layer_work, on_lattice, training_macs
@@ -37,8 +37,7 @@ class CompareRequest:
     data_root : Path or None
         Folder of the named data sets.
     epochs : int or None
-        In the place of the recipes' own; the times in a recipe (of pruning, exchange, fixed point and lower learning
-        rates) keep their place as a part of the run.
+        In the place of the recipes' own; the times in a recipe are stretched.
     seeds : tuple of int
         Each recipe is trained with each; empty for the recipe's own.
     rows, lanes : int
@@ -136,28 +135,11 @@ def plan(recipes: Sequence[Path], request: CompareRequest) -> tuple[Plan, ...]:
 def _configs(file: Path, request: CompareRequest) -> tuple[TrainConfig, ...]:
     fields = TrainConfig.load(file).to_json()
     if request.epochs is not None:
-        _stretch(fields, request.epochs)
+        stretch(fields, request.epochs)
     given = {"network": request.network, "data": request.data}
     fields |= {name: value for name, value in given.items() if value is not None}
     return tuple(TrainConfig.from_json({**fields, "seed": seed}, f"Recipe {file} and the command line")
                  for seed in request.seeds or (fields["seed"],))
-
-
-def _stretch(fields: dict[str, Any], epochs: int) -> None:
-    """Change the length of a run; the times in it keep their place as a part of it."""
-    factor = epochs / fields["epochs"]
-    prune = fields["prune"] or {}
-    for schedule in (prune.get("schedule"), prune.get("exchange"), prune.get("lasso")):
-        if schedule is not None:
-            schedule |= {"start": schedule["start"] * factor, "end": schedule["end"] * factor}
-    structure = fields["structure"] or {}
-    for part in (structure.get("growth"), structure.get("shedding")):
-        if part is not None:
-            part["times"] = {name: time * factor for name, time in part["times"].items()}
-    if fields["quantise"] is not None:
-        fields["quantise"]["start"] = int(fields["quantise"]["start"] * factor)
-    fields["rate"]["milestones"] = [round(milestone * factor) for milestone in fields["rate"]["milestones"]]
-    fields["epochs"] = epochs
 
 
 def settings(config: TrainConfig) -> tuple[Fact, ...]:

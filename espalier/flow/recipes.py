@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,17 @@ class TrainFlags:
 
 
 def recipe(file: Path | None, flags: TrainFlags) -> TrainConfig:
-    """The configuration of ``file`` (defaults without one), with ``flags`` put over it. Raises DataError."""
+    """The configuration of ``file`` (defaults without one), with ``flags`` put over it. Raises DataError.
+
+    Another number of epochs stretches the file's times (:func:`stretch`); times in flags are as given.
+    """
     fields = (TrainConfig() if file is None else TrainConfig.load(file)).to_json()
-    _put(fields, flags, {name: name for name in ("network", "data", "epochs", "batch", "seed", "device", "loss",
-                                                 "augment")})
+    _put(fields["rate"], flags, {"rate": "kind"})
+    if flags.epochs is not None:
+        stretch(fields, flags.epochs)
+    _put(fields, flags, {name: name for name in ("network", "data", "batch", "seed", "device", "loss", "augment")})
     _put(fields["sgd"], flags, {name: name for name in ("learning_rate", "momentum", "weight_decay")})
     _put(fields, flags, {"freeze": "frozen"})
-    _put(fields["rate"], flags, {"rate": "kind"})
     if flags.rate == RateKind.STEP.value and not fields["rate"]["milestones"]:
         raise DataError("The rate 'step' falls at milestones, and none are given: name them in a recipe "
                         "(rate: {kind: step, milestones: [30, 60]}), or choose cosine")
@@ -69,6 +74,46 @@ def recipe(file: Path | None, flags: TrainFlags) -> TrainConfig:
     fields["prune"] = _prune(fields["prune"], flags, fields["epochs"])
     fields["pipeline"] = _pipeline(fields["pipeline"], flags)
     return TrainConfig.from_json(fields, "The command line and configuration")
+
+
+def stretch(fields: dict[str, Any], epochs: int) -> None:
+    """Change the length of a run; the times in it keep their place as a part of it.
+
+    Those that are whole epochs are rounded, none to the start or the end of the run. Raises DataError where there are
+    too few epochs for milestones that differ.
+    """
+    before, fields["epochs"] = fields["epochs"], epochs
+    if epochs < 1:
+        return  # which the configuration refuses
+    factor = epochs / before
+    prune = fields["prune"] or {}
+    for schedule in (prune.get("schedule"), prune.get("exchange"), prune.get("lasso")):
+        if schedule is not None:
+            schedule |= {"start": schedule["start"] * factor, "end": schedule["end"] * factor}
+    structure = fields["structure"] or {}
+    for part in (structure.get("growth"), structure.get("shedding")):
+        if part is not None:
+            part["times"] = {name: time * factor for name, time in part["times"].items()}
+    for part, name in ((fields["quantise"], "start"), (fields["pipeline"], "switch")):
+        if part is not None and part[name]:
+            part[name] = max(1, min(epochs - 1, round(part[name] * factor)))
+    rate = fields["rate"]
+    if rate["kind"] == RateKind.STEP.value:
+        rate["milestones"] = _stretched(rate["milestones"], before, epochs)
+
+
+def _stretched(milestones: Sequence[int], before: int, epochs: int) -> list[int]:
+    """Rounded; those that a run of ``before`` epochs reached stay apart, and within one of ``epochs``."""
+    reached = sum(milestone < before for milestone in milestones)
+    if reached >= epochs:
+        raise DataError(f"The learning rate falls at {reached} milestones, which takes more than {epochs} epochs: give "
+                        f"more, or choose a rate that falls along a cosine")
+    found = [0]
+    for number, milestone in enumerate(milestones):
+        nearest = round(milestone * epochs / before)
+        latest = epochs - reached + number if number < reached else nearest
+        found.append(max(found[-1] + 1, min(nearest, latest)))
+    return found[1:]
 
 
 def _put(fields: dict[str, Any], flags: TrainFlags, names: dict[str, str]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import fnmatchcase
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +51,7 @@ class RateSchedule:
     ----------
     kind : RateKind
     milestones : tuple of int
-        Epochs (from 0) from which on the rate is lower, for ``STEP``.
+        Epochs (from 0) from which on the rate is lower, for ``STEP``; from 1 on, rising.
     gamma : float
         What each milestone multiplies by.
     floor : float
@@ -66,6 +67,9 @@ class RateSchedule:
         if not (0 < self.gamma <= 1 and 0 <= self.floor <= 1):
             raise DataError(f"What multiplies a learning rate is above 0 and at most 1, and its floor in 0..1, not "
                             f"{self.gamma} and {self.floor}")
+        if any(later <= earlier for earlier, later in pairwise((0, *self.milestones))):
+            raise DataError(f"Milestones are epochs from 1 on, each later than the one before, not "
+                            f"{', '.join(map(str, self.milestones))}")
 
     def factor(self, epoch: int, epochs: int) -> float:
         """The factor of ``epoch`` (from 0) out of ``epochs``."""

@@ -52,6 +52,8 @@ def test_formats_of_files(tmp_path: Path) -> None:
     ({"epochs": 0}, r"^Epochs and batch are at least 1, not 0 and 64$"),
     ({"seed": 2**32}, r"^The seed is in 0..4294967295, not 4294967296$"),
     ({"rate": {"gamma": 0}}, r"What multiplies a learning rate is above 0 and at most 1, and its floor in 0..1, not "),
+    ({"rate": {"kind": "step", "milestones": [3, 2]}}, r"Milestones are epochs from 1 on, each later than the one "
+                                                       r"before, not 3, 2$"),
     ({"loss": "l2"}, r"^The loss is one of softmax_cross_entropy, square_hinge, not 'l2'$"),
     ({"device": "tpu"}, r"^The device is cpu or cuda, not 'tpu'$"),
     ({"quantise": {"update": "float"}}, r"^Training in fixed point needs a fixed-point update \(buffered, unbuffered "
