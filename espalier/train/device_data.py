@@ -35,6 +35,7 @@ class DeviceData:
 
     def __init__(self, dataset: Dataset, format_: Format, device: str, augmented: bool = False) -> None:
         numbers = normalise(dataset).images
+        assert not isinstance(format_, Fixed) or format_.width <= 16, "verified graphs have no wider images"
         array = format_.quantise(numbers).astype(np.int16) if isinstance(format_, Fixed) else numbers
         self.dtype = element_type(format_)
         self.size = dataset.image_shape

@@ -152,8 +152,7 @@ class OperationList:
         return (native.Map * len(made))(*made), sizes
 
     def _map(self, value: Value, owner: int = native.NONE) -> int:
-        if not isinstance(value.format, Fixed) or value.format.width > WORD_BITS:
-            raise Unknown(f"words of {value}")
+        _require_words(value)
         shape = value.shape if len(value.shape) == 3 else (prod(value.shape), 1, 1)
         passing = self.passing if owner == native.NONE else self.maps[owner].passing
         self.maps.append(_Placed(shape, passing, owner=owner))
@@ -278,6 +277,7 @@ class OperationList:
         source, told = self._window(source, w.shape[0], window, groups)
         frac = _frac(x) + _frac(w)
         bias_shift = 0 if b is None else frac - _frac(b)
+        _require_words(w)
         if bias_shift < 0:
             raise Unknown("a bias finer than the sums")
         self._write(op, native.CONVOLVE, source, frac - _frac(op.out), window=told, pad_y=window.pad[0],
@@ -346,6 +346,12 @@ class OperationList:
     def _round_gradient(self, gradient: Value, frac: int) -> None:
         assert isinstance(gradient.format, Fixed), gradient
         self.roundings[gradient.name] = Rounding(frac - gradient.format.frac, gradient.format.low, gradient.format.high)
+
+
+def _require_words(value: Value) -> None:
+    """Maps and weights are int16."""
+    if not isinstance(value.format, Fixed) or value.format.width > WORD_BITS or not value.format.signed:
+        raise Unknown(f"words of {value}")
 
 
 def _operation(kind: int, source: int, **fields: object) -> ctypes.Structure:

@@ -2,7 +2,8 @@
 
 All parameters lie one behind the other in flat tensors, so that an update is a handful of operations
 on the device however many layers there are. Words are carried in float64: the largest product is of a
-32-bit word and a 16-bit factor, 48 bits, and with its rounding still below 2**53, so all is exact.
+32-bit word and a 16-bit factor, 48 bits, and with its rounding still below 2**53, so all is exact. Wider
+weights are refused.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from espalier.train.convolve import Rounding
 from espalier.train.evaluate import element_type, to_array
 from espalier.train.native_code import UpdateRule, library
 from espalier.train.unbuffered import UnbufferedSgd
+
+WEIGHT_BITS = 16  #: of the widest weights whose update float64 carries exactly
 
 
 class Update(Enum):
@@ -277,6 +280,9 @@ class Optimiser:
 
     def _weight_format(self, value: Value) -> Fixed:
         assert isinstance(value.format, Fixed), f"{value} is not in fixed point"
+        if value.format.width > WEIGHT_BITS:
+            raise FormatError(f"Weights are updated exactly in at most {WEIGHT_BITS} bits, and {value} has "
+                              f"{value.format.width}: take a narrower format")
         return value.format
 
     def _factors(self, sgd: Sgd) -> tuple[list[float], float, float]:

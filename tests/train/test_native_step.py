@@ -22,6 +22,7 @@ from espalier.numerics.update import GRADIENT_BITS
 from espalier.numerics.window import Window
 from espalier.train import native_code
 from espalier.train.convolve import Rounding
+from espalier.train.evaluate import run, to_array, to_tensor
 from espalier.train.native_step import compiled
 from espalier.train.optimise import Optimiser, Sgd, Update
 
@@ -31,9 +32,12 @@ LOSSES = ("softmax_cross_entropy", "square_hinge")
 
 def check(step: Graph, random: np.random.RandomState, batch: int, extreme: bool, density: float,
           room: int = 0) -> None:
-    """Hold a step on random words against the interpreter; the native one is compiled for ``room`` images more."""
+    """Hold a step on random words against the interpreter; the native one is compiled for ``room`` images more.
+
+    Where words are wider than native code has, there must be none, and the slower path is held against it.
+    """
     native = compiled(step, batch + room)
-    assert native is not None
+    assert (native is None) == any(width(value) > 16 for value in carried(step))
     image, labels = step.inputs
     arrays = {value.name: words(random, value.format, value.shape, extreme) for value in step.parameters}
     live = {name: random.rand(*array.shape) < density for name, array in arrays.items()}
@@ -42,6 +46,11 @@ def check(step: Graph, random: np.random.RandomState, batch: int, extreme: bool,
     arrays[labels.name] = random.randint(0, step.outputs[1].shape[0], batch)
     expected = interpret(step, arrays)
     names = [value.name for value in step.parameters]
+    if native is None:
+        formats = {value.name: value.format for value in step.values()}
+        slow = run(step, {name: to_tensor(array, formats[name]) for name, array in arrays.items()})
+        assert all(np.array_equal(to_array(slow[name], formats[name]), array) for name, array in expected.items())
+        return
     loss, logits, sums = native.train(
         torch.tensor(arrays[image.name], dtype=torch.int16), torch.tensor(arrays[labels.name]),
         flat([arrays[name] for name in names]), flat([live[name] for name in names]))
@@ -53,29 +62,52 @@ def check(step: Graph, random: np.random.RandomState, batch: int, extreme: bool,
         assert np.array_equal(rounding(part).numpy().reshape(want.shape), want), name
 
 
+def width(value: Value) -> int:
+    return value.format.width if isinstance(value.format, Fixed) else 0
+
+
+def carried(step: Graph) -> list[Value]:
+    """What native code holds in words: maps, and the weights that multiply them; not biases, sums and losses."""
+    weights = {layer.w for layer in step.layers()}
+    gradients = {gradient_name(value.name) for value in step.parameters}
+    return [value for value in step.values() if value in weights or not (
+        value in step.parameters or value in step.outputs[:1] or value.name in gradients)]
+
+
 def flat(arrays: list[NDArray]) -> torch.Tensor:
     return torch.tensor(np.concatenate([array.reshape(-1) for array in arrays]), dtype=torch.float64)
 
 
 class Network:
-    """A random network while it grows: any window, groups, branches, every pool; formats of its own or one for all."""
+    """A random network while it grows: any window, groups, branches, every pool; formats of its own or one for all.
 
-    def __init__(self, draw: Draw) -> None:
-        self.draw = draw
+    ``widest``: bits of a word. Of ``far`` formats the binary point lies anywhere, also outside the word.
+    """
+
+    def __init__(self, draw: Draw, widest: int = 16, far: bool = False) -> None:
+        self.draw, self.widest, self.far = draw, widest, far
         self.common = self.format() if draw.integer(0, 1) else None
         self.made: list[ops.Op] = []
         self.parameters: list[Value] = []
         self.end = self.image = self.value("image", draw.integer(1, 3), draw.integer(5, 9), draw.integer(5, 9))
 
-    def format(self) -> Fixed:
-        return Fixed.of(self.draw.integer(2, 16), self.draw.integer(0, 5))
+    def format(self, coarsest: int = 0, finest: int = 5) -> Fixed:
+        if self.far:
+            coarsest, finest = coarsest - 8, finest + 8
+        return Fixed.of(self.draw.integer(2, self.widest), self.draw.integer(coarsest, finest))
 
     def value(self, name: str, *shape: int, format_: Fixed | None = None) -> Value:
         return self.draw.value(f"{name}{len(self.made)}", *shape, format_=format_ or self.common or self.format())
 
-    def parameter(self, name: str, *shape: int, finest: int = 14) -> Value:
-        format_ = Fixed.of(self.draw.integer(2, 16), self.draw.integer(5, finest))
-        self.parameters.append(self.value(name, *shape, format_=format_))
+    def parameter(self, name: str, *shape: int) -> Value:
+        self.parameters.append(self.value(name, *shape, format_=self.format(5, 14)))
+        return self.parameters[-1]
+
+    def bias(self, outputs: int, weight: Value) -> Value:
+        """One that is no finer than the sums it is added to."""
+        assert isinstance(self.end.format, Fixed) and isinstance(weight.format, Fixed)
+        frac = self.end.format.frac + weight.format.frac - self.draw.integer(0, 9)
+        self.parameters.append(self.value("b", outputs, format_=Fixed.of(self.draw.integer(2, self.widest), frac)))
         return self.parameters[-1]
 
     def add(self, kind: type[ops.Op], shape: tuple[int, ...], *rest: object, format_: Fixed | None = None) -> None:
@@ -93,7 +125,7 @@ class Network:
             window, size = Window((1, 1)), (self.end.shape[1], self.end.shape[2])
         outputs = groups * draw.integer(1, 2) if groups > 1 else draw.integer(1, 9)
         weight = self.parameter("w", outputs, channels // groups, *window.kernel)
-        bias = self.parameter("b", outputs, finest=5) if draw.integer(0, 1) else None
+        bias = self.bias(outputs, weight) if draw.integer(0, 1) else None
         self.add(ops.Conv2d, (outputs, *size), weight, bias, window, groups)
 
     def branch(self) -> None:
@@ -139,9 +171,13 @@ class Network:
                 if value.name in parameters else self.common or self.format() for value in graph.values()}
 
 
-@draws
-def test_any_network(draw: Draw) -> None:
-    network = Network(draw)
+@pytest.mark.parametrize(("widest", "far"), [(16, False), (16, True), (18, True)])
+def test_any_network(widest: int, far: bool) -> None:
+    draws(lambda draw: check_network(Network(draw, widest, far)))()
+
+
+def check_network(network: Network) -> None:
+    draw = network.draw
     steps = [network.convolve, network.branch, network.rectify, network.pool, network.clip, network.concatenate]
     network.convolve()
     for _ in range(draw.integer(0, 6)):

@@ -150,3 +150,11 @@ def test_weight_decay_wrong() -> None:
 def test_narrow_weight_decay_wrong() -> None:
     with pytest.raises(UnsupportedError, match=r"^The narrow update has no weight decay: set it to 0, not 0.1$"):
         narrow_rule(Sgd(0.1, 0.9, 0.1), 1, Fixed.of(16, 14), Fixed.of(32, 12))
+
+
+@pytest.mark.parametrize("update", [Update.BUFFERED, Update.UNBUFFERED, Update.NARROW])
+def test_weights_too_wide_wrong(update: Update) -> None:
+    weight = Value("w", TensorType((3,), Fixed.of(17, 14)))
+    with pytest.raises(FormatError, match=r"^Weights are updated exactly in at most 16 bits, and .*w.* has 17: take a "
+                                          r"narrower format$"):
+        Optimiser((weight,), {"w.grad": Fixed.of(32, 12)}, update, 4)
