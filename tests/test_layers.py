@@ -42,7 +42,7 @@ MAY_IMPORT = left_of()
 HOMES: dict[str, frozenset[str]] = {
     "torch": frozenset({"frontend", "zoo", "data", "compress", "train"}),
     "torchvision": frozenset(),
-    "torch_pruning": frozenset({"compress"}),
+    "torch_pruning": frozenset(),
     "onnx": frozenset({"frontend"}),
     "amaranth": frozenset({"gateware", "targets", "engines", "synth"}),
     "pyopencl": frozenset({"opencl", "engines"}),

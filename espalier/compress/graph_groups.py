@@ -1,7 +1,7 @@
 """Which parameters of a graph share channels, residual connections included, and graphs of other widths.
 
-``channel_groups.py`` finds the same in a torch module by its library; training has no module, only the graph, whose
-operations say by their shapes how channels run through them.
+Training has no torch module that a library such as Torch-Pruning could trace, only the graph, whose operations say by
+their shapes how channels run through them; tests hold the groups against that library's.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 After Du, Li, Ma and Cao, "Efficient Network Construction through Structural Plasticity" (CGaP, JETCAS 2019). A *unit*
 is an output channel of a layer with everything that belongs to it: its filter, bias and batch norm, and the slices of
 later layers that read it. Where a residual connection adds channels of several layers, one unit has a filter in each;
-a :class:`ChannelGroup` says which tensors share units (``channel_groups.py`` finds the groups of a network).
+a :class:`ChannelGroup` says which tensors share units (``graph_groups.py`` finds the groups of a network).
 
 The paper's: saliency of a unit is the sum of ``|w · dL/dw|`` over its filter, compared within a layer; the top
 fraction of the units grows every few epochs up to a bound on the network's size (``cgap.py``).

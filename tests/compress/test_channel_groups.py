@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from bench.channel_groups import channel_groups, resized, tensors_of
 from torch import nn
 
-from espalier.compress.channel_groups import channel_groups, resized, tensors_of
 from espalier.compress.growth import Birth, ChannelGroup, Member, grow, keep_units, unit_saliency
 from espalier.errors import UnsupportedError
 from espalier.zoo.registry import build

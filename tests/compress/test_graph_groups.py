@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from bench import normed as normed_network
+from bench.channel_groups import channel_groups
 from torch import nn
 
 from espalier import zoo
-from espalier.compress.channel_groups import channel_groups
 from espalier.compress.graph_groups import groups_of, resized
 from espalier.compress.growth import Birth, ChannelGroup, Member, grow, keep_units
 from espalier.errors import UnsupportedError

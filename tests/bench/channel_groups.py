@@ -1,6 +1,7 @@
 """Which tensors of a torch network share channels, residual connections included, and networks of other widths.
 
-The dependencies are traced by Torch-Pruning (Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023).
+What ``espalier/compress/graph_groups.py`` is held against: the dependencies are traced by Torch-Pruning (Fang et al.,
+"DepGraph: Towards Any Structural Pruning", CVPR 2023).
 """
 
 from __future__ import annotations
