@@ -69,7 +69,8 @@ def train(
     block: Annotated[int | None, typer.Option(help="Edge of the blocks in which weights die.")] = None,
     method: Annotated[str | None, typer.Option(help="What weights live by: magnitude, lamp (layer-adaptive) or "
                                                     "balanced (equally many blocks for each output block).")] = None,
-    scope: Annotated[str | None, typer.Option(help="Prune each layer alike (layer), or the whole (network).")] = None,
+    scope: Annotated[str | None, typer.Option(help="By magnitude, prune each layer alike (layer), small layers less "
+                                                   "than large ones (erdos_renyi), or the whole (network).")] = None,
     prune_start: Annotated[float | None, typer.Option(help="In epochs.")] = None,
     prune_end: Annotated[float | None, typer.Option(help="In epochs.")] = None,
     exchange: Annotated[float | None, typer.Option(help="Fraction of live weights to exchange meanwhile for dead "
@@ -128,8 +129,9 @@ def compress(
     output_dir: Annotated[Path, typer.Option(help="Where checkpoint and record go; what compress wrote there before "
                                                   "is replaced.")],
     method: Annotated[str, typer.Option(help="reconstruct (the weights that live are rebuilt on images), lamp, "
-                                             "magnitude, flat, triangular, relative, or rules (the best of these "
-                                             "three).")] = "reconstruct",
+                                             "magnitude, erdos_renyi (by magnitude, small layers less), flat, "
+                                             "triangular, relative, or rules (the best of these three)."
+                                        )] = "reconstruct",
     density: Annotated[float | None, typer.Option(help="Fraction of weights that stay.")] = None,
     loss: Annotated[float | None, typer.Option(help="Or: accuracy points that the sparsest network may lose.")] = None,
     block: Annotated[int, typer.Option(help="Edge of the blocks in which weights die.")] = 1,

@@ -2,7 +2,8 @@
 
 Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse connectivity" (Nature
 Communications 2018), for fully connected layers; Evci et al., "Rigging the Lottery" (ICML 2020), for kernels.
-A method with densities by layer takes what this gives, for instance as the ``exceptions`` of ``Magnitude``.
+``Scope.ERDOS_RENYI`` prunes so. Ours: methods see a fully connected layer as the engine does, as the convolution with a
+kernel over all of the map that it reads.
 """
 
 from __future__ import annotations

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from math import prod
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from espalier.compress.erdos_renyi import erdos_renyi_densities
 from espalier.compress.ranking import (
     Masks,
     all_live,
@@ -40,8 +42,15 @@ class Norm(Enum):
 class Scope(Enum):
     """What weights compete with each other."""
 
-    LAYER = "layer"      #: those of one layer: every layer gets the same density
-    NETWORK = "network"  #: all
+    LAYER = "layer"              #: those of one layer: every layer gets the same density
+    ERDOS_RENYI = "erdos_renyi"  #: those of one layer: small layers stay denser than large ones (``erdos_renyi.py``)
+    NETWORK = "network"          #: all
+
+    def densities(self, shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, float]:
+        """The density of each layer that makes up ``density`` of all; where all compete, before they do."""
+        if self is Scope.ERDOS_RENYI:
+            return erdos_renyi_densities(shapes, density)
+        return dict.fromkeys(shapes, density)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,30 +99,31 @@ class Magnitude:
         """
         live = live or all_live(weights)
         sizes = {name: w.size for name, w in weights.items()}
-        kept = self.layer_densities(sizes, progress)
+        kept = self.layer_densities({name: w.shape for name, w in weights.items()}, progress)
         own = {name: rank(_saliency(w, self.rows, self.norm), live[name], self.rows) for name, w in weights.items()}
-        if self.scope is Scope.LAYER:
+        if self.scope is not Scope.NETWORK:
             return {name: keep_layer(own[name], kept[name] * sizes[name]) for name in weights}
         others = [name for name in weights if name not in self.exceptions]
         budget = sum(kept[name] * sizes[name] for name in others)
         masks = {name: keep_layer(own[name], kept[name] * sizes[name]) for name in weights if name in self.exceptions}
         return {**masks, **keep_network({name: own[name] for name in others}, budget)}
 
-    def layer_densities(self, sizes: Mapping[str, int], progress: float = 1.0) -> dict[str, float]:
+    def layer_densities(self, shapes: Mapping[str, tuple[int, ...]], progress: float = 1.0) -> dict[str, float]:
         """The density of each layer: its own where it has one, else the one that makes up the network's."""
+        sizes = {name: prod(shape) for name, shape in shapes.items()}
         unknown = sorted(set(self.exceptions) - set(sizes))
         if unknown:
             raise UnsupportedError(f"There is no layer {unknown[0]!r} to give a density of its own: the weights are "
                                    f"{', '.join(sizes)}")
         apart = sum(density * sizes[name] for name, density in self.exceptions.items())
-        others = sum(size for name, size in sizes.items() if name not in self.exceptions)
+        others = {name: shape for name, shape in shapes.items() if name not in self.exceptions}
         rest = self.density * sum(sizes.values()) - apart
         if others and rest <= 0:
             raise UnsupportedError(f"The layers with a density of their own hold {apart / sum(sizes.values()):.1%} of "
                                    f"the network's weights, and only {self.density:.1%} may stay: give them less")
-        common = min(1.0, rest / others) if others else 1.0
-        final = {name: self.exceptions.get(name, common) for name in sizes}
-        return {name: 1.0 - progress * (1.0 - density) for name, density in final.items()}
+        common = min(1.0, rest / sum(sizes[name] for name in others)) if others else 1.0
+        final = {**self.scope.densities(others, common), **self.exceptions}
+        return {name: 1.0 - progress * (1.0 - final[name]) for name in shapes}
 
 
 def block_density(live: NDArray[np.bool_], rows: int) -> float:

@@ -64,7 +64,7 @@ class Procrustes:
     rows : int
         Edge of a block, at least 1.
     scope : Scope
-        What competes: the whole network (the papers'), or each layer with the same density.
+        What competes: the whole network (the papers'), or the weights of each layer.
     decay : float
         What a step leaves of the initial values, 0..1; 1 is Dropback.
     """
@@ -100,10 +100,12 @@ class Procrustes:
         everything = all_live(weights)
         layers = {name: rank(mean_saliency(np.abs(w - rest[name]), self.rows), everything[name], self.rows)
                   for name, w in weights.items()}
-        if self.scope is Scope.LAYER:
-            tracked = {name: keep_layer(ranked, self.density * weights[name].size) for name, ranked in layers.items()}
-        else:
+        if self.scope is Scope.NETWORK:
             tracked = keep_network(layers, self.density * sum(w.size for w in weights.values()))
+        else:
+            densities = self.scope.densities({name: w.shape for name, w in weights.items()}, self.density)
+            tracked = {name: keep_layer(ranked, densities[name] * weights[name].size)
+                       for name, ranked in layers.items()}
         return Tracked({name: np.where(tracked[name], w, rest[name]) for name, w in weights.items()}, tracked)
 
 

@@ -20,6 +20,7 @@ class Method(Enum):
     TRIANGULAR = "triangular"
     RELATIVE = "relative"
     MAGNITUDE = "magnitude"      #: as in training: each layer to the same density
+    ERDOS_RENYI = "erdos_renyi"  #: by magnitude, each layer to the density that its shape gives it
     LAMP = "lamp"
     RECONSTRUCT = "reconstruct"  #: the weights that live are rebuilt, too
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier.compress.lamp import Lamp
-from espalier.compress.magnitude import Magnitude
+from espalier.compress.magnitude import Magnitude, Scope
 from espalier.compress.network_reconstruction import Arrays, Evaluate, reconstruct_network
 from espalier.compress.ranking import Masks
 from espalier.compress.retraining_free import Rule, live_density, live_weights, lowest_density
@@ -94,6 +94,8 @@ class PruningSearch:
                 return live_weights(Rule(method.value), self.weights, density, rows, self.live)
             case Method.MAGNITUDE:
                 return Magnitude(density=density, rows=rows)(self.weights, self.live)
+            case Method.ERDOS_RENYI:
+                return Magnitude(density=density, rows=rows, scope=Scope.ERDOS_RENYI)(self.weights, self.live)
             case Method.LAMP:
                 return Lamp(density=density, rows=rows)(self.weights, self.live)
             case Method.RULES | Method.RECONSTRUCT:

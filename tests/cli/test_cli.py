@@ -3,10 +3,15 @@
 import json
 import subprocess
 import sys
+from math import prod
 
 import pytest
 from bench.builds import config
 from bench.commands import run
+
+from espalier.compress.erdos_renyi import erdos_renyi_densities
+from espalier.ir.view import conv_shape
+from espalier.train.checkpoint import Checkpoint
 
 SHORT = ["--epochs", "2", "--batch", "16"]
 
@@ -69,6 +74,17 @@ def test_a_recipe_from_a_file_and_flags(capsys, made, tmp_path):
                          "--dry-run", "--json", "--output-dir", tmp_path / "out")
     method = json.loads(out)["record"]["config"]["prune"]["method"]
     assert status == 0 and method == {"density": 0.25, "rows": 2, "kind": "lamp"}
+
+
+def test_densities_by_the_shapes_of_layers(capsys, made, tmp_path):
+    config(made).save(tmp_path / "recipe.yaml")
+    status, out, _ = run(capsys, "train", "--config", tmp_path / "recipe.yaml", "--density", "0.3", "--block", "1",
+                         "--scope", "erdos_renyi", "--json", "--output-dir", tmp_path / "out")
+    checkpoint = Checkpoint.load(tmp_path / "out" / "checkpoint.safetensors")
+    shapes = {layer.w.name: conv_shape(checkpoint.graph, layer) for layer in checkpoint.graph.layers()}
+    densities, live = erdos_renyi_densities(shapes, 0.3), json.loads(out)["record"]["live"]
+    assert status == 0 and len({*densities.values()}) > 1
+    assert all(abs(live[name] - densities[name] * prod(shape)) <= 1 for name, shape in shapes.items())
 
 
 def test_a_dry_run_of_compile_writes_nothing(capsys, made, tmp_path):

@@ -43,6 +43,15 @@ def test_records_and_files(capsys, place):
     assert status == 0 and not (place / "build").exists()
 
 
+def test_densities_by_the_shapes_of_layers(capsys, place):
+    """Of a network already pruned to a half, alike in every layer."""
+    status, out, _ = run(capsys, "compress", place / "train", "--output-dir", place / "out", "--density", "0.2",
+                         "--method", "erdos_renyi", "--json")
+    record = json.loads(out)["record"]
+    densities = {layer["live_weights"] / layer["weights"] for layer in record["layers"]}
+    assert status == 0 and record["method"] == "erdos_renyi" and len(densities) > 1
+
+
 def test_what_is_printed_for_people(capsys, place):
     status, out, err = run(capsys, "compress", place / "train" / "checkpoint.safetensors", "--output-dir",
                            place / "out", "--loss", "30", "--method", "rules", *IMAGES)

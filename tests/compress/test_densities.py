@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from espalier.compress.erdos_renyi import erdos_renyi_densities
 from espalier.compress.lamp import Lamp, lamp_scores
 from espalier.compress.magnitude import Magnitude, Scope, block_density
+from espalier.compress.procrustes import Procrustes
 from espalier.errors import UnsupportedError
 from espalier.numerics.live import expand_blocks, live_blocks
 
@@ -50,11 +51,25 @@ def test_layers_make_up_the_density(shapes: list[tuple[int, int, int, int]], den
     assert np.allclose(scales, scales[:1])
 
 
-def test_magnitude_takes_the_densities() -> None:
+def test_methods_take_the_densities() -> None:
     layers = network([(8, 3, 3, 3), (16, 8, 3, 3), (32, 16, 3, 3)])
     densities = erdos_renyi_densities({name: w.shape for name, w in layers.items()}, 0.2)
-    masks = Magnitude(density=0.2, exceptions=densities)(layers)
-    assert all(abs(mask.sum() - densities[name] * mask.size) <= 1 for name, mask in masks.items())
+    zeros = {name: np.zeros_like(w) for name, w in layers.items()}
+    for masks in (Magnitude(density=0.2, scope=Scope.ERDOS_RENYI)(layers),
+                  Procrustes(density=0.2, scope=Scope.ERDOS_RENYI)(layers, zeros, 0).tracked):
+        assert all(abs(mask.sum() - densities[name] * mask.size) <= 1 for name, mask in masks.items())
+
+
+def test_layers_with_a_density_of_their_own_leave_the_rest_to_the_rule() -> None:
+    shapes = {"a": (8, 3, 3, 3), "b": (16, 8, 3, 3), "c": (32, 16, 3, 3)}
+    found = Magnitude(density=0.2, scope=Scope.ERDOS_RENYI, exceptions={"a": 0.9}).layer_densities(shapes)
+    sizes = {name: prod(shape) for name, shape in shapes.items()}
+    rest = (0.2 * sum(sizes.values()) - 0.9 * sizes["a"]) / (sizes["b"] + sizes["c"])
+    assert list(found) == ["a", "b", "c"] and found["a"] == pytest.approx(0.9)
+    assert [found["b"], found["c"]] == pytest.approx([*erdos_renyi_densities(
+        {"b": shapes["b"], "c": shapes["c"]}, rest).values()])
+    half = Magnitude(density=0.2, scope=Scope.ERDOS_RENYI, exceptions={"a": 0.9}).layer_densities(shapes, 0.5)
+    assert [*half.values()] == pytest.approx([(1 + density) / 2 for density in found.values()])
 
 
 def test_scores_by_hand() -> None:

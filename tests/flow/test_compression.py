@@ -232,7 +232,7 @@ def test_an_unknown_pretrained_network_wrong(tmp_path):
                     r"--density, such as 0\.1, or --loss, such as 1, or for narrower weights --bit-loss, such as 1$"),
     ({"density": 0.5, "loss": 1.0}, DataError, r"^How far .* may be lost: leave one of --density and --loss out$"),
     ({"density": 0.5, "method": "magic"}, UnsupportedError, r"^A method of compression without training is one of "
-     r"rules, flat, triangular, relative, magnitude, lamp, reconstruct, not 'magic'$"),
+     r"rules, flat, triangular, relative, magnitude, erdos_renyi, lamp, reconstruct, not 'magic'$"),
     ({"density": 1.5}, UnsupportedError, r"^A density is above 0 and at most 1, and that of the network is 1\.5$"),
     ({"density": float("nan")}, UnsupportedError, r"^A density is above 0 and at most 1, .* is nan$"),
     ({"loss": -1.0}, DataError, r"^The loss allowed is in 0\.\.100 accuracy points, not -1$"),
