@@ -73,7 +73,7 @@ def recipe(file: Path | None, flags: TrainFlags) -> TrainConfig:
     fields["quantise"] = _quantise(fields["quantise"], flags)
     fields["prune"] = _prune(fields["prune"], flags, fields["epochs"])
     fields["pipeline"] = _pipeline(fields["pipeline"], flags)
-    return TrainConfig.from_json(fields, "The command line and configuration")
+    return TrainConfig.from_json(fields, "The command line" if file is None else f"Recipe {file} and the command line")
 
 
 def stretch(fields: dict[str, Any], epochs: int) -> None:

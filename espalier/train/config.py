@@ -25,10 +25,11 @@ from espalier.compress.magnitude import Magnitude
 from espalier.compress.procrustes import Tracking
 from espalier.compress.rigl import ExchangeSchedule
 from espalier.compress.schedule import CubicSchedule
-from espalier.errors import DataError
+from espalier.errors import DataError, EspalierError
 from espalier.ir.differentiate import LOSSES
 from espalier.records import write_text_atomically
 from espalier.train.calibrate import Headroom, Widths
+from espalier.train.field_errors import explained
 from espalier.train.optimise import Sgd, Update
 from espalier.train.pipelining import Pipeline, Scheme
 
@@ -284,14 +285,16 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, fields: object, place: str = "The configuration") -> TrainConfig:
-        """The inverse of :meth:`to_json`; what is left out has its default. Raises DataError naming the key."""
+        """The inverse of :meth:`to_json`; what is left out has its default.
+
+        Raises DataError, or what a part of the configuration raises, naming the place and the field.
+        """
         try:
             return _adapter().validate_python(fields, strict=False)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"])) or "the whole"
-            message = first["msg"].removeprefix("Value error, ")
-            raise DataError(f"{place}, {key!r}: {message}") from None
+            raise DataError(f"{place}: {explained(error, cls, fields)}") from None
+        except EspalierError as error:
+            raise type(error)(f"{place}: {error}") from None
 
     @classmethod
     def load(cls, path: Path) -> TrainConfig:

@@ -54,12 +54,12 @@ def test_recipes_wrong(capsys, recipes, tmp_path):
     dense = recipes / "dense.yaml"
     wrong(r"^There is nothing to compare: give at least one recipe, ")
     wrong(r"^Configuration .*none\.yaml cannot be read: ", dense, recipes / "none.yaml")
-    wrong(r"^Configuration .*bad\.yaml, 'epochs': Input should be a valid integer", dense, recipes / "bad.yaml")
+    wrong(r"^Configuration .*bad\.yaml: 'epochs' must be a whole number, not ", dense, recipes / "bad.yaml")
     wrong(r"^Configuration .*torn\.yaml is not well formed: ", dense, recipes / "torn.yaml")
     wrong(r"^Two recipes are called 'dense' \(.*, and trainings are kept by the recipe's name: rename one$", dense,
           tmp_path / "others" / "dense.yaml")
     wrong(r"^Seeds are whole numbers with commas between them, ", dense, "--seeds", "one")
-    wrong(r"^The seed is in 0\.\.", dense, "--seeds", "-1")
+    wrong(r"^Recipe .*dense\.yaml and the command line: The seed is in 0\.\.", dense, "--seeds", "-1")
     wrong(r"^Rows must be one of ", dense, "--rows", "5")
     wrong(r"^There is no data set 'nowhere\.npz'", dense, "--data", "nowhere.npz")
     wrong(r"'nonsense'", dense, "--network", "nonsense")

@@ -61,10 +61,11 @@ def test_the_same_length_changes_nothing(file: Path) -> None:
 @pytest.mark.parametrize(("flags", "sentence"), [
     ({"epochs": 2}, r"^The learning rate falls at 2 milestones, which takes more than 2 epochs: give more, or choose a "
                     r"rate that falls along a cosine$"),
-    ({"epochs": 1, "rate": "cosine"}, r"^Fixed point starts in one of the 1 epochs, counted from 0, not in 1: "),
-    ({"epochs": 1, "rate": "cosine", "quantise_start": 0}, r"^A hybrid pipeline turns synchronous in one of the 1 "),
-    ({"epochs": 0}, r"^Epochs and batch are at least 1, not 0 and 64$"),
-    ({"epochs": -3}, r"^Epochs and batch are at least 1, not -3 and 64$"),
+    ({"epochs": 1, "rate": "cosine"}, r"^Recipe .*\.yaml and the command line: Fixed point starts in one "
+                                     r"of the 1 epochs, counted from 0, not in 1: "),
+    ({"epochs": 1, "rate": "cosine", "quantise_start": 0}, r": A hybrid pipeline turns synchronous in one of the 1 "),
+    ({"epochs": 0}, r": Epochs and batch are at least 1, not 0 and 64$"),
+    ({"epochs": -3}, r": Epochs and batch are at least 1, not -3 and 64$"),
 ])
 def test_too_short_wrong(file: Path, flags: dict, sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
