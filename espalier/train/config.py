@@ -112,6 +112,8 @@ class Quantise:
         if not 0 < self.rate <= 1:
             raise DataError(f"What multiplies the learning rate in fixed point is above 0 and at most 1, not "
                             f"{self.rate}")
+        if self.probe_steps < 0:
+            raise DataError(f"Ranges are observed over at least 0 steps, not {self.probe_steps}")
         if self.update is Update.FLOAT:
             raise DataError("Training in fixed point needs a fixed-point update (buffered, unbuffered or narrow): "
                             "leave 'quantise' out to train in float32")
@@ -304,7 +306,7 @@ class TrainConfig:
             fields = _parse(path, text)
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"Configuration {path} cannot be read: {error}") from None
-        except (yaml.YAMLError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        except (yaml.YAMLError, ValueError) as error:  # of TOML and JSON, and of YAML's dates, which need not exist
             raise DataError(f"Configuration {path} is not well formed: {' '.join(str(error).split())}") from None
         return cls.from_json(fields, f"Configuration {path}")
 

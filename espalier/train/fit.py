@@ -8,11 +8,13 @@ from math import prod
 import torch
 
 from espalier.compress.graph_groups import groups_of
+from espalier.compress.magnitude import Magnitude
 from espalier.data import Split
 from espalier.errors import DataError
 from espalier.ir.fold import normed_layers
 from espalier.ir.graph import Graph
 from espalier.ir.ops import BatchNorm
+from espalier.ir.view import conv_shape
 from espalier.train.config import TrainConfig
 
 
@@ -32,11 +34,14 @@ def frozen_names(config: TrainConfig, graph: Graph, fixed: Collection[str]) -> f
 def check_fit(config: TrainConfig, split: Split, graph: Graph, fixed: Collection[str] = ()) -> None:
     """Raise DataError unless images, classes, batch, device and frozen parameters suit the network.
 
-    Raises UnsupportedError for a network whose widths are to change and cannot, GraphError for one whose batch norms
-    are to be folded and cannot.
+    Raises UnsupportedError for a network whose widths are to change and cannot, or that has no such layers as a recipe
+    gives densities to, GraphError for one whose batch norms are to be folded and cannot.
     """
     frozen = frozen_names(config, graph, fixed)
     _check_batch_norm(config, split, graph)
+    if config.prune is not None and isinstance(config.prune.method, Magnitude):
+        config.prune.method.layer_densities({layer.w.name: conv_shape(graph, layer) for layer in graph.layers()
+                                             if layer.w.name not in frozen})
     if config.pipeline is not None:
         config.pipeline.check(graph, folds=config.quantise is not None)
     if config.structure is not None and not groups_of(graph, frozen):

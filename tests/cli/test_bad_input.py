@@ -293,6 +293,19 @@ def test_train_wrong(capsys, tmp_path, monkeypatch, flags, sentence):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("exceptions", "flags", "sentence"), [
+    ({"nowhere": 1.0}, [], r"^There is no layer 'nowhere' to give a density of its own: the weights are conv\.w"),
+    ({"fc.bias": 1.0}, [], r"^There is no layer 'fc\.bias' to give a density of its own: "),
+    ({"fc.weight": 1.0}, ["--freeze", "fc.weight"], r"^There is no layer 'fc\.weight' to give a density of its own: "),
+    ({"fc.weight": 1.0}, ["--density", "0.1"], r"^The layers with a density of their own hold 94\.7% of "),
+])
+def test_densities_of_layers_are_checked_before_training_wrong(capsys, made, tmp_path, exceptions, flags, sentence):
+    config(made, prune={"method": {"kind": "magnitude", "density": 0.5, "exceptions": exceptions},
+                        "schedule": {"start": 0, "end": 1}}).save(tmp_path / "recipe.yaml")
+    fails(capsys, sentence, "train", "--config", tmp_path / "recipe.yaml", *flags, "--output-dir", tmp_path / "out",
+          "--dry-run")
+
+
 @pytest.mark.parametrize(("factory", "sentence"), [
     ("strided", r"^Layer 'conv' has a stride of \(3, 3\) on a \(8, 8\) map: this engine takes strides that "),
     ("sigmoid", r"squash"),

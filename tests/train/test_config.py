@@ -66,6 +66,7 @@ def test_formats_of_files(tmp_path: Path) -> None:
     ({"device": "tpu"}, r"^r\.yaml: The device is cpu or cuda, not 'tpu'$"),
     ({"quantise": {"update": "float"}}, r"Training in fixed point needs a fixed-point update \(buffered, unbuffered "
                                         r"or narrow\): leave 'quantise' out to train in float32$"),
+    ({"quantise": {"probe_steps": -1}}, r"^r\.yaml: Ranges are observed over at least 0 steps, not -1$"),
     ({"prune": {"method": {"kind": "random", "density": 0.1}, "schedule": {"start": 0, "end": 2}}},
      r"^r\.yaml: 'prune\.method\.kind' must be one of magnitude, lamp, balanced, not 'random'$"),
     ({"prune": {"method": {"density": 0.1}}},
@@ -103,7 +104,7 @@ def test_fields_wrong(fields: object, sentence: str) -> None:
 def test_files_wrong(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^Configuration .*none.yaml cannot be read: .*No such file"):
         TrainConfig.load(tmp_path / "none.yaml")
-    for name, text in {"a.yaml": "a: [", "a.toml": "= 3", "a.json": "{"}.items():
+    for name, text in {"a.yaml": "a: [", "date.yaml": "data: 2024-13-01", "a.toml": "= 3", "a.json": "{"}.items():
         (tmp_path / name).write_text(text)
         with pytest.raises(DataError, match=rf"^Configuration .*{name} is not well formed: [^\n]+$"):
             TrainConfig.load(tmp_path / name)
