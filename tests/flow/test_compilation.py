@@ -40,6 +40,15 @@ def test_a_build_has_all_its_files_and_nothing_beside_it(made):
     assert not [path for path in made.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize(("given", "message"), [
+    ({"stream_weights": True}, "^Weights stream through a port to external memory: give its port bits$"),
+    ({"stream_weights": True, "port_bits": 32, "lanes": 2, "batch": 4}, "^Weights that stream are updated after each"),
+    ({"stream_weights": True, "machine": "machine.json"}, "^A given machine has its stream weights already")])
+def test_weights_that_cannot_stream(given, message):
+    with pytest.raises(DataError, match=message):
+        CompileRequest(**given)
+
+
 def test_equal_input_gives_equal_bytes(made, tmp_path):
     for name in ("one", "two"):
         compile_network(made / "train", tmp_path / name, SMALL)
@@ -51,7 +60,7 @@ def test_no_date_and_no_place_in_the_manifest(made, tmp_path):
     manifest = load_manifest(tmp_path / "build").to_json()
     manifest.pop("recipe")  # what the user typed
     assert str(tmp_path) not in json.dumps(manifest)
-    assert all(used["used"] <= used["available"] for used in manifest["depths"].values())
+    assert all(used["used"] <= used["available"] for used in manifest["depths"].values() if used)
     assert manifest["index_bytes"] > 0
 
 
@@ -113,7 +122,7 @@ def test_a_given_machine_is_kept(made, build, tmp_path):
     assert compile_network(made / "train", tmp_path / "b", request, dry_run=True).machine == load_design(build).machine
 
 
-@pytest.mark.parametrize(("request_", "error", "sentence"), [
+@pytest.mark.parametrize(("given", "error", "sentence"), [
     (replace(SMALL, device="ecp6"), UnsupportedError, r"^A device must be one of .*, not 'ecp6'$"),
     (replace(SMALL, block_rams=3), FitError, r"^No machine for this network fits ecp5-85f: .* of 3 block RAMs and "),
     (replace(SMALL, rows=16), FitError, r"are not whole 16×16 blocks: "),
@@ -125,9 +134,9 @@ def test_a_given_machine_is_kept(made, build, tmp_path):
     (replace(SMALL, learning_rate=100.0), FormatError, r"^The learning rate 100 over a batch of 2 is too large for "),
     (replace(SMALL, batch=3), FitError, r"^A batch must be whole groups of lanes"),
 ])
-def test_a_request_wrong(made, tmp_path, request_, error, sentence):
+def test_a_givenwrong(made, tmp_path, given, error, sentence):
     with pytest.raises(error, match=sentence):
-        compile_network(made / "train", tmp_path / "build", request_)
+        compile_network(made / "train", tmp_path / "build", given)
     assert list(tmp_path.iterdir()) == []
 
 

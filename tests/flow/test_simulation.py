@@ -14,7 +14,8 @@ from espalier.errors import DataError, MismatchError, ToolError
 from espalier.flow import CompileRequest, SimulateRequest, compile_network, simulate, write_report
 from espalier.flow.cycles import by_phase, dense_machine, layers_of
 from espalier.flow.design import load_design
-from espalier.program.words import Opcode
+from espalier.flow.manifest import load_manifest
+from espalier.program.words import PAGE_SHIFT, Opcode
 from espalier.report.cycles import Cycles
 from espalier.report.model import Verification
 from espalier.report.serial import decode
@@ -54,6 +55,26 @@ def test_what_a_machine_with_external_memory_moves_and_waits_for(made, tmp_path)
         assert found["Written to external memory"] == moved.written
         waits[latency] = found["Waits for external memory"]
     assert waits[0] > 0 and waits[0] + 500 <= waits[500]
+
+
+def test_weights_that_stream(made, tmp_path):
+    """The largest layer's lie in external memory, in files of their own, and the dense network's on its machine too."""
+    folder = tmp_path / "streaming"
+    compile_network(made / "train", folder, CompileRequest(rows=2, lanes=2, port_bits=32, stream_weights=True))
+    machine = load_design(folder).machine
+    assert not machine.panel_depth, "two panels would take more than so small a network"
+    machine = replace(machine, weight_depth=machine.weight_depth // 4, panel_depth=machine.weight_depth, run_depth=256)
+    (tmp_path / "machine.json").write_text(json.dumps(machine.to_json()))
+    compile_network(made / "train", folder, CompileRequest(machine=tmp_path / "machine.json"))
+    design = load_design(folder)
+    program = design.network().program
+    assert program.external_columns and machine.panel_depth and load_manifest(folder).depths.panel_depth is not None
+    files = {path.name: path.stat().st_size for path in folder.glob("external_*.bin")}
+    assert files == {f"external_{page << PAGE_SHIFT:08x}.bin": program.external_columns * machine.rows * size
+                     for page, size in ((program.weight_page, 2), (program.state_page, 8))}
+    content = simulate(folder, SimulateRequest(steps=2, test_images=4))
+    assert all(decode(Verification, check, "check").passed for check in content["verifications"])
+    assert decode(Cycles, content["cycles"], "cycles").step_speedup > 1
 
 
 def test_useful_macs_do_not_count_padding(build):
