@@ -5,8 +5,8 @@
 Cases are for each machine. A case is a random network (kernels, strides, paddings, sums, pools, biases, linear layers,
 live blocks) that trains for a batch and infers a group in simulation of the Verilog; busy cycles and issued steps of
 every command are compared. On the machines with a port to external memory each case has a memory of its own (latency,
-bandwidth, bursts that it holds) and a network that spills, slower or faster than the port writes; the bytes moved are
-compared, too. VGG-16 has random live blocks. Its machines have the multipliers of the parts named, and on
+bandwidth, bursts that it holds) and a network that spills, slower or faster than the port writes, or, on machines with
+panels, whose weights, masters and momenta stream; the bytes moved are compared, too. VGG-16 has random live blocks. Its machines have the multipliers of the parts named, and on
 chip the memories for all of it, which no part has.
 """
 
@@ -41,13 +41,17 @@ from bench.networks import Chain, Formats, all_live, compiled, random_live, rand
 
 DEPTHS = {"activation_depth": 4096, "gradient_depth": 4096, "weight_depth": 8192, "index_depth": 16384,
           "table_depth": 4096, "program_depth": 64}
+PANELS = {"weight_depth": 20, "panel_depth": 400, "run_depth": 4096, "program_depth": 1024}
 MACHINES = (Machine(rows=1, lanes=2, acc_bits=48, **DEPTHS), Machine(rows=2, lanes=3, acc_bits=48, **DEPTHS),
             Machine(rows=4, lanes=2, word_bits=8, acc_bits=32, groups=True, **DEPTHS),
             Machine(rows=8, lanes=1, acc_bits=48, trees=2, **DEPTHS),
             Machine(rows=16, lanes=5, word_bits=8, acc_bits=32, groups=True, trees=16, **DEPTHS),
             Machine(rows=2, lanes=3, acc_bits=48, port_bits=64, **{**DEPTHS, "activation_depth": 500}),
             Machine(rows=4, lanes=2, word_bits=8, acc_bits=32, groups=True, trees=2, port_bits=32,
-                    **{**DEPTHS, "activation_depth": 700}))
+                    **{**DEPTHS, "activation_depth": 700}),
+            Machine(rows=2, lanes=2, acc_bits=48, port_bits=64, **{**DEPTHS, **PANELS, "weight_depth": 100}),
+            Machine(rows=4, lanes=1, word_bits=8, acc_bits=32, trees=4, port_bits=128,
+                    **{**DEPTHS, **PANELS, "activation_depth": 900}))
 FORMATS = {16: Formats(gradient=Fixed.of(16, 12)),
            8: Formats(weight=Fixed.of(8, 6), result=Fixed.of(8, 4), gradient=Fixed.of(8, 4),
                       weight_gradient=Fixed.of(32, 6))}
@@ -101,8 +105,15 @@ def random_case(rng: np.random.Generator, machine: Machine) -> tuple[Network, Me
         program, timing = network.program, MemoryTiming(
             latency=int(rng.integers(200)), beat_cycles=int(rng.choice([1, 1, 2, 3, 8])), queue=int(rng.integers(1, 9)))
         cycles = sum(phase.cycles for phase in with_memory(program, predict(program), timing))
-        if cycles <= MOST_CYCLES and (any(command.spill for command in program.commands) or not machine.port_bits):
+        if cycles <= MOST_CYCLES and uses_memory(program):
             return network, timing
+
+
+def uses_memory(program: Program) -> bool:
+    """Whether there is no port, or it has something to do: weights to stream where there are panels, else to spill."""
+    if program.machine.panel_depth:
+        return program.external_columns > 0
+    return not program.machine.port_bits or any(command.spill for command in program.commands)
 
 
 def simulated(rng: np.random.Generator, network: Network, timing: MemoryTiming

@@ -16,6 +16,7 @@ from espalier.arch.machine import Machine
 from espalier.compiler.fit import required_acc_bits, required_depths
 from espalier.compiler.legalise import legalise
 from espalier.compiler.lists import LayerBlocks, layer_blocks
+from espalier.compiler.machine_choice import streaming
 from espalier.compiler.pipeline import compile_program
 from espalier.compiler.place import place
 from espalier.compress.magnitude import Magnitude
@@ -106,9 +107,12 @@ def plain_rules(parameters: Iterable[Value]) -> dict[str, BufferedSgd]:
             for value in parameters if isinstance(value.format, Fixed)}
 
 
-def fitted_machine(step: Graph, live: dict[str, NDArray[np.bool_]], rows: int, lanes: int, port_bits: int = 0
-                   ) -> tuple[Machine, tuple[LayerBlocks, ...]]:
-    """The smallest machine of ``rows × lanes`` that holds the network, and the network's blocks."""
+def fitted_machine(step: Graph, live: dict[str, NDArray[np.bool_]], rows: int, lanes: int, port_bits: int = 0,
+                   *, stream: bool = False) -> tuple[Machine, tuple[LayerBlocks, ...]]:
+    """The smallest machine of ``rows × lanes`` that holds the network, and the network's blocks.
+
+    With ``stream`` the fewest columns of weights are on chip.
+    """
     layers, _ = legalise(step)
     memory = place(layers, rows, spill=port_bits > 0)
     blocks: list[LayerBlocks] = []
@@ -116,8 +120,9 @@ def fitted_machine(step: Graph, live: dict[str, NDArray[np.bool_]], rows: int, l
         blocks.append(layer_blocks(layer, live, rows, blocks[-1].columns if blocks else 0))
     depths = required_depths(layers, tuple(blocks), memory, rows)
     acc_bits = max(32, required_acc_bits(layers, tuple(blocks)))
-    return Machine(rows=rows, lanes=lanes, acc_bits=acc_bits, port_bits=port_bits,
-                   clips=any(layer.clip for layer in layers), **depths), tuple(blocks)
+    machine = Machine(rows=rows, lanes=lanes, acc_bits=acc_bits, port_bits=port_bits,
+                      clips=any(layer.clip for layer in layers), **depths)
+    return streaming(layers, live, memory, machine) if stream else machine, tuple(blocks)
 
 
 def training_optimiser(prepared: Prepared, sgd: Sgd) -> Optimiser:
