@@ -6,8 +6,8 @@ Cases are for each machine. A case is a random network (kernels, strides, paddin
 live blocks) that trains for a batch and infers a group in simulation of the Verilog; busy cycles and issued steps of
 every command are compared. On the machines with a port to external memory each case has a memory of its own (latency,
 bandwidth, bursts that it holds) and a network that spills, slower or faster than the port writes, or, on machines with
-panels, whose weights, masters and momenta stream; the bytes moved are compared, too. VGG-16 has random live blocks. Its machines have the multipliers of the parts named, and on
-chip the memories for all of it, which no part has.
+panels, whose weights, masters and momenta stream; the bytes moved are compared, too. VGG-16 has random live blocks.
+Its machines have the multipliers of the parts named, and on chip the memories for all of it, which no part has.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from bench.networks import Chain, Formats, all_live, compiled, random_live, rand
 
 DEPTHS = {"activation_depth": 4096, "gradient_depth": 4096, "weight_depth": 8192, "index_depth": 16384,
           "table_depth": 4096, "program_depth": 64}
-PANELS = {"weight_depth": 20, "panel_depth": 400, "run_depth": 4096, "program_depth": 1024}
+PANELS = {"weight_depth": 20, "panel_depth": 400, "state_depth": 90, "run_depth": 4096, "program_depth": 1024}
 MACHINES = (Machine(rows=1, lanes=2, acc_bits=48, **DEPTHS), Machine(rows=2, lanes=3, acc_bits=48, **DEPTHS),
             Machine(rows=4, lanes=2, word_bits=8, acc_bits=32, groups=True, **DEPTHS),
             Machine(rows=8, lanes=1, acc_bits=48, trees=2, **DEPTHS),

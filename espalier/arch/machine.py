@@ -67,8 +67,10 @@ class Machine:
     clips : bool
         Whether rectifiers may have an upper end (ReLU6).
     panel_depth : int
-        Columns in each of two panels, beside the ``weight_depth`` that stay on chip, through which weights, masters
-        and momenta pass that lie in external memory. 0: there are none.
+        Columns in each of two panels, beside the ``weight_depth`` that stay on chip, through which weights pass that
+        lie in external memory. 0: there are none.
+    state_depth : int
+        Columns in each of two panels for their masters and momenta; at most as many.
     run_depth : int
         Runs of columns that make those panels.
     """
@@ -90,6 +92,7 @@ class Machine:
     pairs: bool = False
     clips: bool = False
     panel_depth: int = 0
+    state_depth: int = 0
     run_depth: int = 0
 
     def __post_init__(self) -> None:
@@ -114,7 +117,10 @@ class Machine:
         if self.panel_depth and self.groups:
             raise FitError("Weights in external memory are updated after each group of images, and the machine adds up "
                            "over several")
-        panels = ("panel_depth", "run_depth") if self.panel_depth or self.run_depth else ()
+        if self.state_depth > self.panel_depth:
+            raise FitError(f"Masters and momenta come for at most the {self.panel_depth} columns of a panel of "
+                           f"weights, not {self.state_depth}")
+        panels = ("panel_depth", "state_depth", "run_depth") if self.panel_depth or self.run_depth else ()
         for name in ("activation_depth", "gradient_depth", "weight_depth", "index_depth", "table_depth",
                      "program_depth", "max_classes", *panels):
             if getattr(self, name) < 2:
@@ -170,7 +176,7 @@ class Machine:
         """Places of weights, with their region above the column."""
         if not self.panel_depth:
             return self.master_depth
-        return self.rows << (self.column_depth - 1).bit_length() + REGION_BITS
+        return self.rows << (max(self.weight_depth, self.state_depth) - 1).bit_length() + REGION_BITS
 
     @property
     def slot_bits(self) -> int:
@@ -190,12 +196,12 @@ class Machine:
         """(words, bits per word) of each memory by name."""
         vector = self.vector_bits
         wide = self.word_bits + 16
-        columns = self.weight_depth + 2 * self.panel_depth
+        weights, states = (self.rows * (self.weight_depth + 2 * depth)
+                           for depth in (self.panel_depth, self.state_depth))
         sums = {"gradient_sums": (self.master_depth, self.sum_bits)} if self.groups else {}
         return {"activations": (self.activation_depth, vector),
                 "gradients": (self.rows * self.gradient_depth, vector),
-                "weights": (self.rows * columns, self.word_bits),
-                "masters": (self.rows * columns, wide), "momenta": (self.rows * columns, wide), **sums}
+                "weights": (weights, self.word_bits), "masters": (states, wide), "momenta": (states, wide), **sums}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

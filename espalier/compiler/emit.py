@@ -13,7 +13,7 @@ from espalier.compiler.backward import Backward, backward
 from espalier.compiler.legalise import Layer, Loss
 from espalier.compiler.lists import Block, LayerBlocks
 from espalier.compiler.moves import LOSS, Moves, Part
-from espalier.compiler.panels import LayerPanels, Panel
+from espalier.compiler.panels import LayerPanels, Panel, Piece
 from espalier.compiler.place import Memory, PhaseAxis, phases, vectors
 from espalier.errors import FitError, UnsupportedError
 from espalier.ir.differentiate import gradient_name
@@ -122,6 +122,13 @@ class _Lists:
                           min(self.rows, channels - b.out * self.rows)))
         return self._append(item.source_blocks, (axes[0].taps, axes[1].taps), [], taps)
 
+    def part(self, table: int, slots: int, first: int, count: int) -> int:
+        """Append pointers to so many entries only of the list of a block; return their table position."""
+        pointers = self.table[table: table + slots + 1]
+        low = pointers[0] + first
+        self.table += [min(max(pointer, low), low + count) for pointer in pointers]
+        return len(self.table) - len(pointers)
+
     def _append(self, blocks: int, kernel: tuple[int, int], biases: list[Entry], taps: Mapping[Place, list[Entry]]
                 ) -> int:
         """A list for each block: its bias where there are any, then its entries tap by tap."""
@@ -206,11 +213,11 @@ class _Commands:
             last_rows=command.last_rows if first + blocks == command.blocks else rows,
             out_base=command.out_base + first * command.out_block, mask_base=command.mask_base + mask)
 
-    def _in_panels(self, commands: Sequence[Command], panels: Sequence[Panel], makes: str | int | None, *,
-                   state: bool = False) -> list[Part]:
+    def _in_panels(self, commands: Sequence[Command], panels: Sequence[Panel], makes: str | int | None = None
+                   ) -> list[Part]:
         """For each panel the commands that use it; what the first waited for, only the first of all does now."""
         found = [Part(commands=tuple(self._cut(command, panel.first, panel.blocks) for command in commands),
-                      panel=panel, state=state) for panel in panels]
+                      panel=panel) for panel in panels]
         later = [replace(part, commands=tuple(replace(command, fence=0) for command in part.commands))
                  for part in found[1:]]
         *before, last = found[0], *later
@@ -305,7 +312,7 @@ class _Commands:
         """One command for each phase of the source map."""
         commands = [self._backward_phase(k, add, phase) for phase in phases(self.layers[k])]
         if k in self.panels:
-            return self._in_panels(commands, self.panels[k].backward, None)
+            return self._in_panels(commands, self.panels[k].backward)
         return [Part(commands=tuple(commands))]
 
     def _backward_phase(self, k: int, add: str | None, phase: tuple[int, int]) -> Command:
@@ -333,9 +340,17 @@ class _Commands:
 
     def update(self, k: int, rules: Mapping[str, BufferedSgd]) -> list[Part]:
         command = self._update(k, rules)
-        if k in self.panels:
-            return self._in_panels([command], self.panels[k].forward, None, state=True)
-        return [Part(commands=(command,))]
+        if k not in self.panels:
+            return [Part(commands=(command,))]
+        return [Part(commands=(self._piece(command, piece),), panel=piece.panel, state=True)
+                for piece in self.panels[k].update]
+
+    def _piece(self, command: Command, piece: Piece) -> Command:
+        """WU of some blocks, or of some entries of one, for which pointers are added."""
+        cut = replace(self._cut(command, piece.panel.first, piece.panel.blocks), first_column=piece.column)
+        if piece.entries is None:
+            return cut
+        return replace(cut, table=self.lists.part(cut.table, cut.kernel_y * cut.kernel_x + 1, *piece.entries))
 
     def _update(self, k: int, rules: Mapping[str, BufferedSgd]) -> Command:
         layer = self.layers[k]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from espalier.arch.machine import Machine
 from espalier.compiler.legalise import Layer, Loss
 from espalier.compiler.lists import LayerBlocks
-from espalier.compiler.panels import LayerPanels
+from espalier.compiler.panels import LayerPanels, Piece
 from espalier.compiler.place import Memory, phases, table_slots
 from espalier.errors import FitError
 from espalier.numerics.fixed import Fixed
@@ -33,21 +33,31 @@ def required_depths(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...], 
             commands += len(phases(layer))
         if k in panels:
             commands += _more_commands(layer, panels[k], layer.out in memory.spilled)
+            parts = sum(piece.entries is not None for piece in _pieces(layer, panels[k]))
+            table += parts * (layer.weight_shape[2] * layer.weight_shape[3] + 2)
     resident = [item.columns for k, item in enumerate(blocks) if k not in panels]
     cut = [panel for item in panels.values() for panel in (*item.forward, *item.backward)]
+    pieces = [piece.panel for k, item in panels.items() for piece in _pieces(layers[k], item)]
     outside = {"panel_depth": max(panel.columns for panel in cut),
-               "run_depth": sum(len(panel.runs) for panel in cut)} if cut else {}
+               "state_depth": max((piece.columns for piece in pieces), default=2),
+               "run_depth": len({panel.runs for panel in pieces} - {panel.runs for panel in cut} - {()})
+               + sum(len(panel.runs) for panel in cut)} if cut else {}
     return {"activation_depth": memory.activation_depth, "gradient_depth": memory.gradient_depth,
             "weight_depth": resident[-1] if resident else 0, "index_depth": entries, "table_depth": table,
             "program_depth": commands + 1, **outside}
 
 
+def _pieces(layer: Layer, panels: LayerPanels) -> tuple[Piece, ...]:
+    """Those of WU, where there is one."""
+    return () if layer.weight_gradient_format is None else panels.update
+
+
 def _more_commands(layer: Layer, panels: LayerPanels, spilled: bool) -> int:
     """Commands of a layer whose weights lie in external memory, beyond those that it would have with them on chip."""
-    forward, backward = (sum(panel.columns > 0 for panel in part) for part in (panels.forward, panels.backward))
-    parts = len(panels.forward) - 1
-    trained = layer.weight_gradient_format is not None
-    return ((2 + trained + spilled) * parts + (2 + 3 * trained) * forward
+    pieces = [piece.panel for piece in _pieces(layer, panels)]
+    forward, update, backward = (sum(panel.columns > 0 for panel in part)
+                                 for part in (panels.forward, pieces, panels.backward))
+    return ((2 + spilled) * (len(panels.forward) - 1) + 2 * forward + max(0, len(pieces) - 1) + 3 * update
             + max(0, len(panels.backward) - 1) * len(phases(layer)) + backward)
 
 

@@ -19,6 +19,7 @@ from espalier.program.memories import memory_banks
 
 MAX_LANES = 1024
 MOST_CHOSEN_ROWS = 16  #: more are taken where asked for: no lattice with more of them has been routed
+STATE_COLUMNS = 1024  #: of a panel of masters and momenta: enough for the latency of memory to be a small part
 DEPTH_STEP = 64  #: depths are rounded up to a multiple of this, so that a small change still fits
 
 
@@ -245,7 +246,8 @@ def streaming(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], 
     resident, panel = least_depths(layers, live, machine)
     if not panel:
         return machine
-    machine = _with_depths(machine, {"weight_depth": resident, "panel_depth": panel, "run_depth": 2})
+    machine = _with_depths(machine, {"weight_depth": resident, "panel_depth": panel, "run_depth": 2,
+                                     "state_depth": min(panel, STATE_COLUMNS)})
     blocks, streamed = laid_out(layers, live, machine)
     panels = {k: layer_panels(blocks[k], machine) for k in streamed}
     return _with_depths(machine, required_depths(layers, blocks, memory, machine.rows, panels))

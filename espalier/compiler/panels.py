@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from espalier.arch.machine import Machine
@@ -27,14 +27,27 @@ class Panel:
         return sum(columns for _, columns in self.runs)
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What WU takes at once of a panel of FP: blocks whose columns are one run, and the first of them in that panel.
+
+    ``entries`` are, where the run is a part of one block, those of its list: the first, and how many.
+    """
+
+    panel: Panel
+    column: int
+    entries: tuple[int, int] | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerPanels:
     """The panels of a layer, and for each first column of a block or bias its place in the panel.
 
-    Panels of FP are one run each, in which also the order is that of external memory: WU takes the same.
+    Panels of FP are one run each, in which also the order is that of external memory; WU takes them piece by piece.
     """
 
     forward: tuple[Panel, ...]
+    update: tuple[Piece, ...]
     backward: tuple[Panel, ...]
     forward_columns: Mapping[int, int]
     backward_columns: Mapping[int, int]
@@ -113,6 +126,10 @@ def layer_panels(item: LayerBlocks, machine: Machine) -> LayerPanels:
     Raises FitError where it has too few for one.
     """
     base, widths = machine.weight_depth, _widths(item, machine)
+    widest = max(widths.values(), default=0)
+    if widest > machine.state_depth:
+        raise FitError(f"WU of {item.layer.name!r} needs state_depth = {widest} and the machine has "
+                       f"{machine.state_depth}: enlarge it")
     panels, places = [], []
     for name, blocks in zip(("FP", "BP"), _by_phase(item), strict=True):
         cut, inside = _cut(blocks, widths, machine.panel_depth, f"{name} of {item.layer.name!r}")
@@ -120,7 +137,45 @@ def layer_panels(item: LayerBlocks, machine: Machine) -> LayerPanels:
                             for first, count, runs in cut))
         places.append(inside)
     assert all(len(panel.runs) <= 1 for panel in panels[0]), "output blocks lie one behind the other"
-    return LayerPanels(forward=panels[0], backward=panels[1], forward_columns=places[0], backward_columns=places[1])
+    lists = [[(column - base, widths[column]) for column in columns] for columns in _by_phase(item)[0]]
+    return LayerPanels(
+        forward=panels[0], update=tuple(piece for panel in panels[0] for piece in _pieces(panel, lists, machine)),
+        backward=panels[1], forward_columns=places[0], backward_columns=places[1])
+
+
+def _pieces(panel: Panel, lists: list[list[Run]], machine: Machine) -> Iterator[Piece]:
+    """Whole blocks, as many as ``machine.state_depth`` has columns for; or parts of one that has more.
+
+    ``lists`` has the entries of each output block of the layer.
+    """
+    begin = panel.runs[0][0] if panel.runs else 0
+    first = number = panel.first
+    last = panel.first + panel.blocks
+    while first < last:
+        number, columns = first, 0
+        while number < last and columns + sum(width for _, width in lists[number]) <= machine.state_depth:
+            columns += sum(width for _, width in lists[number])
+            number += 1
+        if number > first:
+            own = [run for entries in lists[first: number] for run in entries][:1]
+            runs = ((own[0][0], columns),) if own else ()
+            yield Piece(Panel(first, number - first, runs), own[0][0] - begin if own else 0)
+        else:
+            yield from _parts(first, lists[first], begin, machine.state_depth)
+            number += 1
+        first = number
+
+
+def _parts(block: int, entries: list[Run], begin: int, depth: int) -> Iterator[Piece]:
+    """One block's list in parts."""
+    first = 0
+    while first < len(entries):
+        end, columns = first, 0
+        while end < len(entries) and columns + entries[end][1] <= depth:
+            columns += entries[end][1]
+            end += 1
+        yield Piece(Panel(block, 1, ((entries[first][0], columns),)), entries[first][0] - begin, (first, end - first))
+        first = end
 
 
 def _columns(count: int, blocks: Iterable[Block], key: Callable[[Block], int]) -> list[list[int]]:

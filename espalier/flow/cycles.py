@@ -60,7 +60,7 @@ def dense_machine(design: Design) -> Machine:
     needed = required_depths(layers, blocks, memory, machine.rows)
     if machine.panel_depth:
         grown = streaming(layers, live, memory, machine)
-        needed = {name: getattr(grown, name) for name in (*needed, "panel_depth", "run_depth")}
+        needed = {name: getattr(grown, name) for name in (*needed, "panel_depth", "state_depth", "run_depth")}
     return replace(machine, **{name: max(depth, getattr(machine, name)) for name, depth in needed.items()})
 
 

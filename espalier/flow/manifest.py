@@ -47,6 +47,7 @@ class Depths:
     table_depth: Depth
     program_depth: Depth
     panel_depth: Depth | None = None
+    state_depth: Depth | None = None
     run_depth: Depth | None = None
 
 

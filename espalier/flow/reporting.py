@@ -162,10 +162,10 @@ def _with_build(report: Report, folder: Path) -> Report:
     design, manifest = load_design(folder), load_manifest(folder)
     report = _with_training(report, design.checkpoint)
     machine, depths = design.machine, manifest.depths
-    panels = 0 if depths.panel_depth is None else 2 * depths.panel_depth.used
-    columns = (depths.weight_depth.used + panels) * machine.rows
+    weights, states = (machine.rows * (depths.weight_depth.used + (2 * panel.used if panel else 0))
+                       for panel in (depths.panel_depth, depths.state_depth))
     used = {"activations": depths.activation_depth.used, "gradients": depths.gradient_depth.used * machine.rows,
-            **dict.fromkeys(("weights", "masters", "momenta", "gradient_sums"), columns)}
+            "weights": weights, **dict.fromkeys(("masters", "momenta", "gradient_sums"), states)}
     report = replace(
         report, machine=machine_section(machine), memories=memory_section(machine, used),
         figures=(*report.figures, Figure("Index lists and pointers", manifest.index_bytes, "bytes",

@@ -72,7 +72,7 @@ class Accelerator(wiring.Component):
         self.trees = [LaneTree(machine) for _ in range(machine.trees)]
         self.updates = [UpdateUnit(word_bits=machine.word_bits, depth=machine.master_depth // machine.trees,
                                    sum_bits=machine.sum_bits, groups=machine.groups,
-                                   panel_depth=machine.panel_depth * machine.tree_rows) for _ in range(machine.trees)]
+                                   panel_depth=machine.state_depth * machine.tree_rows) for _ in range(machine.trees)]
         sums = Operands.latency_cycles + Lattice.latency_cycles + WRITE_CYCLES  # cycles to the first row, and to write
         self.sequencer = Sequencer(
             machine, drain_cycles=sums + machine.rows - 1 + Drain.latency_cycles,
@@ -306,9 +306,10 @@ class Accelerator(wiring.Component):
         machine, rows, ending = self.machine, self.rows, self.ending
         column, term, every, count = (Signal.like(ending.column), Signal.like(ending.term), Signal(),
                                       Signal.like(ending.tile.rows))
+        first = self.command.first_column if machine.panel_depth else 0
         with m.If(self.lattice.loaded):
-            m.d.sync += [column.eq(ending.column + ending.term), term.eq(ending.term), count.eq(ending.tile.rows),
-                         every.eq(~self.command.diagonal | ending.one)]
+            m.d.sync += [column.eq(ending.column + ending.term - first), term.eq(ending.term),
+                         count.eq(ending.tile.rows), every.eq(~self.command.diagonal | ending.one)]
         valid = rows.item.valid & (self.command.opcode == Opcode.UPDATE)
         ours = [rows.item.row + tree * machine.tree_rows for tree in range(machine.trees)]
         bank = Signal((machine.rows - 1).bit_length())

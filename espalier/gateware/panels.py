@@ -124,7 +124,8 @@ class PanelMover(wiring.Component):
 
     def __init__(self, machine: Machine):
         self.machine = machine
-        self.address_bits = bits_for(machine.panel_depth * machine.tree_rows)
+        self.items = max(machine.panel_depth, machine.state_depth * machine.tree_rows)  # of a panel, at most
+        self.address_bits = bits_for(self.items)
         super().__init__({
             "start": In(1), "move": In(struct(move_fields(machine))), "base": In(EXTERNAL_BITS), "active": Out(1),
             "storing": Out(1), "done": Out(1), "panel": Out(1), "address": Out(self.address_bits),
@@ -214,7 +215,7 @@ class PanelMover(wiring.Component):
     def _source(self, m: Module) -> stream.Interface:
         """The panel's words as beats, read ahead; and the address for either way."""
         machine, task = self.machine, self.task
-        items = Signal(range(machine.panel_depth * machine.tree_rows + 1))
+        items = Signal(range(self.items + 1))
         launch, room = Signal(), Signal()
         beats = stream.Signature(machine.port_bits).create(path=("beats",))
         for name, words, wanted in (("columns", self.weights_read, ~task.state),

@@ -18,7 +18,7 @@ def memory_banks(machine: Machine) -> tuple[tuple[int, int, int], ...]:
     """
     places, trees = machine.master_depth // machine.trees, machine.trees
     panels = {"weights": (2 * machine.rows, machine.panel_depth),
-              **dict.fromkeys(("masters", "momenta"), (2 * trees, machine.panel_depth * machine.tree_rows))}
+              **dict.fromkeys(("masters", "momenta"), (2 * trees, machine.state_depth * machine.tree_rows))}
     resident = {"activations": (1, machine.activation_depth), "gradients": (machine.rows, machine.gradient_depth),
                 "weights": (machine.rows, machine.weight_depth),
                 **dict.fromkeys(("masters", "momenta", "gradient_sums"), (trees, places))}

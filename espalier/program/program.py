@@ -73,6 +73,8 @@ class Command:
     panel : int
         FP, BP, WU: where the weights are: 0, in the banks for those that stay; 2 or 3, in a panel. FETCH, STORE: which
         panel moves.
+    first_column : int
+        WU: the column in the lists that is the first of the panel.
     state, runs_at, runs : int
         FETCH, STORE: whether masters and momenta move, not weights; which runs of columns, ``beats`` in all, of the
         part of external memory that begins at page ``external``.
@@ -136,6 +138,7 @@ class Command:
     state: int = 0
     runs_at: int = 0
     runs: int = 0
+    first_column: int = 0
     bound: int = 0
 
     def encode(self, machine: Machine) -> int:

@@ -101,7 +101,8 @@ def command_fields(machine: Machine) -> dict[str, int]:
     beats = EXTERNAL_BITS - (machine.port_bits // 8 - 1).bit_length()
     external = {"spill": 1, "fence": 1, "external": PAGE_BITS, "beats": beats} if machine.port_bits else {}
     panels = {"panel": REGION_BITS, "state": 1, "runs_at": bits_for(machine.run_depth),
-              "runs": bits_for(machine.run_depth + 1)} if machine.panel_depth else {}
+              "runs": bits_for(machine.run_depth + 1),
+              "first_column": bits_for(machine.column_depth)} if machine.panel_depth else {}
     clip = {"bound": machine.word_bits} if machine.clips else {}
     return {
         "opcode": 3, "table": bits_for(machine.table_depth), "blocks": bits_for(machine.table_depth),

@@ -21,11 +21,11 @@ from espalier.program.words import Opcode
 
 DEPTHS = {"gradient_depth": 1024, "index_depth": 4096, "table_depth": 2048, "program_depth": 512, "run_depth": 1024}
 MACHINES = (Machine(rows=2, lanes=3, acc_bits=48, port_bits=32, activation_depth=900, weight_depth=60, panel_depth=150,
-                    **DEPTHS),
+                    state_depth=21, **DEPTHS),
             Machine(rows=4, lanes=2, word_bits=8, acc_bits=32, trees=2, port_bits=128, activation_depth=700,
-                    weight_depth=80, panel_depth=320, **DEPTHS),
+                    weight_depth=80, panel_depth=320, state_depth=44, **DEPTHS),
             Machine(rows=4, lanes=1, word_bits=8, acc_bits=32, trees=4, pairs=True, port_bits=32, activation_depth=700,
-                    weight_depth=2, panel_depth=260, **DEPTHS))
+                    weight_depth=2, panel_depth=260, state_depth=260, **DEPTHS))
 FORMATS = {16: Formats(gradient=Fixed.of(16, 12)),
            8: Formats(weight=Fixed.of(8, 6), result=Fixed.of(8, 4), gradient=Fixed.of(8, 4),
                       weight_gradient=Fixed.of(32, 6))}
@@ -157,7 +157,7 @@ def test_reset_in_the_middle_of_a_step(monkeypatch, cycles):
 
 def test_a_panel_takes_a_block_at_least():
     chain = Chain((1, 4, 4)).conv(3, (3, 3), (1, 1, 1, 1), formats=FORMATS[16]).linear(40, formats=FORMATS[16])
-    machine = replace(MACHINES[0], panel_depth=20)
+    machine = replace(MACHINES[0], panel_depth=20, state_depth=20)
     with pytest.raises(FitError, match=r"^FP of 'linear\d' needs panel_depth = \d+ and the machine has 20: enlarge it"):
         compiled(chain, machine)
 
@@ -166,7 +166,8 @@ def test_a_panel_takes_a_block_at_least():
     ({"port_bits": 0}, "Panels hold weights of external memory, and the machine has no port to it"),
     ({"groups": True}, "Weights in external memory are updated after each group"),
     ({"run_depth": 0}, "run_depth of a machine must be at least 2, not 0"),
-    ({"panel_depth": 1}, "panel_depth of a machine must be at least 2, not 1")])
+    ({"panel_depth": 1, "state_depth": 1}, "panel_depth of a machine must be at least 2, not 1"),
+    ({"state_depth": 200}, "Masters and momenta come for at most the 150 columns of a panel of weights, not 200")])
 def test_machines_that_cannot_be(change, message):
     with pytest.raises(FitError, match=message):
         replace(MACHINES[0], **change)

@@ -63,7 +63,8 @@ def test_weights_that_stream(made, tmp_path):
     compile_network(made / "train", folder, CompileRequest(rows=2, lanes=2, port_bits=32, stream_weights=True))
     machine = load_design(folder).machine
     assert not machine.panel_depth, "two panels would take more than so small a network"
-    machine = replace(machine, weight_depth=machine.weight_depth // 4, panel_depth=machine.weight_depth, run_depth=256)
+    machine = replace(machine, weight_depth=machine.weight_depth // 4, panel_depth=machine.weight_depth,
+                      state_depth=machine.weight_depth // 2, run_depth=256)
     (tmp_path / "machine.json").write_text(json.dumps(machine.to_json()))
     compile_network(made / "train", folder, CompileRequest(machine=tmp_path / "machine.json"))
     design = load_design(folder)
