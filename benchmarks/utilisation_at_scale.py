@@ -9,10 +9,12 @@ networks 16 and 4. Live blocks are random, a tenth of each layer's, and all of t
 Utilisation is useful MACs over multipliers times cycles, all of a phase's commands with their fill and drain; the step
 has the loss, too.
 
-Then, on 16 rows, with all activations and images in external memory that can be: the same with all waits. The roofline
+Then, on 16 rows, with all activations and images in external memory that can be: the same with all waits; and with the
+weights, masters and momenta of the largest layers there, too, so that the fewest columns are on chip. The roofline
 is what bandwidth leaves: the cycles of a phase over those, or over those in which the port moves what belongs to it
-(FP: all that is spilled; BP and WU together: all that comes back), whichever are more. A phase has a bar where that is
-the bar at least. For a batch of one image, one lane of 16 works, on the most rows there are.
+(FP: all that is spilled, and weights; BP and WU together: all that comes back, and weights, masters and momenta both
+ways), whichever are more. A phase has a bar where that is the bar at least. For a batch of one image, one lane of 16
+works, on the most rows there are.
 """
 
 from __future__ import annotations
@@ -106,20 +108,31 @@ class Network:
         self.live = random_live(self.step, setting)
         self.useful = {layer.name: layer_macs(layer, self.live) for layer in legalise(self.step)[0]}
 
-    def program(self, lanes: int, port_bits: int = 0) -> Program:
+    def program(self, lanes: int, port_bits: int = 0, *, stream: bool = False) -> Program:
         """For the smallest machine that holds it."""
         rows = self.setting.rows
-        machine = replace(fitted_machine(self.step, self.live, rows, lanes, port_bits)[0], trees=rows)
+        machine = replace(fitted_machine(self.step, self.live, rows, lanes, port_bits, stream=stream)[0], trees=rows)
         return compile_program(self.graph, loss=LOSS, gradient_formats=self.gradients, live=self.live,
                                rules=plain_rules(self.graph.parameters), machine=machine)
 
     def busy(self, phases: Sequence[PhaseCycles]) -> dict[str, float]:
-        """Percent of the multipliers in each phase and in the step, of the commands of a step."""
+        """Percent of the multipliers in each phase and in the step, of the commands of a step.
+
+        What moves between external memory and the chip belongs, with its waits, to the phase that follows; at the end
+        to WU.
+        """
         macs, cycles = dict.fromkeys(PHASES, 0), dict.fromkeys(PHASES, 0)
+        waits = 0
+        for phase in phases:
+            if phase.opcode in PHASES:
+                cycles[phase.opcode] += waits + phase.cycles
+                waits = 0
+            elif phase.opcode != Opcode.LOSS:
+                waits += phase.cycles
+        cycles[Opcode.UPDATE] += waits
         for phase in by_phase(phases):
             if phase.opcode in PHASES:
                 macs[phase.opcode] += self.useful[phase.layer]
-                cycles[phase.opcode] += phase.cycles
         found = {PHASES[opcode]: macs[opcode] / cycles[opcode] for opcode in PHASES}
         found["step"] = sum(macs.values()) / cycles_of(phases)
         return {name: 100 * value / self.setting.rows for name, value in found.items()}
@@ -133,19 +146,18 @@ def on_chip(name: str, network: Network) -> Iterator[Figure | Bar]:
         percent = network.busy(predict(sized)[: sized.entries_at["infer"]])
         head = f"{name}, {network.setting}, {multipliers} multipliers"
         yield from phase_figures(head, percent)
-        bits = sum(words * width for words, width in sized.machine.memories().values())
-        yield Figure(f"{head}: on-chip memory", round(bits / 8e6, 2), "MB", Provenance.ESTIMATED)
+        yield Figure(f"{head}: on-chip memory", round(on_chip_mb(sized), 2), "MB", Provenance.ESTIMATED)
         yield from (Bar(f"{head}: {phase}", round(percent[phase], 2), ">=", network.setting.least)
                     for phase in PHASES.values())
 
 
-def in_memory(name: str, network: Network) -> Iterator[Figure | Bar]:
-    """With activations in external memory."""
+def in_memory(name: str, network: Network, *, stream: bool) -> Iterator[Figure | Bar]:
+    """With activations in external memory, and weights if they ``stream``."""
     for multipliers in MULTIPLIERS:
         lanes = multipliers // network.setting.rows
-        place = f"{name}, {network.setting}, {multipliers} multipliers"
+        place = f"{name}, {network.setting}, {multipliers} multipliers{', weights streaming' if stream else ''}"
         for label, (bits, timing) in MEMORIES.items():
-            program = network.program(lanes, bits)
+            program = network.program(lanes, bits, stream=stream)
             base = predict(program)
             end = program.entries_at["infer"]
             alone, step = base[:end], with_memory(program, base, timing)[:end]
@@ -160,6 +172,9 @@ def in_memory(name: str, network: Network) -> Iterator[Figure | Bar]:
                 yield Figure(f"{head}: {phase}, roofline", round(bound, 2), "% of multipliers", Provenance.ESTIMATED)
                 if bound >= network.setting.least:
                     yield Bar(f"{head}: {phase}", round(percent[phase], 2), ">=", network.setting.least)
+        yield Figure(f"{place}: on-chip memory", round(on_chip_mb(program), 2), "MB", Provenance.ESTIMATED)
+        if stream:
+            continue
         whole = fitted_machine(network.step, network.live, network.setting.rows, lanes)[0].activation_depth
         for what, depth in (("spilling", program.machine.activation_depth), ("all on chip", whole)):
             yield Figure(f"{place}: activation memory, {what}", round(depth * program.machine.vector_bits / 8e6, 2),
@@ -168,14 +183,20 @@ def in_memory(name: str, network: Network) -> Iterator[Figure | Bar]:
 
 def roofline(program: Program, phases: Sequence[PhaseCycles], timing: MemoryTiming) -> dict[str, float]:
     """The part of each phase's time, 0..1, in which the port does not hold it up, if all else overlaps."""
-    moved = traffic(program)
     spent = {name: cycles_of([phase for phase in phases if PHASES.get(phase.opcode) == name])
              for name in PHASES.values()}
-    port = {name: timing.beat_cycles * 8 * count // program.machine.port_bits
-            for name, count in (("out", moved.written), ("back", moved.read))}
-    forward = min(1.0, spent["FP"] / max(1, port["out"]))
-    backward = min(1.0, (spent["BP"] + spent["WU"]) / max(1, port["back"]))
+    step = program.commands[: program.entries_at["infer"]]
+    loss = next(number for number, command in enumerate(step) if command.opcode == Opcode.LOSS)
+    out = sum(command.beats for command in step[:loss] if command.spill or command.opcode == Opcode.FETCH)
+    back = sum(command.beats for command in step) - out  # images are read for FP, too: once more than they need be
+    forward = min(1.0, spent["FP"] / max(1, timing.beat_cycles * out))
+    backward = min(1.0, (spent["BP"] + spent["WU"]) / max(1, timing.beat_cycles * back))
     return {"FP": forward, "BP": backward, "WU": backward}
+
+
+def on_chip_mb(program: Program) -> float:
+    """All memories of the machine."""
+    return sum(words * width for words, width in program.machine.memories().values()) / 8e6
 
 
 def one_image(name: str) -> Iterator[Figure | Bar]:
@@ -211,8 +232,8 @@ def main() -> int:
         for setting in SETTINGS:
             network = Network(name, setting)
             found += on_chip(name, network)
-            if setting in IN_MEMORY:
-                found += in_memory(name, network)
+            for stream in (False, True) if setting in IN_MEMORY else ():
+                found += in_memory(name, network, stream=stream)
             print(name, setting, flush=True)
         found += one_image(name)
     write_results("utilisation_at_scale", seeds=[SEED], figures=[item for item in found if isinstance(item, Figure)],

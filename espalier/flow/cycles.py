@@ -27,6 +27,8 @@ from espalier.program.words import Opcode
 from espalier.records import Figure, Provenance
 from espalier.report.cycles import Cycles, LayerCycles, OtherCycles, Phase
 
+MOVES = {Opcode.REFETCH: " asked back", Opcode.FETCH: ": weights asked for, and waited for",
+         Opcode.STORE: ": weights put out"}
 Images = NDArray[np.int64]
 
 
@@ -84,8 +86,8 @@ def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[
     for phase, dense_cycles in zip(counted, dense_counts, strict=True):
         kind = _phase(phase.opcode)
         if kind is None:
-            name = f"{phase.layer} asked back" if phase.opcode == Opcode.REFETCH else phase.layer
-            others.append(OtherCycles(name=name, cycles=phase.cycles, dense_cycles=dense_cycles))
+            others.append(OtherCycles(name=f"{phase.layer}{MOVES.get(phase.opcode, '')}", cycles=phase.cycles,
+                                      dense_cycles=dense_cycles))
         else:
             rows.append(LayerCycles(layer=phase.layer, phase=kind, cycles=phase.cycles, useful_macs=useful[phase.layer],
                                     dense_cycles=dense_cycles))
