@@ -19,7 +19,7 @@ class Scheme(Enum):
 
     STALE = "stale"                #: one copy of the weights (Zhang and Abdelrahman, arXiv 1912.12675)
     STASHED = "stashed"            #: the weights of each batch under way kept (PipeDream, SOSP 2019)
-    SYNCHRONOUS = "synchronous"    #: micro-batches, and empty after each batch (GPipe, NeurIPS 2019)
+    SYNCHRONOUS = "synchronous"    #: micro-batches, and empty after each batch (1F1B, as in PipeDream-Flush)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +95,16 @@ def predict(parts: Sequence[Part], link: Link, scheme: Scheme, micro_batches: in
         raise UnsupportedError(f"A pipeline has at least 1 part and 1 micro-batch, not {len(parts)} and "
                                f"{micro_batches}")
     alone = sum(part.seconds for part in parts)
-    under_way = [1 if scheme is Scheme.SYNCHRONOUS else 2 * (len(parts) - 1 - number) + 1
-                 for number in range(len(parts))]
-    batch = _synchronous(parts, link, micro_batches) if scheme is Scheme.SYNCHRONOUS else _full(parts, link)
+    under_way = [2 * (len(parts) - 1 - number) + 1 for number in range(len(parts))]  # batches or micro-batches
     copies = under_way if scheme is Scheme.STASHED else [1] * len(parts)
+    if scheme is Scheme.SYNCHRONOUS:
+        batch, divided = _synchronous(parts, link, micro_batches), micro_batches
+        under_way = [min(count, micro_batches) for count in under_way]
+    else:
+        batch, divided = _full(parts, link), 1
     return Prediction(
         batch, alone / batch, tuple(1 - part.seconds / batch for part in parts),
-        tuple(count * part.kept for count, part in zip(under_way, parts, strict=True)),
+        tuple(count * part.kept // divided for count, part in zip(under_way, parts, strict=True)),
         tuple(count * part.weights for count, part in zip(copies, parts, strict=True)))
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from math import prod
+from functools import cached_property
+from math import ceil, prod
 
 import torch
 from torch import Tensor
@@ -50,14 +51,23 @@ class NativeStep:
         self.forward_count, self.count = listed.forward_count, len(listed.operations)
         self.operations = (Operation * max(1, self.count))(*listed.operations)
         self.sums = torch.zeros(sum(prod(value.shape) for value in graph.parameters), dtype=torch.float64)
-        self.lanes = code.lanes()
+        self.lanes: int = code.lanes()
         self.maps, self.sizes = listed.laid_out(self.lanes)
-        self.chunks = -(-batch // self.lanes)
-        self.own, self.passing = self.keeping(), _arena(0)
+        self.passing = _arena(0)
 
-    def keeping(self) -> Kept:
-        """Room for what one more batch that is under way leaves."""
-        return Kept(self.chunks * self.sizes[0], (self.chunks, len(self.shapes)))
+    @cached_property
+    def own(self) -> Kept:
+        """Room for the batch at hand, where the caller gives none."""
+        return self.keeping(self.batch)
+
+    def chunks(self, images: int) -> int:
+        """In how many chunks so many images are taken."""
+        return ceil(images / self.lanes)
+
+    def keeping(self, images: int) -> Kept:
+        """Room for what one more batch that is under way, of so many images, leaves."""
+        chunks = self.chunks(images)
+        return Kept(chunks * self.sizes[0], (chunks, len(self.shapes)))
 
     def forward(self, images: Tensor, parameters: Tensor, kept: Kept | None = None) -> Tensor:
         """The logits (N, classes, 1, 1), or a part's result, of ``images`` (N, C, H, W)."""
@@ -65,16 +75,18 @@ class NativeStep:
         self._run(0, self.forward_count, parameters, None, self.image, images, self.result, result, None, kept)
         return result
 
-    def backward(self, gradient: Tensor, parameters: Tensor, live: Tensor, kept: Kept | None = None
-                 ) -> tuple[Tensor | None, Tensor]:
+    def backward(self, gradient: Tensor, parameters: Tensor, live: Tensor, kept: Kept | None = None, *,
+                 adding: bool = False) -> tuple[Tensor | None, Tensor]:
         """From the gradient of :meth:`forward`'s result to that of a part's input, and the sums of the parameters'.
 
         The sums, as long as ``parameters``, are not rounded yet (``roundings``, by parameter), zero for dead weights,
-        and stand until the next backward pass.
+        and stand until the next backward pass, which begins anew or goes on ``adding`` to them.
         """
         through = None if self.through == NONE else self._room(self.through, gradient)
+        if not adding:
+            self.sums.zero_()
         self._run(self.forward_count, self.count, parameters, live, self.gradient, gradient, self.through, through,
-                  self.sums.zero_(), kept)
+                  self.sums, kept)
         return through, self.sums
 
     def train(self, images: Tensor, labels: Tensor, parameters: Tensor, live: Tensor
@@ -103,7 +115,7 @@ class NativeStep:
         given = given.contiguous()
         program = Program(
             ctypes.addressof(self.maps), ctypes.addressof(self.operations), len(self.maps), count,
-            -(-count // self.lanes), (ctypes.c_int64 * 2)(*self.sizes), kept.arena.data_ptr(), self.passing.data_ptr(),
+            self.chunks(count), (ctypes.c_int64 * 2)(*self.sizes), kept.arena.data_ptr(), self.passing.data_ptr(),
             kept.magnitudes.data_ptr())
         self.code.lanes_run(ctypes.byref(program), first, last, parameters.data_ptr(), _address(live), in_map,
                             given.data_ptr(), out_map, _address(out), _address(sums), threads)
@@ -125,10 +137,12 @@ def compiled(graph: Graph, batch: int) -> NativeStep | None:
 
 def _arena(words: int) -> Tensor:
     """Zeros, in large pages where there are such: taps lie far apart, and each small page would be looked up."""
+    if not words:
+        return torch.empty(0, dtype=torch.int16)
     memory = mmap.mmap(-1, 2 * words + HUGE_PAGE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.int16)[:words]
+    return torch.frombuffer(memory, dtype=torch.int16, count=words)
 
 
 def _address(tensor: Tensor | None) -> int | None:

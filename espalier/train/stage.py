@@ -23,9 +23,10 @@ NATIVE = "sums"  #: the gradients of all parameters as native code gives them, n
 
 @dataclass(slots=True)
 class _UnderWay:
-    """What the backward pass of a batch will need: room of the native code, or values by name."""
+    """What the backward pass of a batch will need: the last part's logits; room of the native code, or values by name.
+    """
 
-    result: Tensor
+    logits: Tensor | None
     kept: Kept | None = None
     values: dict[str, Tensor] = field(default_factory=dict)
 
@@ -93,35 +94,44 @@ class Stage:
 
     def _forward(self, x: Tensor) -> Tensor:
         if self.native is not None:
-            kept = self.rooms.pop() if self.rooms else self.native.keeping()
-            found = _UnderWay(self.native.forward(x, self.optimiser.ahead(), kept), kept)
+            kept = self._room(self.native, len(x))
+            result = self.native.forward(x, self.optimiser.ahead(), kept)
+            self.under_way.append(_UnderWay(result if self.last else None, kept))
         else:
             values = {**self.optimiser.weights_ahead(), self.image.name: x}
             run_ops(self.forward_ops, values)
             self.optimiser.follow(values)
-            found = _UnderWay(values[self.result.name], values={name: values[name] for name in self.needed})
-        self.under_way.append(found)
-        return found.result
+            result = values[self.result.name]
+            self.under_way.append(_UnderWay(result if self.last else None,
+                                            values={name: values[name] for name in self.needed}))
+        return result
+
+    def _room(self, native: NativeStep, images: int) -> Kept:
+        """One that is free, or a new one; those for other numbers of images are given up."""
+        if self.rooms and len(self.rooms[-1].magnitudes) != native.chunks(images):
+            self.rooms.clear()
+        return self.rooms.pop() if self.rooms else native.keeping(images)
 
     def _backward(self, batch: _UnderWay, second: Tensor) -> Tensor | None:
         if self.native is not None:
             return self._backward_native(self.native, batch, second)
         values = {**self.optimiser.weights, **batch.values, self.second.name: second}
         run_ops(self.backward_ops, values)
-        self._count(batch.result, second, values[self.step.outputs[0].name] if self.last else None)
+        if batch.logits is not None:
+            self._count(batch.logits, second, values[self.step.outputs[0].name])
         self._add({name: values[name] for name in self.gradients})
         return values.get(gradient_name(self.image.name))
 
     def _backward_native(self, native: NativeStep, batch: _UnderWay, second: Tensor) -> Tensor | None:
         assert batch.kept is not None, "went forward in native code"
         gradient = second
-        if self.last:
-            loss, gradient = native.loss(batch.result, second)
-            self._count(batch.result.flatten(1), second, loss)
-        self.sums = {name: sums.clone() for name, sums in self.sums.items()}  # theirs do not outlive this pass
-        through, sums = native.backward(gradient, self.optimiser.weight, self.optimiser.live, batch.kept)
+        if batch.logits is not None:
+            loss, gradient = native.loss(batch.logits, second)
+            self._count(batch.logits.flatten(1), second, loss)
+        through, sums = native.backward(gradient, self.optimiser.weight, self.optimiser.live, batch.kept,
+                                        adding=bool(self.sums))
         self.rooms.append(batch.kept)
-        self._add({NATIVE: sums})
+        self.sums = {NATIVE: sums}
         return through
 
     def _carried(self, words: Tensor, value: Value) -> Tensor:
@@ -136,9 +146,8 @@ class Stage:
                                    "float32: install a C++ compiler, or take whole batches")
         self.sums = {name: self.sums[name] + sums for name, sums in gradients.items()} if self.sums else gradients
 
-    def _count(self, logits: Tensor, labels: Tensor, loss: Tensor | None) -> None:
-        if loss is not None:
-            self.tally += torch.stack((loss.double().sum(), (logits.argmax(dim=1) == labels).sum().double()))
+    def _count(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        self.tally += torch.stack((loss.double().sum(), (logits.argmax(dim=1) == labels).sum().double()))
 
 
 def _passes(step: Graph, second: Value) -> tuple[list[Op], list[Op]]:

@@ -32,10 +32,11 @@ def test_the_slowest_part_or_link_sets_the_pace() -> None:
 @pytest.mark.parametrize("micro_batches", [1, 2, 5])
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_a_synchronous_pipeline_fills_and_empties(count: int, micro_batches: int) -> None:
-    """GPipe: (M + S - 1) / M of what a part computes."""
+    """(M + S - 1) / M of what a part computes; and 2 (S - 1 - s) + 1 micro-batches under way, or all."""
     found = predict([HALF] * count, FAST, Scheme.SYNCHRONOUS, micro_batches)
     assert found.batch_seconds == pytest.approx(3.0 * (micro_batches + count - 1) / micro_batches)
-    assert found.activation_bytes == (1000,) * count
+    assert found.activation_bytes == tuple(1000 * min(2 * left + 1, micro_batches) // micro_batches
+                                           for left in reversed(range(count)))
     assert found.weight_bytes == (50,) * count
 
 

@@ -32,7 +32,7 @@ def check(chain: Chain, draw: Draw, cuts: list[str], loss: str) -> None:
                 torch.tensor(draw.random.randint(0, whole.outputs[1].shape[0], draw.batch))) for _ in range(2)]
     flat, flat_live = ([torch.cat([tensors[value.name] for value in step.parameters]) for step in steps]
                        for tensors in (values, live))
-    kept = [[part.keeping() for _ in batches] for part in parts]
+    kept = [[part.keeping(draw.batch) for _ in batches] for part in parts]
     results = []
     for number, (x, _) in enumerate(batches):
         for k, part in enumerate(parts):

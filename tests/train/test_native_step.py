@@ -341,6 +341,7 @@ def test_inference_keeps_no_maps(batch: int) -> None:
     graph = Graph("inference", step.inputs[:1], step.parameters, step.ops[:4], step.outputs[1:2])
     native, training = compiled(graph, batch), compiled(step, batch)
     assert native is not None and training is not None and len(native.own.arena) == 0 < len(training.own.arena)
+    assert len(training.keeping(1).arena) == len(training.own.arena) // training.chunks(batch), "as large as its batch"
     parameters = flat([random.randint(-99, 99, value.shape) for value in graph.parameters])
     images = torch.tensor(random.randint(-99, 99, (batch, 2, 5, 5)), dtype=torch.int16)
     for part in (images, images[:2]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -155,6 +156,21 @@ def test_one_part_is_training_as_ever() -> None:
     for name, array in final(pipeline).items():
         assert np.array_equal(array, expected[name]), name
     assert pipeline[0].tally[0] > 0
+
+
+def test_what_goes_on_is_not_kept() -> None:
+    """The result of a part is the next one's, and what waits for its way back is as many batches as are under way."""
+    rng, made = np.random.default_rng(0), chain()
+    state = initial_state(made.graph(), {value.name: rng.normal(0, 0.3, value.shape) for value in made.parameters},
+                          Update.BUFFERED)
+    points = [value.name for value in cut_points(made.graph())]
+    pipeline = stages(made.graph(), [points[1], points[4]], state, made.gradient_formats, Update.BUFFERED)
+    x = torch.tensor(batches(rng, 1)[0][0]).short()
+    found = weakref.ref(pipeline[0].forward(x))
+    assert found() is None
+    pipeline[0].under_way.clear()
+    run(pipeline, Given([(x, torch.zeros(BATCH, dtype=torch.int64))] * 8))
+    assert [len(stage.rooms) for stage in pipeline] == [5, 3, 1]
 
 
 @given(st.integers(1, 8), st.integers(0, 20))

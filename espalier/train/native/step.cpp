@@ -130,7 +130,7 @@ public:
         for (const Operation* op = begin; op < end; op++) step(*op, ready[op - begin], worker, chunk);
     }
 
-    // The sums of all workers, each at its parameter's place.
+    // Adds the sums of all workers, each at its parameter's place.
     void collect(const std::vector<Worker>& workers, double* sums) const {
         for (size_t k = 0; k < ready.size(); k++) {
             auto total = [&](size_t at) {
@@ -141,12 +141,12 @@ public:
             const Operation& op = begin[k];
             if (op.kind == BIAS_GRADIENT)
                 for (int64_t c = 0; c < program.maps[op.source].channels; c++)
-                    sums[op.bias + c] = total(c) * live[op.bias + c];
+                    sums[op.bias + c] += total(c) * live[op.bias + c];
             if (op.kind != WEIGHT_GRADIENT) continue;
             const Gradients& wanted = *ready[k].gradients;
             for (size_t i = 0; i < wanted.items.size(); i++)
                 for (int64_t r = 0; r < wanted.rows; r++)
-                    sums[op.weights + wanted.items[i].place + r * op.window.fan_in()] = total(i * wanted.rows + r);
+                    sums[op.weights + wanted.items[i].place + r * op.window.fan_in()] += total(i * wanted.rows + r);
         }
     }
 
@@ -222,8 +222,8 @@ extern "C" {
 int64_t lanes() { return LANES; }
 
 // Runs operations first..last-1. ``in`` [image][channel][y][x] fills map ``in_map`` first; map ``out_map`` (-1: none)
-// goes to ``out`` in the end. ``sums`` gets the gradients of the parameters that these operations compute, where
-// ``live`` is not 0.
+// goes to ``out`` in the end. To ``sums`` are added the gradients of the parameters that these operations compute,
+// where ``live`` is not 0.
 void lanes_run(const Program* program, int64_t first, int64_t last, const double* parameters, const double* live,
                int64_t in_map, const int16_t* in, int64_t out_map, int16_t* out, double* sums, int64_t threads) {
     const Run run(*program, first, last, parameters, live);
