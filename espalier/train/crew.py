@@ -95,6 +95,12 @@ class Crew:
                 raise DataError(f"Process {rank} of the pipeline has other {what} than the first: give all the same "
                                 f"files and the same command")
 
+    def meet(self) -> None:
+        """Wait until all processes are here."""
+        if not self.alone:
+            with talking_to("Another part"):
+                dist.barrier()
+
     def spread(self, tensor: Tensor, rank: int) -> None:
         """Make ``tensor`` that of process ``rank``, in all."""
         if not self.alone:

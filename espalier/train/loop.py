@@ -43,7 +43,7 @@ from espalier.train.ranges import check_numbers
 from espalier.train.sparsity import Sparsity
 from espalier.train.step import TrainingStep, accuracy
 from espalier.train.structure import changed, named_size, narrowed, saliency
-from espalier.train.timeline import Timeline, trace
+from espalier.train.timeline import Timeline, told, trace
 
 CHECKPOINT, LOG, CONFIG = "checkpoint.safetensors", "log.jsonl", "config.yaml"
 TIMELINE = "timeline.json"  #: of a pipeline of several processes
@@ -320,7 +320,7 @@ class _Run:
         images = self.steps * self.config.batch
         loss_format = self.step_graph.outputs[0].format
         unit = loss_format.resolution if isinstance(loss_format, Fixed) else 1.0
-        self._watch()
+        self._watch(epoch)
         loss_sum, correct = self.step.tally.tolist()
         if not isfinite(loss_sum):
             raise DataError(f"Training diverged in epoch {epoch + 1}: lower the learning rate")
@@ -331,19 +331,20 @@ class _Run:
             epoch + 1, learning_rate, loss_sum * unit / images, correct / images, reached,
             {name: int(state[f"{name}.live"].sum()) for name in self.layers}, self.step.saturated()))
 
-    def _watch(self) -> None:
-        """Take down what each part did, and when; all processes together."""
+    def _watch(self, epoch: int) -> None:
+        """Take down what each part did, and when, and tell of the epoch; all processes together."""
         if self.pipelined is not None and not self.crew.alone:
             [timeline] = self.pipelined.timelines
+            timeline.end_epoch(epoch + 1)
             self.timelines = self.crew.gather(timeline)
+            if not self.bar.disable:
+                self.bar.console.print(told(self.timelines, epoch + 1), highlight=False)
 
     def _told(self) -> str:
         if not self.log:
             return ""
         last = self.log[-1]
-        waits = "".join(f"{timeline.idle():4.0%}" for timeline in self.timelines)
-        return (f"loss {last.loss:.4f}  train {last.train_accuracy:.2%}  test {last.test_accuracy:.2%}"
-                + (f"  waiting{waits}" if waits else ""))
+        return f"loss {last.loss:.4f}  train {last.train_accuracy:.2%}  test {last.test_accuracy:.2%}"
 
     def _checkpoint(self, position: Position) -> Checkpoint:
         return replace(self.start, state=self.optimiser.state(), position=position, log=tuple(self.log))

@@ -16,6 +16,7 @@ from torch import Tensor
 from espalier.ir.types import Fixed, Value
 from espalier.train.crew import Crew, talking_to
 from espalier.train.stage import Stage
+from espalier.train.timeline import COPY, WAIT, Timeline
 
 RESULT, GRADIENT = 0, 1  #: tags of messages
 SLOTS = 4                #: messages in a ring
@@ -97,23 +98,27 @@ def _wire(value: Value) -> torch.dtype:
 class Inbox:
     """Messages about ``value`` from one rank, of so many images each, the next asked for ahead.
 
-    Where they come through a ring, the process group carries the news that they are there.
+    Where they come through a ring, the process group carries the news that they are there. ``timeline`` gets the times
+    of waiting and of copying.
     """
 
-    def __init__(self, source: int, tag: int, value: Value, sizes: Sequence[int], ring: Tensor | None) -> None:
+    def __init__(self, source: int, tag: int, value: Value, sizes: Sequence[int], ring: Tensor | None,
+                 timeline: Timeline) -> None:
         self.source, self.tag, self.value, self.sizes, self.ring, self.count = source, tag, value, list(sizes), ring, 0
+        self.timeline = timeline
         self._ask()
 
     def take(self) -> Tensor:
         """The next message, (images, elements); it is the caller's own."""
         found, size, request = self.buffer, self.size, self.request
         assert request is not None, "no more messages than batches"
-        with talking_to(f"Part {self.source}"):
+        with self.timeline.span(WAIT), talking_to(f"Part {self.source}"):
             request.wait()
-        if self.ring is not None:
-            found = self.ring[self.count % SLOTS, :size].clone()
-        self.count += 1
-        self._ask()
+        with self.timeline.span(COPY):
+            if self.ring is not None:
+                found = self.ring[self.count % SLOTS, :size].clone()
+            self.count += 1
+            self._ask()
         return found
 
     def _ask(self) -> None:
@@ -127,27 +132,28 @@ class Inbox:
 
 
 class Outbox:
-    """Messages about ``value`` to one rank, one on its way at a time."""
+    """Messages about ``value`` to one rank, one on its way at a time; ``timeline`` as in :class:`Inbox`."""
 
-    def __init__(self, target: int, tag: int, value: Value, ring: Tensor | None) -> None:
+    def __init__(self, target: int, tag: int, value: Value, ring: Tensor | None, timeline: Timeline) -> None:
         self.target, self.tag, self.value, self.ring, self.count = target, tag, value, ring, 0
+        self.timeline = timeline
         self.request: dist.Work | None = None
 
     def put(self, words: Tensor) -> None:
         """Send (images, ...) words or numbers."""
         self.close()
-        if self.ring is None:
-            self.sent = words.flatten(1).to(_wire(self.value)).contiguous()
-        else:
-            self.ring[self.count % SLOTS, :len(words)] = words.flatten(1)
-            self.sent = torch.zeros(1, dtype=torch.uint8)
-        self.count += 1
-        with talking_to(f"Part {self.target}"):
+        with self.timeline.span(COPY), talking_to(f"Part {self.target}"):
+            if self.ring is None:
+                self.sent = words.flatten(1).to(_wire(self.value)).contiguous()
+            else:
+                self.ring[self.count % SLOTS, :len(words)] = words.flatten(1)
+                self.sent = torch.zeros(1, dtype=torch.uint8)
+            self.count += 1
             self.request = dist.isend(self.sent.view(torch.uint8), self.target, tag=self.tag)
 
     def close(self) -> None:
         """Wait until the last message has left."""
         if self.request is not None:
-            with talking_to(f"Part {self.target}"):
+            with self.timeline.span(WAIT), talking_to(f"Part {self.target}"):
                 self.request.wait()
             self.request = None

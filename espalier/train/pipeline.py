@@ -116,9 +116,9 @@ def _flow(stages: Sequence[Stage], feed: Feed, *, stale: bool) -> None:
         for number, stage in enumerate(stages):
             ahead, back = schedule.forward(number, cycle), schedule.backward(number, cycle)
             if 0 <= ahead < len(feed):
-                results[number] = stage.forward(given[number - 1] if number else feed.images(ahead))
+                results[number] = stage.forward(given[number - 1] if number else stage.loaded(feed.images, ahead))
             if 0 <= back < len(feed):
-                second = feed.labels(back) if stage.last else returned[number + 1]
+                second = stage.loaded(feed.labels, back) if stage.last else returned[number + 1]
                 assert second is not None, "only images have no gradient"
                 gradients[number] = stage.backward(second)
                 if stale:

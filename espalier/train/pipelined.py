@@ -20,7 +20,7 @@ from espalier.train.mailbox import Rings
 from espalier.train.optimise import Optimiser, Sgd, state_names
 from espalier.train.pipelining import Pipeline, Scheme
 from espalier.train.stage import Stage
-from espalier.train.timeline import Timeline
+from espalier.train.timeline import COPY, WAIT, Timeline
 
 
 class PipelinedSteps:
@@ -73,7 +73,11 @@ class PipelinedSteps:
             worker.take_part(self.stages[0], feed, self.rings)
         else:
             worker.take_part_synchronously(self.stages[0], feed, self.told.micro_batches, self.rings)
-        self._collect()
+        timeline = self.stages[0].timeline
+        with timeline.span(WAIT):
+            self.crew.meet()
+        with timeline.span(COPY):
+            self._collect()
 
     def _collect(self) -> None:
         """Give all processes the state of all parts."""

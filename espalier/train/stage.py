@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +17,7 @@ from espalier.ir.types import Index, Value
 from espalier.train.evaluate import element_type, run_ops
 from espalier.train.native_step import Kept, NativeStep, compiled
 from espalier.train.optimise import Optimiser, Update
-from espalier.train.timeline import Timeline
+from espalier.train.timeline import BACKWARD, FORWARD, LOAD, UPDATE, Timeline
 
 NATIVE = "sums"  #: the gradients of all parameters as native code gives them, not yet rounded
 
@@ -49,7 +50,7 @@ class Stage:
     tally : Tensor
         float64, (2,), of the last part: loss summed over images in units of its format, and images recognised.
     timeline : Timeline
-        When it went forward and back, and updated.
+        When it loaded, went forward and back, and updated.
     """
 
     def __init__(self, step: Graph, optimiser: Optimiser) -> None:
@@ -69,9 +70,14 @@ class Stage:
         self.needed = [value.name for value in dict.fromkeys(
             value for op in self.backward_ops for value in op.inputs) if value in made]
 
+    def loaded(self, batch: Callable[[int], Tensor], number: int) -> Tensor:
+        """The images or labels of batch ``number``."""
+        with self.timeline.span(LOAD):
+            return batch(number)
+
     def forward(self, x: Tensor) -> Tensor:
         """The part's result for the next batch, on the weights as they are, or as the optimiser predicts them."""
-        with self.timeline.span("forward"):
+        with self.timeline.span(FORWARD):
             return self._forward(self._carried(x, self.image))
 
     def backward(self, second: Tensor) -> Tensor | None:
@@ -80,13 +86,13 @@ class Stage:
         ``second`` is the gradient of its result, or its labels. Returns the gradient of what the part read; None in
         the part that reads images.
         """
-        with self.timeline.span("backward"):
+        with self.timeline.span(BACKWARD):
             return self._backward(self.under_way.popleft(), self._carried(second, self.second))
 
     def update(self) -> None:
         """Move the weights by the gradients since the last update; there is at least one."""
         sums, self.sums = self.sums, {}
-        with self.timeline.span("update"):
+        with self.timeline.span(UPDATE):
             if self.native is not None:
                 self.optimiser.step_sums(sums[NATIVE], self.native.roundings)
             else:

@@ -11,7 +11,6 @@ import torch.distributed as dist
 from espalier.train.mailbox import GRADIENT, RESULT, Inbox, Outbox, Rings
 from espalier.train.pipeline import Feed, Schedule
 from espalier.train.stage import Stage
-from espalier.train.timeline import WAIT
 
 NO_RINGS = Rings()
 
@@ -35,28 +34,21 @@ def take_part_synchronously(stage: Stage, feed: Feed, micro_batches: int, rings:
 def _flow(stage: Stage, feed: Feed, rings: Rings, *, stale: bool) -> None:
     number, schedule = dist.get_rank(), Schedule(dist.get_world_size())
     sizes, first = [feed.size(batch) for batch in range(len(feed))], number == 0
-    came = None if first else Inbox(number - 1, RESULT, stage.image, sizes, rings.came)
-    returned = None if stage.last else Inbox(number + 1, GRADIENT, stage.second, sizes, rings.returned)
-    on = None if stage.last else Outbox(number + 1, RESULT, stage.result, rings.on)
-    back = None if first else Outbox(number - 1, GRADIENT, stage.image, rings.back)
-    waiting = stage.timeline.span
+    came = None if first else Inbox(number - 1, RESULT, stage.image, sizes, rings.came, stage.timeline)
+    returned = None if stage.last else Inbox(number + 1, GRADIENT, stage.second, sizes, rings.returned, stage.timeline)
+    on = None if stage.last else Outbox(number + 1, RESULT, stage.result, rings.on, stage.timeline)
+    back = None if first else Outbox(number - 1, GRADIENT, stage.image, rings.back, stage.timeline)
     for cycle in range(schedule.cycles(len(feed))):
         ahead, behind = schedule.forward(number, cycle), schedule.backward(number, cycle)
         if 0 <= ahead < len(feed):
-            with waiting(WAIT):
-                x = feed.images(ahead) if came is None else came.take()
-            result = stage.forward(x)
+            result = stage.forward(stage.loaded(feed.images, ahead) if came is None else came.take())
             if on is not None:
-                with waiting(WAIT):
-                    on.put(result)
+                on.put(result)
         if 0 <= behind < len(feed):
-            with waiting(WAIT):
-                second = feed.labels(behind) if returned is None else returned.take()
-            gradient = stage.backward(second)
+            gradient = stage.backward(stage.loaded(feed.labels, behind) if returned is None else returned.take())
             if back is not None:
                 assert gradient is not None, "of what came from the part before"
-                with waiting(WAIT):
-                    back.put(gradient)
+                back.put(gradient)
             if stale:
                 stage.update()
     for box in (on, back):

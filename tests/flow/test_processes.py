@@ -50,8 +50,12 @@ def test_processes_train_as_one(tmp_path: Path, scheme: Scheme) -> None:
     for name, array in alone.state.items():
         assert np.array_equal(found.state[name], array), name
     told = json.loads((tmp_path / "two" / TIMELINE).read_text())
-    assert {event["name"] for event in told["traceEvents"]} >= {"forward", "backward", "update", "wait"}
+    kinds = {"forward", "backward", "update", "wait", "copy", "load"}
+    assert {event["name"] for event in told["traceEvents"]} >= kinds
     assert set(told["otherData"]) == {"part 0", "part 1"}
+    for part in told["otherData"].values():
+        assert set(part) == {"epoch 1", "epoch 2"}, "the last one, too"
+        assert all(set(spent) == kinds and min(spent.values()) > 0 for spent in part.values())
     assert not (tmp_path / "one" / TIMELINE).exists()
 
 
