@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -20,6 +21,7 @@ from espalier.train.pipelining import Pipeline, candidates
 
 LINK = 1e9   #: bytes a second that one process gives another on the same machine, roughly
 BATCHES = 3  #: that are timed
+TRIALS = 3   #: of cuts whose parts are timed as wholes, at most
 
 
 def even_cuts(start: Checkpoint, data: Dataset, crew: Crew) -> tuple[str, ...]:
@@ -34,12 +36,15 @@ def even_cuts(start: Checkpoint, data: Dataset, crew: Crew) -> tuple[str, ...]:
         values = candidates(start.graph, folds=start.config.quantise is not None)
         crossing = [prod(value.shape) * (2 if isinstance(value.format, Fixed) else 4) * start.config.batch / LINK
                     for value in values]
-        seconds = segment_seconds(start, data, [value.name for value in values])
-        found = tuple(values[number].name for number in balanced_cuts(seconds, crossing, told.parts))
+
+        def seconds(cuts: tuple[int, ...]) -> list[float]:
+            return part_seconds(start, data, [values[number].name for number in cuts])
+
+        found = tuple(values[number].name for number in settled_cuts(seconds, crossing, told.parts))
     return crew.gather(found)[0]
 
 
-def segment_seconds(start: Checkpoint, data: Dataset, cuts: Sequence[str]) -> list[float]:
+def part_seconds(start: Checkpoint, data: Dataset, cuts: Sequence[str]) -> list[float]:
     """What each part between ``cuts`` takes for a batch, forward and back and with its update, in this process."""
     config, device = start.config, start.config.device
     optimiser = Optimiser(start.graph.learned(), start.gradient_formats, start.update, config.batch, device,
@@ -55,6 +60,38 @@ def segment_seconds(start: Checkpoint, data: Dataset, cuts: Sequence[str]) -> li
             timeline.spent.clear()
         steps(index, None, config.sgd, stale=False)
     return [timeline.busy() / 1e9 / BATCHES for timeline in steps.timelines]
+
+
+def settled_cuts(seconds: Callable[[tuple[int, ...]], Sequence[float]], crossing: Sequence[float], parts: int
+                 ) -> tuple[int, ...]:
+    """The cut points of :func:`balanced_cuts`, moved where parts timed as wholes are more even for it.
+
+    Layers take another time alone than behind others. So the segments of a part are scaled to what it takes as a whole,
+    and cut anew, until nothing moves or TRIALS cuts were tried, of which the best are taken.
+
+    Parameters
+    ----------
+    seconds : callable
+        From cut points, by number, to what each part between them takes.
+    crossing, parts
+        As of :func:`balanced_cuts`.
+    """
+    segments = seconds(tuple(range(len(crossing))))
+    cuts, tried = balanced_cuts(segments, crossing, parts), dict[tuple[int, ...], float]()
+    while cuts not in tried and len(tried) < TRIALS:
+        wholes, costs = seconds(cuts), [0.0, *(crossing[cut] for cut in cuts), 0.0]
+        tried[cuts] = max(whole + sum(beside) for whole, beside in zip(wholes, pairwise(costs), strict=True))
+        segments = _scaled(segments, cuts, wholes)
+        cuts = balanced_cuts(segments, crossing, parts)
+    return min(tried, key=lambda cuts: tried[cuts])
+
+
+def _scaled(segments: Sequence[float], cuts: Sequence[int], wholes: Sequence[float]) -> list[float]:
+    """The segments, so that those of each part between ``cuts`` take as long as it does as a whole."""
+    scaled: list[float] = []
+    for (first, last), whole in zip(pairwise((0, *(cut + 1 for cut in cuts), len(segments))), wholes, strict=True):
+        scaled += [seconds * whole / sum(segments[first:last]) for seconds in segments[first:last]]
+    return scaled
 
 
 def balanced_cuts(seconds: Sequence[float], crossing: Sequence[float], parts: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from espalier.errors import UnsupportedError
-from espalier.train.balance import balanced_cuts
+from espalier.train.balance import TRIALS, balanced_cuts, settled_cuts
 
 
 def slowest(seconds: list[float], crossing: list[float], cuts: tuple[int, ...]) -> float:
@@ -27,6 +27,47 @@ def test_no_other_cuts_are_better(data: st.DataObject, times: list[int]) -> None
     cuts = balanced_cuts(seconds, crossing, parts)
     assert len(cuts) == parts - 1 and list(cuts) == sorted(set(cuts))
     assert slowest(seconds, crossing, cuts) == min(every)
+
+
+def wholes(segments: list[float], cuts: tuple[int, ...]) -> list[float]:
+    """What parts take of which nothing is known but their segments."""
+    ends = [0, *(cut + 1 for cut in cuts), len(segments)]
+    return [sum(segments[first:last]) for first, last in zip(ends, ends[1:], strict=False)]
+
+
+def test_cuts_stay_where_parts_take_what_their_segments_do() -> None:
+    asked = []
+
+    def seconds(cuts: tuple[int, ...]) -> list[float]:
+        asked.append(cuts)
+        return wholes([4.0, 1.0, 1.0, 1.0, 1.0], cuts)
+    assert settled_cuts(seconds, [0.0] * 4, 2) == (0,)
+    assert asked == [(0, 1, 2, 3), (0,)]
+
+
+def test_a_cut_moves_where_the_whole_part_takes_longer() -> None:
+    """Alone each layer takes 1 s; the first two, and those alone, take twice as long when others follow."""
+    def seconds(cuts: tuple[int, ...]) -> list[float]:
+        return [1.0] * 6 if len(cuts) == 5 else wholes([2.0, 2.0, 1.0, 1.0, 1.0, 1.0], cuts)
+    assert balanced_cuts([1.0] * 6, [0.0] * 5, 2) == (2,)
+    assert settled_cuts(seconds, [0.0] * 5, 2) == (1,)
+
+
+@given(st.data(), st.lists(st.integers(1, 20), min_size=2, max_size=8))
+def test_settled_cuts_are_no_worse(data: st.DataObject, times: list[int]) -> None:
+    """Whatever parts take as wholes, within so many trials, and the same whenever the times are."""
+    alone, crossing = [float(time) for time in times], [float(data.draw(st.integers(0, 5))) for _ in times[1:]]
+    together = [float(data.draw(st.integers(1, 40))) for _ in times]
+    parts, asked = data.draw(st.integers(2, len(times))), []
+
+    def seconds(cuts: tuple[int, ...]) -> list[float]:
+        asked.append(cuts)
+        return alone if len(asked) == 1 else wholes(together, cuts)
+    found = settled_cuts(seconds, crossing, parts)
+    assert len(asked) <= 1 + TRIALS and found in asked[1:]
+    assert all(slowest(together, crossing, found) <= slowest(together, crossing, cuts) for cuts in asked[1:])
+    asked.clear()
+    assert settled_cuts(seconds, crossing, parts) == found
 
 
 @pytest.mark.parametrize("parts", [0, 4])
