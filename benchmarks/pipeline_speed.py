@@ -16,8 +16,9 @@ full`` is its speed without that, from the difference to a measurement of FEW ba
 published speed-ups.
 
 What limits a pipeline of stale weights: the slower part (``balance``: the speed-up if nothing were ever waited for,
-from the time that each part computes), filling and running empty (2 of ``--batches`` + 2 cycles), and waiting for
-messages. ``predicted`` is what ``cost/pipelines.py`` makes of the same times.
+from the time that each part works: computes, copies messages, and loads images or labels), filling and running empty (2
+of ``--batches`` + 2 cycles), and waiting for messages. ``predicted`` is what ``cost/pipelines.py`` makes of the time
+that each part works in the scheme and of the measured time of one process, held against the measured speed-up.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -63,12 +65,15 @@ from espalier.train.optimise import Optimiser, Sgd
 from espalier.train.pipelining import Pipeline
 from espalier.train.processes import in_processes
 from espalier.train.stage import Stage
+from espalier.train.timeline import BACKWARD, COPY, FORWARD, LOAD, UPDATE, shares
 
 SGD = Sgd(learning_rate=0.01, momentum=0.9, weight_decay=5e-4)
 BATCH, MICRO_BATCHES, WORKERS, FEW = 128, 4, 2, 2
 TORCH_CUTS = {"resnet20": "layer2.1", "resnet56": "layer2.4", "vgg16": "conv3_3", "cnn4x": "conv4"}
 PUBLISHED = 1.65  #: times as fast, of two GPUs (arXiv 1912.12675, ResNet-56; up to 1.82)
+ERROR = 15.0      #: of the predicted speed-up, in %, at most
 ONE, STALE, SYNCHRONOUS = "one process", "stale", f"synchronous in {MICRO_BATCHES}"
+FIXED = "16 bit"
 STALE_FEW, FULL = f"stale, {FEW} batches", "stale, once full"
 
 Step = Callable[[], None]
@@ -163,6 +168,14 @@ def measured(schemes: dict[str, dict[str, Step]], rounds: int) -> dict[str, dict
     return seconds
 
 
+def spent(stage: Stage, step: Step) -> Counter[str]:
+    """Nanoseconds by what the part does in ``step``, warmed up."""
+    step()
+    stage.timeline.spent.clear()
+    step()
+    return stage.timeline.spent.copy()
+
+
 def work(options: Namespace, results: Path) -> None:
     """Of each process; the first writes."""
     rank = int(os.environ["RANK"])
@@ -177,14 +190,13 @@ def work(options: Namespace, results: Path) -> None:
             wide = Quantise(Widths(16, 16, 16), Headroom(2, 2, 3), probe_steps=2)
             fixed, mine = ours(started(name, data, wide), data, options.batches, crew)
             floating, _ = ours(started(name, data, None), data, options.batches, crew)
-            schemes = {"16 bit": fixed, "float32": floating,
+            schemes = {FIXED: fixed, "float32": floating,
                        "PyTorch float32": theirs(name, data, options.batches, rank)}
             schemes = {kind: steps for kind, steps in schemes.items() if kind in options.kinds}
-            fixed[STALE]()  # to warm up
-            mine.timeline.spent.clear()
-            fixed[STALE]()
-            spent = crew.gather({**mine.timeline.spent, "sent": 2 * BATCH * prod(mine.result.shape)})
-            found[name] = {"seconds": measured(schemes, options.rounds), "spent": spent}
+            found[name] = {"spent": {scheme: crew.gather(spent(mine, fixed[scheme]))
+                                     for scheme in (STALE, SYNCHRONOUS)},
+                           "sent": crew.gather(2 * BATCH * prod(mine.result.shape)),
+                           "seconds": measured(schemes, options.rounds)}
             if not rank:
                 results.write_text(json.dumps(found))
                 print(name, {kind: {scheme: round(median(took), 2) for scheme, took in of.items()}
@@ -193,8 +205,10 @@ def work(options: Namespace, results: Path) -> None:
 
 def findings(found: dict, batches: int) -> tuple[list[Figure], list[Bar]]:
     """Images a second, speed-ups, and what limits ours."""
-    figures, bars = [], []
+    figures: list[Figure] = []
+    bars: list[Bar] = []
     for name, runs in found.items():
+        over: dict[tuple[str, str], float] = {}
         for kind, seconds in runs["seconds"].items():
             if (few := seconds.pop(STALE_FEW, None)) is not None:
                 seconds[FULL] = [(many - less) * batches / (batches - FEW)
@@ -204,33 +218,49 @@ def findings(found: dict, batches: int) -> tuple[list[Figure], list[Bar]]:
                 figures.append(Figure(head, round(batches * BATCH / median(took), 1), "images/s", Provenance.MEASURED))
                 if scheme != ONE:
                     ratio = median(one / two for one, two in zip(seconds[ONE], took, strict=True))
+                    over[kind, scheme] = ratio
                     figures.append(Figure(f"{head}, over one process", round(ratio, 3), "times", Provenance.MEASURED))
-                    if (kind, scheme) == ("16 bit", FULL):
+                    if (kind, scheme) == (FIXED, FULL):
                         bars.append(Bar(f"{head}, over one process", round(ratio, 3), ">=", PUBLISHED))
-        figures += limits(name, runs["spent"], batches)
+        if FIXED in runs["seconds"]:
+            alone = median(runs["seconds"][FIXED][ONE]) / batches
+            parts = {scheme: parts_of(times, runs["sent"], batches) for scheme, times in runs["spent"].items()}
+            figures += limits(name, runs["spent"][STALE], parts[STALE])
+            for scheme, speed_up in predictions(parts, alone, batches).items():
+                head, error = f"{name}: {FIXED}, {scheme}", 100 * abs(speed_up / over[FIXED, scheme] - 1)
+                figures.append(Figure(f"{head}: predicted", round(speed_up, 3), "times", Provenance.ESTIMATED))
+                bars.append(Bar(f"{head}: error of the prediction, in %", round(error, 1), "<=", ERROR))
     return figures, bars
 
 
-def limits(name: str, spent: list[dict[str, int]], batches: int) -> list[Figure]:
-    """Of the 16-bit pipelines: from the nanoseconds that each part spent on so many batches."""
-    times = [{what: took / 1e9 / batches for what, took in part.items() if what != "sent"} for part in spent]
-    parts = [Part(took["forward"], took["backward"] + took["update"], part["sent"], 0, 0)
-             for took, part in zip(times, spent, strict=True)]
-    busy = [part.seconds for part in parts]
-    filled = predict(parts, Link(LINK), Scheme.STALE).speed_up * batches / (batches + 2 * (WORKERS - 1))
-    halting = predict(parts, Link(LINK), Scheme.SYNCHRONOUS, MICRO_BATCHES).speed_up
-    return [Figure(f"{name}: 16 bit, {STALE}: balance", round(sum(busy) / max(busy), 3), "times", Provenance.MEASURED),
-            Figure(f"{name}: 16 bit, {STALE}: predicted", round(filled, 3), "times", Provenance.ESTIMATED),
-            Figure(f"{name}: 16 bit, {SYNCHRONOUS}: predicted", round(halting, 3), "times", Provenance.ESTIMATED),
-            *(Figure(f"{name}: 16 bit, {STALE}: part {number} waits", round(100 * took["wait"] / sum(took.values()), 2),
-                     "%", Provenance.MEASURED) for number, took in enumerate(times))]
+def parts_of(spent: list[dict[str, int]], sent: list[int], batches: int) -> list[Part]:
+    """From the nanoseconds that each part spent on so many batches; what it copies and loads is its own work."""
+    forward, backward = ([sum(part[what] for what in kinds) / 1e9 / batches for part in spent]
+                         for kinds in ((LOAD, FORWARD), (BACKWARD, UPDATE, COPY)))
+    return [Part(*times, 0, 0) for times in zip(forward, backward, sent, strict=True)]
+
+
+def predictions(parts: dict[str, list[Part]], alone: float, batches: int) -> dict[str, float]:
+    """Speed-ups by scheme, from the parts in each, over a process that takes ``alone`` seconds for a batch."""
+    link = Link(LINK)
+    return {STALE: predict(parts[STALE], link, Scheme.STALE, stretch=batches, alone=alone).speed_up,
+            FULL: predict(parts[STALE], link, Scheme.STALE, alone=alone).speed_up,
+            SYNCHRONOUS: predict(parts[SYNCHRONOUS], link, Scheme.SYNCHRONOUS, MICRO_BATCHES, alone=alone).speed_up}
+
+
+def limits(name: str, spent: list[dict[str, int]], parts: list[Part]) -> list[Figure]:
+    """Of the pipeline of 16 bit on stale weights."""
+    head, busy = f"{name}: {FIXED}, {STALE}", [part.seconds for part in parts]
+    return [Figure(f"{head}: balance", round(sum(busy) / max(busy), 3), "times", Provenance.MEASURED),
+            *(Figure(f"{head}: part {number}, {what}", round(100 * share, 2), "%", Provenance.MEASURED)
+              for number, part in enumerate(spent) for what, share in shares(Counter(part)).items())]
 
 
 def main() -> int:
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("--data", help="folder of the data sets (default: ESPALIER_DATA)")
     options.add_argument("--networks", nargs="+", choices=TORCH_CUTS, default=list(TORCH_CUTS))
-    options.add_argument("--kinds", nargs="+", default=["16 bit", "float32", "PyTorch float32"])
+    options.add_argument("--kinds", nargs="+", default=[FIXED, "float32", "PyTorch float32"])
     options.add_argument("--batches", type=int, default=20, help="of a measurement")
     options.add_argument("--rounds", type=int, default=3)
     told = options.parse_args()

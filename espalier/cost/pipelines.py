@@ -68,12 +68,12 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a pipeline does once it is full.
+    """What a pipeline does.
 
     Parameters
     ----------
     batch_seconds : float
-        From one batch to the next.
+        From one batch to the next, or their mean where it runs empty.
     speed_up : float
         Over one accelerator that does all parts.
     idle : tuple of float
@@ -89,19 +89,31 @@ class Prediction:
     weight_bytes: tuple[int, ...]
 
 
-def predict(parts: Sequence[Part], link: Link, scheme: Scheme, micro_batches: int = 1) -> Prediction:
-    """What ``parts``, in order, do together. ``micro_batches`` is of the synchronous scheme."""
-    if not parts or micro_batches < 1:
-        raise UnsupportedError(f"A pipeline has at least 1 part and 1 micro-batch, not {len(parts)} and "
-                               f"{micro_batches}")
-    alone = sum(part.seconds for part in parts)
+def predict(parts: Sequence[Part], link: Link, scheme: Scheme, micro_batches: int = 1, *, stretch: int | None = None,
+            alone: float | None = None) -> Prediction:
+    """What ``parts``, in order, do together.
+
+    Parameters
+    ----------
+    micro_batches : int
+        Of the synchronous scheme.
+    stretch : int, optional
+        Batches after which a pipeline of the other schemes runs empty; by default it stays full.
+    alone : float, optional
+        Seconds of a batch on one accelerator that does all parts, where that is known; by default their sum. On a
+        processor with caches the whole can take longer than its parts.
+    """
+    if not parts or micro_batches < 1 or (stretch is not None and stretch < 1):
+        raise UnsupportedError(f"A pipeline has at least 1 part and 1 micro-batch, and a stretch at least 1 batch, not "
+                               f"{len(parts)}, {micro_batches} and {stretch}")
+    alone = sum(part.seconds for part in parts) if alone is None else alone
     under_way = [2 * (len(parts) - 1 - number) + 1 for number in range(len(parts))]  # batches or micro-batches
     copies = under_way if scheme is Scheme.STASHED else [1] * len(parts)
     if scheme is Scheme.SYNCHRONOUS:
-        batch, divided = _synchronous(parts, link, micro_batches), micro_batches
+        batch, divided = _run_empty(parts, link, micro_batches, 1 / micro_batches), micro_batches
         under_way = [min(count, micro_batches) for count in under_way]
     else:
-        batch, divided = _full(parts, link), 1
+        batch, divided = _full(parts, link) if stretch is None else _run_empty(parts, link, stretch) / stretch, 1
     return Prediction(
         batch, alone / batch, tuple(1 - part.seconds / batch for part in parts),
         tuple(count * part.kept // divided for count, part in zip(under_way, parts, strict=True)),
@@ -113,17 +125,23 @@ def _full(parts: Sequence[Part], link: Link) -> float:
     return max(*(part.seconds for part in parts), *(link.seconds(part.sent) for part in parts[:-1]), 0.0)
 
 
-def _synchronous(parts: Sequence[Part], link: Link, micro_batches: int) -> float:
-    """Forward in order and back, all micro-batches, by when each pass of each part can start at the earliest."""
+def _run_empty(parts: Sequence[Part], link: Link, count: int, size: float = 1.0) -> float:
+    """All of so many batches forward and back, from empty to empty, by when each pass can start at the earliest.
+
+    Each part takes a batch forward and one back in turn, as in :class:`espalier.train.pipeline.Schedule`; ``size`` of
+    each is the fraction of a whole batch.
+    """
     free = [0.0] * len(parts)
-    there = [0.0] * micro_batches
-    for number, part in enumerate(parts):
-        for micro in range(micro_batches):
-            free[number] = max(free[number], there[micro]) + part.forward / micro_batches
-            onward = link.seconds(part.sent / micro_batches) if number + 1 < len(parts) else 0.0
-            there[micro] = free[number] + onward
-    for number, part in reversed([*enumerate(parts)]):
-        for micro in range(micro_batches):
-            free[number] = max(free[number], there[micro]) + part.backward / micro_batches
-            there[micro] = free[number] + (link.seconds(parts[number - 1].sent / micro_batches) if number else 0.0)
+    result_there, gradient_there = ([[0.0] * count for _ in parts] for _ in range(2))
+    for cycle in range(count + 2 * (len(parts) - 1)):
+        for number, part in enumerate(parts):
+            ahead, back = cycle - number, cycle - 2 * (len(parts) - 1) + number
+            if 0 <= ahead < count:
+                free[number] = max(free[number], result_there[number][ahead]) + part.forward * size
+                if number + 1 < len(parts):
+                    result_there[number + 1][ahead] = free[number] + link.seconds(part.sent * size)
+            if 0 <= back < count:
+                free[number] = max(free[number], gradient_there[number][back]) + part.backward * size
+                if number:
+                    gradient_there[number - 1][back] = free[number] + link.seconds(parts[number - 1].sent * size)
     return max(free)

@@ -45,6 +45,18 @@ def test_a_synchronous_pipeline_waits_for_messages() -> None:
     assert found.batch_seconds == 1 + 1.5 + 1 + 2 + 1.5 + 2
 
 
+def test_a_stretch_fills_and_empties() -> None:
+    """Of parts that are not even, all but the slowest do so beside it."""
+    slow, fast = Part(2.0, 4.0, 0, 0, 0), Part(1.0, 1.0, 0, 0, 0)
+    assert predict([slow, fast], FAST, Scheme.STALE, stretch=10).batch_seconds == 6.0
+    assert predict([fast, slow], FAST, Scheme.STALE, stretch=10).batch_seconds == pytest.approx((1 + 60 + 1) / 10)
+    assert predict([HALF], FAST, Scheme.STALE, stretch=1).batch_seconds == 3.0
+
+
+def test_the_whole_can_take_longer_than_its_parts() -> None:
+    assert predict([HALF, HALF], FAST, Scheme.STALE, alone=9.0).speed_up == 3.0
+
+
 @given(st.lists(st.tuples(st.floats(0.01, 10), st.floats(0.01, 10)), min_size=1, max_size=6), st.integers(1, 8))
 def test_nothing_is_faster_than_its_parts(seconds: list[tuple[float, float]], micro_batches: int) -> None:
     parts = [Part(forward, backward, 10, 0, 0) for forward, backward in seconds]
@@ -61,5 +73,6 @@ def test_links_and_parts_wrong() -> None:
     with pytest.raises(UnsupportedError, match=r"^A link carries more than 0 bytes a second, after 0 seconds or more, "
                                                r"not 0 after 0$"):
         Link(0)
-    with pytest.raises(UnsupportedError, match=r"^A pipeline has at least 1 part and 1 micro-batch, not 0 and 1$"):
+    with pytest.raises(UnsupportedError, match=r"^A pipeline has at least 1 part and 1 micro-batch, and a stretch at "
+                                               r"least 1 batch, not 0, 1 and None$"):
         predict([], FAST, Scheme.STALE)
