@@ -53,6 +53,7 @@ def train(
     seed: Annotated[int | None, typer.Option()] = None,
     learning_rate: Annotated[float | None, typer.Option()] = None,
     rate: Annotated[str | None, typer.Option(help="How it falls: constant, step or cosine.")] = None,
+    warm_up: Annotated[int | None, typer.Option(help="Epochs in which it rises linearly before.")] = None,
     momentum: Annotated[float | None, typer.Option()] = None,
     weight_decay: Annotated[float | None, typer.Option()] = None,
     loss: Annotated[str | None, typer.Option(help="softmax_cross_entropy or square_hinge.")] = None,
@@ -102,7 +103,7 @@ def train(
         rate=rate, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay, float32=float32,
         update=update, weight_bits=weight_bits, activation_bits=activation_bits, gradient_bits=gradient_bits,
         quantise_start=quantise_start, quantise_rate=quantise_rate, density=density, block=block, method=method,
-        scope=scope, prune_start=prune_start, prune_end=prune_end,
+        scope=scope, prune_start=prune_start, prune_end=prune_end, warm_up=warm_up,
         exchange=exchange, freeze=tuple(freeze) if freeze else None, parts=parts, cut=tuple(cut) if cut else None,
         scheme=scheme, switch=switch, micro_batches=micro_batches))
     found = flow.train_network(told, output_dir, data_root=data_root, resume=resume, dry_run=dry_run,

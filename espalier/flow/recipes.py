@@ -30,6 +30,7 @@ class TrainFlags:
     loss: str | None = None
     augment: bool | None = None
     rate: str | None = None
+    warm_up: int | None = None
     learning_rate: float | None = None
     momentum: float | None = None
     weight_decay: float | None = None
@@ -66,6 +67,7 @@ def recipe(file: Path | None, flags: TrainFlags) -> TrainConfig:
         stretch(fields, flags.epochs)
     _put(fields, flags, {name: name for name in ("network", "data", "batch", "seed", "device", "loss", "augment")})
     _put(fields["sgd"], flags, {name: name for name in ("learning_rate", "momentum", "weight_decay")})
+    _put(fields["rate"], flags, {"warm_up": "warm_up"})
     _put(fields, flags, {"freeze": "frozen"})
     if flags.rate == RateKind.STEP.value and not fields["rate"]["milestones"]:
         raise DataError("The rate 'step' falls at milestones, and none are given: name them in a recipe "
@@ -94,7 +96,7 @@ def stretch(fields: dict[str, Any], epochs: int) -> None:
     for part in (structure.get("growth"), structure.get("shedding")):
         if part is not None:
             part["times"] = {name: time * factor for name, time in part["times"].items()}
-    for part, name in ((fields["quantise"], "start"), (fields["pipeline"], "switch")):
+    for part, name in ((fields["quantise"], "start"), (fields["pipeline"], "switch"), (fields["rate"], "warm_up")):
         if part is not None and part[name]:
             part[name] = max(1, min(epochs - 1, round(part[name] * factor)))
     rate = fields["rate"]

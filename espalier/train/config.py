@@ -57,12 +57,16 @@ class RateSchedule:
         What each milestone multiplies by.
     floor : float
         The factor that ``COSINE`` tends to.
+    warm_up : int
+        Epochs in which the rate rises linearly, to what it is otherwise: in epoch ``k`` (from 0) it is times
+        ``(k + 1) / (warm_up + 1)``.
     """
 
     kind: RateKind = RateKind.CONSTANT
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     floor: float = 0.0
+    warm_up: int = 0
 
     def __post_init__(self) -> None:
         if not (0 < self.gamma <= 1 and 0 <= self.floor <= 1):
@@ -71,9 +75,14 @@ class RateSchedule:
         if any(later <= earlier for earlier, later in pairwise((0, *self.milestones))):
             raise DataError(f"Milestones are epochs from 1 on, each later than the one before, not "
                             f"{', '.join(map(str, self.milestones))}")
+        if self.warm_up < 0:
+            raise DataError(f"A learning rate warms up for 0 epochs or more, not {self.warm_up}")
 
     def factor(self, epoch: int, epochs: int) -> float:
         """The factor of ``epoch`` (from 0) out of ``epochs``."""
+        return min(1.0, (epoch + 1) / (self.warm_up + 1)) * self._fallen(epoch, epochs)
+
+    def _fallen(self, epoch: int, epochs: int) -> float:
         match self.kind:
             case RateKind.CONSTANT:
                 return 1.0
@@ -219,6 +228,9 @@ class TrainConfig:
             raise DataError(f"The loss is one of {', '.join(LOSSES)}, not {self.loss!r}")
         if self.device not in ("cpu", "cuda"):
             raise DataError(f"The device is cpu or cuda, not {self.device!r}")
+        if self.rate.warm_up >= self.epochs:
+            raise DataError(f"A learning rate is warm by the last of the {self.epochs} epochs, not after "
+                            f"{self.rate.warm_up}: warm up for fewer")
         if self.quantise is not None and not 0 <= self.quantise.start < self.epochs:
             raise DataError(f"Fixed point starts in one of the {self.epochs} epochs, counted from 0, not in "
                             f"{self.quantise.start}: leave 'quantise' out to train in float32")

@@ -263,12 +263,12 @@ def test_training_macs_of_changing_widths_and_tracked_weights(made):
 
 
 def test_another_length_keeps_the_place_of_times(made, tmp_path):
-    config(made, epochs=10, quantise={"start": 4}, rate={"kind": "step", "milestones": [5, 8]}, prune={
+    config(made, epochs=10, quantise={"start": 4}, rate={"kind": "step", "milestones": [5, 8], "warm_up": 3}, prune={
         "method": {"kind": "magnitude", "density": 0.5}, "schedule": {"start": 2, "end": 6},
         "exchange": {"start": 2, "end": 8}}).save(tmp_path / "r.yaml")
     found = plan([tmp_path / "r.yaml"], CompareRequest(epochs=5, seeds=(3,), network="net", data="d"))[0].configs[0]
     assert (found.epochs, found.seed, found.network, found.data) == (5, 3, "net", "d")
-    assert (found.quantise.start, found.rate.milestones) == (2, (2, 4))
+    assert (found.quantise.start, found.rate.milestones, found.rate.warm_up) == (2, (2, 4), 2)
     assert (found.prune.schedule.start, found.prune.schedule.end, found.prune.exchange.end) == (1, 3, 4)
     lasso = Prune(Magnitude(density=0.5), CubicSchedule(8, 8), None, GroupLasso(0.1, 2, 8))
     structure = Structure(0.5, Growth(Times(1, 2, 0.5)), Shedding(Times(3, 4), 0.5))

@@ -62,6 +62,9 @@ def test_formats_of_files(tmp_path: Path) -> None:
     ({"rate": {"gamma": 0}}, r"What multiplies a learning rate is above 0 and at most 1, and its floor in 0..1, not "),
     ({"rate": {"kind": "step", "milestones": [3, 2]}}, r"Milestones are epochs from 1 on, each later than the one "
                                                        r"before, not 3, 2$"),
+    ({"rate": {"warm_up": -1}}, r"A learning rate warms up for 0 epochs or more, not -1$"),
+    ({"epochs": 3, "rate": {"warm_up": 3}}, r"A learning rate is warm by the last of the 3 epochs, not after 3: "
+                                            r"warm up for fewer$"),
     ({"loss": "l2"}, r"^r\.yaml: The loss is one of softmax_cross_entropy, square_hinge, not 'l2'$"),
     ({"device": "tpu"}, r"^r\.yaml: The device is cpu or cuda, not 'tpu'$"),
     ({"quantise": {"update": "float"}}, r"Training in fixed point needs a fixed-point update \(buffered, unbuffered "

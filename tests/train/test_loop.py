@@ -231,6 +231,9 @@ def test_learning_rate_schedules() -> None:
     assert [fixed.sgd_of(epoch).learning_rate for epoch in (1, 2, 3, 4)] == pytest.approx([0.5, 0.25, 0.025, 0.0125])
     with pytest.raises(DataError, match=r"^What multiplies the learning rate in fixed point is above 0 and at most 1"):
         Quantise(rate=0)
+    warm = RateSchedule(RateKind.STEP, (3,), 0.5, warm_up=3)
+    assert [warm.factor(epoch, 5) for epoch in range(5)] == [0.25, 0.5, 0.75, 0.5, 0.5]
+    assert RateSchedule(warm_up=1).factor(0, 9) == 0.5 and RateSchedule(warm_up=1).factor(1, 9) == 1
     assert cosine.factor(0, 10) == 1 and cosine.factor(5, 10) == pytest.approx(0.6)
 
 
