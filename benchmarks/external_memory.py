@@ -1,9 +1,10 @@
-"""Activations in external memory: is every word right, and how much memory on chip does it save?
+"""Activations and weights in external memory: is every word right, and how much memory on chip does it save?
 
     python benchmarks/external_memory.py
 
-One training step of real networks on real images, all activations that can be spilled, against a memory with latency,
-refresh and stalls on every channel: RTL against interpreter, the rules of AXI4, and the bytes that the cost model says.
+One training step of real networks on real images, all activations that can be spilled, and then also the weights, masters
+and momenta of the largest layers streaming, against a memory with latency, refresh and stalls on every channel: RTL
+against interpreter, the rules of AXI4, and the bytes that the cost model says.
 What waits cost on large lattices is in ``utilisation_at_scale.py``.
 """
 
@@ -27,25 +28,29 @@ STALLING = MemoryTiming(latency=60, refresh_every=1900, refresh_cycles=80, stall
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A network in simulation: rows, lanes and bits of the port."""
+    """A network in simulation: rows, lanes and bits of the port, and whether weights stream."""
 
     network: str
     density: float
     rows: int
     lanes: int
     port_bits: int
+    stream: bool = False
 
     def __str__(self) -> str:
-        return f"{self.network}, {self.density:.0%} live, {self.rows}×{self.lanes}, port of {self.port_bits} bits"
+        return (f"{self.network}, {self.density:.0%} live, {self.rows}×{self.lanes}, port of {self.port_bits} bits"
+                + (", weights streaming" if self.stream else ""))
 
 
-CASES = (Case("cnn1x", 1.0, 8, 4, 64), Case("resnet20", 0.1, 8, 2, 32), Case("vgg16", 0.1, 8, 2, 128))
+CASES = (Case("cnn1x", 1.0, 8, 4, 64), Case("resnet20", 0.1, 8, 2, 32), Case("vgg16", 0.1, 8, 2, 128),
+         Case("cnn1x", 1.0, 8, 4, 64, stream=True), Case("resnet20", 0.1, 8, 2, 32, stream=True),
+         Case("vgg16", 0.1, 8, 2, 128, stream=True))
 
 
 def simulated(case: Case) -> tuple[list[Figure], list[Bar]]:
     """One step in RTL simulation, with stalls."""
     prepared = prepare(case.network, "cifar10", rows=case.rows, lanes=case.lanes, density=case.density, probe=32,
-                       dense_depths=False, port_bits=case.port_bits)
+                       dense_depths=False, port_bits=case.port_bits, stream=case.stream)
     program = prepared.network.program
     rtl, reference = RtlEngine(prepared.network, timing=STALLING), InterpreterEngine(prepared.network)
     images, labels = prepared.images[:case.lanes], prepared.labels[:case.lanes]
@@ -65,6 +70,10 @@ def simulated(case: Case) -> tuple[list[Figure], list[Bar]]:
                       Provenance.ESTIMATED),
                Figure(f"{case}: activation memory, all on chip", whole.activation_depth, "vectors",
                       Provenance.ESTIMATED)]
+    columns = {"weights": 2 * program.machine.panel_depth, "masters and momenta": 2 * program.machine.state_depth}
+    figures += [Figure(f"{case}: columns of {what} on chip", program.machine.weight_depth + beside, "columns",
+                       Provenance.ESTIMATED) for what, beside in columns.items()]
+    figures.append(Figure(f"{case}: columns in all", whole.weight_depth, "columns", Provenance.ESTIMATED))
     return figures, [Bar(f"{case}: differing words", wrong, "==", 0),
                      Bar(f"{case}: broken rules of AXI4", found.broken_rules, "==", 0),
                      Bar(f"{case}: bytes other than predicted", unexpected, "==", 0)]

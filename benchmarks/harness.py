@@ -56,13 +56,13 @@ class Prepared:
 
 def prepare(name: str, data: str, *, rows: int, lanes: int, density: float = 1.0, seed: int = 0,
             sgd: Sgd = SGD, probe: int = 256, exceptions: dict[str, float] | None = None,
-            dense_depths: bool = True, port_bits: int = 0) -> Prepared:
+            dense_depths: bool = True, port_bits: int = 0, stream: bool = False) -> Prepared:
     """Calibrate zoo network ``name`` on ``data``, prune it at once by magnitude, compile it.
 
     Pruning is per layer to one density in ``rows × rows`` blocks (``exceptions`` by weight name). Batch
     equals lanes. The machine has exactly the depths and accumulators that the *dense* network needs,
     so that dense and pruned run on one machine; without ``dense_depths`` those that the pruned one needs. With a port
-    to external memory all activations are spilled that can be.
+    to external memory all activations are spilled that can be, and if weights ``stream`` the fewest are on chip.
     """
     split = normalise(load(data))
     graph, parameters = from_torch(build(name, seed=seed), input_shape(name), name)
@@ -73,7 +73,7 @@ def prepare(name: str, data: str, *, rows: int, lanes: int, density: float = 1.0
     rules = {value.name: buffered_rule(sgd, lanes, value.format, fixed.gradient_formats[gradient_name(value.name)])
              for value in fixed.graph.parameters}
     dense = {value.name: np.ones(value.shape, dtype=np.bool_) for value in fixed.graph.parameters}
-    machine, _ = fitted_machine(step, dense if dense_depths else live, rows, lanes, port_bits)
+    machine, _ = fitted_machine(step, dense if dense_depths else live, rows, lanes, port_bits, stream=stream)
     program = compile_program(fixed.graph, loss=LOSS, gradient_formats=fixed.gradient_formats, live=live, rules=rules,
                               machine=machine)
     state = {key: np.where(live[parameter], fixed.state[key], 0) for parameter in live
