@@ -2,9 +2,9 @@
 
     python benchmarks/external_memory.py
 
-One training step of real networks on real images, all activations that can be spilled, and then also the weights, masters
-and momenta of the largest layers streaming, against a memory with latency, refresh and stalls on every channel: RTL
-against interpreter, the rules of AXI4, and the bytes that the cost model says.
+One training step of real networks on real images, all activations that can be spilled, and then also with streaming
+weights, masters and momenta of the largest layers, against a memory with latency, refresh and stalls on every channel:
+RTL against interpreter, the rules of AXI4, and the bytes that the cost model says.
 What waits cost on large lattices is in ``utilisation_at_scale.py``.
 """
 
