@@ -1,16 +1,22 @@
 """The port to external memory keeps the rules of AXI4 (Arm IHI 0022, A3.2 and A3.4), whatever memory and engine do."""
 
+from dataclasses import replace
+
 import pytest
 from amaranth.hdl import Cat, Module, Mux, Signal
-from amaranth.lib import wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from bench.proof import holds
 
 from espalier.arch.machine import BURST_BYTES, Machine
 from espalier.gateware.external import Bursts, Refetcher, Spiller
+from espalier.gateware.layouts import struct
+from espalier.gateware.panels import PanelMover
+from espalier.program.words import run_fields
 
 MACHINE = Machine(rows=1, lanes=1, word_bits=2, acc_bits=4, activation_depth=8, gradient_depth=2, weight_depth=2,
                   index_depth=2, table_depth=2, port_bits=32)
+PANELS = replace(MACHINE, panel_depth=4, state_depth=4, run_depth=2)
 UNDER_WAY = 1
 
 
@@ -114,6 +120,59 @@ class RefetcherBench(wiring.Component):
                         | ((wanted != stored) & ~dut.busy)),
             self.reached.eq((stored == 2) & (wanted == 2) & ~dut.busy)]
         return m
+
+
+class MoverBench(wiring.Component):
+    """A panel of one run, anywhere, in or out; a memory that answers when it likes. The run is written first."""
+
+    def __init__(self):
+        super().__init__({"column": In(8), "state": In(1), "store": In(1), "start": In(1), "arready": In(1),
+                          "rvalid": In(1), "awready": In(1), "wready": In(1), "bvalid": In(1), "allowed": Out(1),
+                          "bad": Out(1), "reached": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.mover = dut = PanelMover(PANELS)
+        written, state, started = Signal(), Signal(), Signal()
+        asked, came, items, left, sent, ended, answered = (
+            Signal(8, name=name) for name in ("asked", "came", "items", "left", "sent", "ended", "answered"))
+        columns = Mux(state, 1, PANELS.beat_columns)
+        beats = Mux(state, PANELS.column_beats(1, state=True), 1)
+        with m.If(~written):
+            m.d.sync += [written.eq(1), state.eq(self.state)]
+        run = data.View(struct(run_fields(PANELS)), dut.write_data)
+        m.d.comb += [
+            dut.write_en.eq(~written), run.column.eq(self.column << 2),
+            run.columns.eq(Mux(self.state, 1, PANELS.beat_columns)), dut.start.eq(self.start & written & ~started),
+            dut.move.state.eq(state), dut.move.store.eq(self.store), dut.move.runs.eq(1), dut.move.beats.eq(beats),
+            dut.arready.eq(self.arready & dut.active), dut.rvalid.eq(self.rvalid & dut.active),
+            dut.rlast.eq(came + 1 == asked), dut.awready.eq(self.awready & dut.active), dut.wready.eq(self.wready),
+            dut.bvalid.eq(self.bvalid)]
+        moved = dut.wvalid & dut.wready
+        m.d.sync += [
+            started.eq(started | dut.start), came.eq(came + (dut.rvalid & dut.rready)),
+            asked.eq(asked + Mux(dut.arvalid & dut.arready, dut.arlen + 1, 0)), sent.eq(sent + moved),
+            items.eq(items + (dut.weight_en | dut.state_en)), ended.eq(ended + (moved & dut.wlast)),
+            answered.eq(answered + dut.bvalid)]
+        with m.If(dut.awvalid & dut.awready):
+            m.d.sync += left.eq(dut.awlen + 1)
+        with m.Elif(moved):
+            m.d.sync += left.eq(left - 1)
+        whole = (came == beats) & (items == columns) | (sent == beats) & (ended == answered)
+        m.d.comb += [
+            self.allowed.eq((~self.rvalid | (asked != came)) & (~self.bvalid | (ended != answered))),
+            self.bad.eq(waits(m, "ar", dut.arvalid, dut.arready | ~dut.active, Cat(dut.araddr, dut.arlen))
+                        | waits(m, "aw", dut.awvalid, dut.awready | ~dut.active, Cat(dut.awaddr, dut.awlen))
+                        | waits(m, "w", dut.wvalid, dut.wready, Cat(dut.wdata, dut.wlast))
+                        | (dut.wvalid & ((left == 0) | (dut.wlast != (left == 1)))) | (asked > beats)
+                        | (dut.weight_en & state) | (dut.state_en & ~state) | (dut.done & ~whole)),
+            self.reached.eq(dut.done & (sent != 0) & ~state)]
+        return m
+
+
+@pytest.mark.parametrize("fault", [None, (r"(wlast = .*) == 1'h1", r"\1 == 1'h0")])
+def test_panels_move_whole_and_their_offers_stay(tmp_path, fault):
+    assert holds(tmp_path, MoverBench(), 20, fault=fault) == (fault is None)
 
 
 def test_no_burst_crosses_a_boundary(tmp_path):
