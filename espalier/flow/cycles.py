@@ -23,12 +23,13 @@ from espalier.cost.traffic import traffic
 from espalier.engines.rtl import RtlEngine
 from espalier.flow.design import Design
 from espalier.ir.differentiate import differentiate
+from espalier.program.program import Program
 from espalier.program.words import Opcode
 from espalier.records import Figure, Provenance
 from espalier.report.cycles import Cycles, LayerCycles, OtherCycles, Phase
 
 MOVES = {Opcode.REFETCH: " asked back", Opcode.FETCH: ": weights asked for, and waited for",
-         Opcode.STORE: ": weights put out"}
+         Opcode.STORE: ": weights put out", Opcode.END: ": all written"}
 Images = NDArray[np.int64]
 
 
@@ -36,9 +37,13 @@ def step_cycles(engine: RtlEngine, images: Images, labels: NDArray[np.int64]) ->
     """The cycles of one training step on one batch, command by command. Trains the engine by that step."""
     engine.clear_cycles()
     engine.train(images, labels, len(images))
-    commands = engine.program.commands
-    end = next(k for k, command in enumerate(commands) if command.opcode == Opcode.END)
-    return engine.phase_cycles()[:end]
+    return engine.phase_cycles()[:step_commands(engine.program)]
+
+
+def step_commands(program: Program) -> int:
+    """The commands of a training step; END is one of them where it waits for weights on their way to memory."""
+    end = program.entries_at["infer"] - 1
+    return end + program.commands[end].fence
 
 
 def dense_engine(design: Design, timing: MemoryTiming | None = None) -> RtlEngine:
@@ -111,7 +116,7 @@ def model_figures(design: Design, counted: tuple[PhaseCycles, ...]) -> tuple[Fig
     memory: tuple[Figure, ...] = ()
     if design.machine.port_bits:
         moved = traffic(program)
-        computed = groups * sum(phase.cycles for phase in predict(program)[: program.entries_at["infer"] - 1])
+        computed = groups * sum(phase.cycles for phase in predict(program)[: step_commands(program)])
         memory = (Figure("Read from external memory", groups * moved.read, "bytes", Provenance.ESTIMATED),
                   Figure("Written to external memory", groups * moved.written, "bytes", Provenance.ESTIMATED),
                   Figure("Waits for external memory", sum(phase.cycles for phase in counted) - computed, "cycles",

@@ -75,7 +75,11 @@ def test_weights_that_stream(made, tmp_path):
                      for page, size in ((program.weight_page, 2), (program.state_page, 8))}
     content = simulate(folder, SimulateRequest(steps=2, test_images=4))
     assert all(decode(Verification, check, "check").passed for check in content["verifications"])
-    assert decode(Cycles, content["cycles"], "cycles").step_speedup > 1
+    cycles = decode(Cycles, content["cycles"], "cycles")
+    assert cycles.step_speedup > 1
+    assert {"end: all written", "fc: weights put out", "fc: weights asked for, and waited for"} <= {
+        row.name for row in cycles.others}
+    assert cycles.step_cycles == sum(row.cycles for row in (*cycles.layers, *cycles.others))
 
 
 def test_useful_macs_do_not_count_padding(build):
