@@ -125,7 +125,8 @@ class Accelerator(wiring.Component):
         with m.If(self.write_ready):
             m.d.sync += [came.eq(self.write_valid), coming.eq(self.write)]
         with m.If(follows):
-            m.d.sync += [writer.valid.eq(came), writer.write.eq(coming), writer.spaces.eq(spaces_of(coming.address))]
+            m.d.sync += [writer.valid.eq(came), writer.write.eq(coming),
+                         writer.spaces.eq(spaces_of(coming.address, self.machine))]
         m.d.comb += [
             self.write_ready.eq(~came | follows),
             sequencer.start.eq(writer.start), sequencer.word.eq(writer.start_word),
@@ -306,10 +307,11 @@ class Accelerator(wiring.Component):
         machine, rows, ending = self.machine, self.rows, self.ending
         column, term, every, count = (Signal.like(ending.column), Signal.like(ending.term), Signal(),
                                       Signal.like(ending.tile.rows))
-        first = self.command.first_column if machine.panel_depth else 0
+        place = ending.column + ending.term
         with m.If(self.lattice.loaded):
-            m.d.sync += [column.eq(ending.column + ending.term - first), term.eq(ending.term),
-                         count.eq(ending.tile.rows), every.eq(~self.command.diagonal | ending.one)]
+            m.d.sync += [column.eq(place - self.command.first_column if machine.panel_depth else place),
+                         term.eq(ending.term), count.eq(ending.tile.rows),
+                         every.eq(~self.command.diagonal | ending.one)]
         valid = rows.item.valid & (self.command.opcode == Opcode.UPDATE)
         ours = [rows.item.row + tree * machine.tree_rows for tree in range(machine.trees)]
         bank = Signal((machine.rows - 1).bit_length())
@@ -329,7 +331,7 @@ class Accelerator(wiring.Component):
     def _update_unit(self, m: Module, number: int, update: UpdateUnit) -> None:
         own, group, _ = self._places(Const(0, (self.machine.rows - 1).bit_length()))
         place = Cat(update.gradient_address[:len(own)], Const(number, len(group)), update.gradient_address[len(own):],
-                    self.command.panel if self.machine.panel_depth else C(0))
+                    self.command.panel if self.machine.panel_depth else ())
         m.d.comb += [
             update.first.eq(self.sequencer.first), update.last.eq(self.sequencer.last),
             self.gradient_valid[number].eq(update.gradient_valid),

@@ -29,9 +29,13 @@ NEIGHBOURS = 4   #: lanes that a read chooses among in one cycle
 WRITE = data.StructLayout({"address": 32, "data": BUS_BITS})
 
 
-def spaces_of(address: Value) -> Value:
-    """For each :class:`Space` a bit, which says whether the address is in it."""
-    return Cat(address[SPACE_SHIFT:] == space for space in Space)
+def spaces_of(address: Value, machine: Machine) -> Value:
+    """For each :class:`Space` that the machine has a bit, which says whether the address is in it."""
+    return Cat(address[SPACE_SHIFT:] == space for space in _spaces(machine))
+
+
+def _spaces(machine: Machine) -> tuple[Space, ...]:
+    return tuple(space for space in Space if space != Space.RUNS or machine.panel_depth)
 
 
 class HostWriter(wiring.Component):
@@ -50,8 +54,8 @@ class HostWriter(wiring.Component):
         self.run_bits = sum(run_fields(machine).values()) if machine.panel_depth else 0
         runs = {"run_en": Out(1), "run": Out(self.run_bits)} if machine.panel_depth else {}
         super().__init__({
-            **runs, "valid": In(1), "ready": Out(1), "write": In(WRITE), "spaces": In(len(Space)), "blocked": In(1),
-            "start": Out(1), "start_word": Out(struct(start_fields())),
+            **runs, "valid": In(1), "ready": Out(1), "write": In(WRITE), "spaces": In(len(_spaces(machine))),
+            "blocked": In(1), "start": Out(1), "start_word": Out(struct(start_fields())),
             "program_en": Out(1), "table_en": Out(1), "index_en": Out(1), "weight_en": Out(1), "master_en": Out(1),
             "momentum_en": Out(1), "activation_en": Out(1), "write_any": Out(1),
             "offset": Out(SPACE_SHIFT), "item": Out(SPACE_SHIFT),

@@ -29,7 +29,7 @@ class Bench(wiring.Component):
         m.d.comb += [
             request.eq(Cat(self.valid, self.space, self.offset, self.word)), dut.valid.eq(self.valid),
             dut.write.address.eq(Cat(self.offset, Signal(SPACE_SHIFT - 3), self.space)), dut.write.data.eq(self.word),
-            dut.spaces.eq(spaces_of(dut.write.address)), dut.blocked.eq(self.engine)]
+            dut.spaces.eq(spaces_of(dut.write.address, MACHINE)), dut.blocked.eq(self.engine)]
         taken, ours = self.valid & dut.ready, self.space == Space.ACTIVATIONS
         m.d.sync += [before.eq(request), waited.eq(self.valid & ~dut.ready)]
         with m.If(taken):  # ``fresh``: the first word of a vector has just come
