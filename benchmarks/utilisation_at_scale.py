@@ -172,7 +172,7 @@ def in_memory(name: str, network: Network, *, stream: bool) -> Iterator[Figure |
                 yield Figure(f"{head}: {phase}, roofline", round(bound, 2), "% of multipliers", Provenance.ESTIMATED)
                 if bound >= network.setting.least:
                     yield Bar(f"{head}: {phase}", round(percent[phase], 2), ">=", network.setting.least)
-        yield Figure(f"{place}: on-chip memory", round(on_chip_mb(program), 2), "MB", Provenance.ESTIMATED)
+        yield Figure(f"{place}, spilling: on-chip memory", round(on_chip_mb(program), 2), "MB", Provenance.ESTIMATED)
         if stream:
             continue
         whole = fitted_machine(network.step, network.live, network.setting.rows, lanes)[0].activation_depth
