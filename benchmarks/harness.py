@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from espalier.arch.machine import Machine
 from espalier.compiler.fit import required_acc_bits, required_depths
 from espalier.compiler.legalise import legalise
-from espalier.compiler.lists import LayerBlocks, layer_blocks
+from espalier.compiler.lists import LayerBlocks, blocks_of
 from espalier.compiler.machine_choice import streaming
 from espalier.compiler.pipeline import compile_program
 from espalier.compiler.place import place
@@ -115,14 +115,12 @@ def fitted_machine(step: Graph, live: dict[str, NDArray[np.bool_]], rows: int, l
     """
     layers, _ = legalise(step)
     memory = place(layers, rows, spill=port_bits > 0)
-    blocks: list[LayerBlocks] = []
-    for layer in layers:
-        blocks.append(layer_blocks(layer, live, rows, blocks[-1].columns if blocks else 0))
-    depths = required_depths(layers, tuple(blocks), memory, rows)
-    acc_bits = max(32, required_acc_bits(layers, tuple(blocks)))
+    blocks = blocks_of(layers, live, rows)
+    depths = required_depths(layers, blocks, memory, rows)
+    acc_bits = max(32, required_acc_bits(layers, blocks))
     machine = Machine(rows=rows, lanes=lanes, acc_bits=acc_bits, port_bits=port_bits,
                       clips=any(layer.clip for layer in layers), **depths)
-    return streaming(layers, live, memory, machine) if stream else machine, tuple(blocks)
+    return streaming(layers, live, memory, machine) if stream else machine, blocks
 
 
 def training_optimiser(prepared: Prepared, sgd: Sgd) -> Optimiser:

@@ -230,6 +230,8 @@ def compile_command(
          [f"{design.graph.name} on {chosen.rows} rows × {chosen.lanes} lanes ({chosen.multipliers} multipliers"
           f"{' in pairs' if chosen.pairs else ''}), "
           f"{chosen.acc_bits}-bit accumulators" + (" (dry run: nothing was written)" if dry_run else ""),
+          *(["weights stream from external memory" if chosen.panel_depth else
+             "all weights stay on chip: two panels of any layer would take more"] if stream_weights else []),
           *([f"estimated: {design.estimated_use}"] if design.estimated_use else [])])
 
 

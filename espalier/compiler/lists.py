@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -139,6 +139,21 @@ def layer_blocks(layer: Layer, live: Live, rows: int, column: int, step: int = 1
             column += -(-columns // step) * step
     return LayerBlocks(layer=layer, rows=rows, blocks=tuple(found), bias_columns=tuple(bias_columns),
                        columns=column)
+
+
+def blocks_of(layers: tuple[Layer, ...], live: Live, rows: int, outside: Collection[int] = (), first: int = 0,
+              step: int = 1) -> tuple[LayerBlocks, ...]:
+    """The live blocks of each layer, laid out one behind the other; as :func:`layer_blocks`.
+
+    Those of the layers whose numbers are ``outside`` likewise, but from ``first`` on, at multiples of ``step`` from
+    there.
+    """
+    ends, found = {False: 0, True: first}, []
+    for k, layer in enumerate(layers):
+        out = k in outside
+        found.append(layer_blocks(layer, live, rows, ends[out], step if out else 1))
+        ends[out] = found[-1].columns
+    return tuple(found)
 
 
 def _taps_then_sources(alive: NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from espalier.arch.machine import MULTIPLIERS_BESIDE_LATTICE, ROWS, UPDATE_MULTIPLIERS, Machine
 from espalier.compiler.fit import required_acc_bits, required_depths
 from espalier.compiler.legalise import Layer, Loss
-from espalier.compiler.lists import LayerBlocks, aligned_groups, layer_blocks, live_weights, whole_blocks
+from espalier.compiler.lists import LayerBlocks, aligned_groups, blocks_of, live_weights, whole_blocks
 from espalier.compiler.panels import laid_out, layer_panels, least_depths
 from espalier.compiler.place import Memory, place
 from espalier.errors import FitError
@@ -154,14 +154,6 @@ def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDA
     raise FitError(f"No machine for this network fits {constraints.name}: the smallest that was tried, {smallest.rows} "
                    f"rows × {smallest.lanes} lanes, takes at least {constraints.needs(smallest)}; prune more, "
                    f"shrink the network, or choose a larger part")
-
-
-def blocks_of(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], rows: int) -> tuple[LayerBlocks, ...]:
-    """The live blocks of each layer, laid out one behind the other. Raises FitError where blocks are not whole."""
-    blocks: list[LayerBlocks] = []
-    for layer in layers:
-        blocks.append(layer_blocks(layer, live, rows, blocks[-1].columns if blocks else 0))
-    return tuple(blocks)
 
 
 def _check_pairs(word_bits: int, constraints: Constraints) -> None:

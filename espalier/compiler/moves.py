@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from espalier.arch.machine import REGION_BITS, Machine
+from espalier.arch.machine import Machine
 from espalier.compiler.panels import Panel
-from espalier.program.program import Command
-from espalier.program.words import Opcode
+from espalier.program.program import Command, Run
+from espalier.program.words import Opcode, region_of
 
 LOSS = -1  #: what the loss makes, among the numbers of the backward pass's steps
 
@@ -60,32 +60,35 @@ class Moves:
 
     def __init__(self, machine: Machine, weight_page: int, state_page: int) -> None:
         self.machine, self.pages = machine, {False: weight_page, True: state_page}
-        self.runs: list[tuple[int, int]] = []
-        self.known: dict[tuple[tuple[int, int], ...], int] = {}
+        self.runs: list[Run] = []
+        self.known: dict[tuple[Run, ...], int] = {}
 
     def scheduled(self, parts: Sequence[Part]) -> Schedule:
         """All commands of a program that ends behind them."""
         turns = [number for number, part in enumerate(parts) if part.panel and part.panel.columns]
         panels = {number: turn % 2 for turn, number in enumerate(turns)}
-        fetched = {number: self._fetched_before(parts, turns, turn) for turn, number in enumerate(turns)}
+        asked: dict[int, list[int]] = {}  # before which part those of which are asked for
+        for turn, number in enumerate(turns):
+            asked.setdefault(self._asked_before(parts, turns, turn), []).append(number)
         commands: list[Command] = []
         makers: dict[str | int, int] = {}
         for number, part in enumerate(parts):
-            commands += [self._move(Opcode.FETCH, parts[number], panels[number])
-                         for _ in range(fetched.get(number) == number)]
-            own = [*self._stored(parts, panels, number - 1),
-                   *(self._move(Opcode.FETCH, parts[later], panels[later])
-                     for later in turns if fetched[later] == number < later), *part.commands]
+            wanted = asked.get(number, [])
+            if number in wanted:
+                commands.append(self._move(Opcode.FETCH, part, panels[number]))
+            moves = [*self._stored(parts, panels, number - 1),
+                     *(self._move(Opcode.FETCH, parts[later], panels[later]) for later in wanted if later > number)]
             if number in panels:
-                region = 1 << REGION_BITS - 1 | panels[number]
-                own[-len(part.commands):] = [replace(command, panel=region) for command in part.commands]
-                own[0] = replace(own[0], fence=1)
-            commands += own
+                own = [replace(command, panel=region_of(panels[number])) for command in part.commands]
+                first, *others = (*moves, *own)
+                commands += [replace(first, fence=1), *others]
+            else:
+                commands += [*moves, *part.commands]
             if part.makes is not None:
                 makers[part.makes] = len(commands) - 1
         return Schedule((*commands, *self._stored(parts, panels, len(parts) - 1)), makers)
 
-    def _fetched_before(self, parts: Sequence[Part], turns: Sequence[int], turn: int) -> int:
+    def _asked_before(self, parts: Sequence[Part], turns: Sequence[int], turn: int) -> int:
         """The part before which a panel is asked for: that with the panel before it, or the one before the first."""
         number = turns[turn]
         earliest = turns[turn - 1] if turn else max(0, number - 1)

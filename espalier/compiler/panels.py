@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from espalier.arch.machine import Machine
 from espalier.compiler.legalise import Layer
-from espalier.compiler.lists import Block, LayerBlocks, Live, layer_blocks
+from espalier.compiler.lists import Block, LayerBlocks, Live, blocks_of
 from espalier.errors import FitError
-
-Run = tuple[int, int]  #: columns one behind the other in external memory: the first, and how many
+from espalier.program.program import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,27 +59,17 @@ def laid_out(layers: tuple[Layer, ...], live: Live, machine: Machine) -> tuple[t
     Those are the largest, as few as leave the others room in the weight banks: none without panels. Their columns are
     counted from ``machine.weight_depth`` on.
     """
-    sizes = [layer_blocks(layer, live, machine.rows, 0).columns for layer in layers]
-    streamed: set[int] = set()
-    if machine.panel_depth:
-        trained = sorted((k for k, layer in enumerate(layers) if layer.weight is not None), key=lambda k: -sizes[k])
-        while trained and sum(sizes) - sum(sizes[k] for k in streamed) > machine.weight_depth:
-            streamed.add(trained.pop(0))
-    return _placed(layers, live, machine, streamed), frozenset(streamed)
-
-
-def _placed(layers: tuple[Layer, ...], live: Live, machine: Machine, streamed: Iterable[int]
-            ) -> tuple[LayerBlocks, ...]:
-    resident, external = 0, machine.weight_depth
-    found = []
-    for k, layer in enumerate(layers):
-        if k in streamed:
-            found.append(layer_blocks(layer, live, machine.rows, external, machine.beat_columns))
-            external = found[-1].columns
-        else:
-            found.append(layer_blocks(layer, live, machine.rows, resident))
-            resident = found[-1].columns
-    return tuple(found)
+    blocks = blocks_of(layers, live, machine.rows)
+    if not machine.panel_depth:
+        return blocks, frozenset()
+    columns, streamed = blocks[-1].columns, set[int]()
+    for k, size in _largest(blocks):
+        if columns <= machine.weight_depth:
+            break
+        streamed.add(k)
+        columns -= size
+    return (blocks_of(layers, live, machine.rows, streamed, machine.weight_depth, machine.beat_columns),
+            frozenset(streamed))
 
 
 def least_depths(layers: tuple[Layer, ...], live: Live, machine: Machine) -> tuple[int, int]:
@@ -87,18 +77,24 @@ def least_depths(layers: tuple[Layer, ...], live: Live, machine: Machine) -> tup
 
     The largest layers lie in external memory, as many as that takes; 0 for the panels where none does.
     """
-    items = [layer_blocks(layer, live, machine.rows, 0) for layer in layers]
-    sizes = [item.columns for item in items]
-    largest = sorted((k for k, layer in enumerate(layers) if layer.weight is not None), key=lambda k: -sizes[k])
-    found = [(sum(sizes), 0)]
-    panel, resident = 2, sum(sizes)
-    for k in largest:
-        panel, resident = max(panel, least_panel(items[k], machine)), resident - sizes[k]
+    blocks = blocks_of(layers, live, machine.rows)
+    panel, resident = 2, blocks[-1].columns
+    found = [(resident, 0)]
+    for k, size in _largest(blocks):
+        panel, resident = max(panel, _least_panel(blocks[k], machine)), resident - size
         found.append((resident, panel))
     return min(found, key=lambda depths: depths[0] + 2 * depths[1])
 
 
-def least_panel(item: LayerBlocks, machine: Machine) -> int:
+def _largest(blocks: Sequence[LayerBlocks]) -> list[tuple[int, int]]:
+    """The numbers of the layers that have weights, and how many columns, the largest first."""
+    ends = [0, *(item.columns for item in blocks)]
+    sizes = [end - begin for begin, end in pairwise(ends)]
+    return sorted(((k, size) for k, size in enumerate(sizes) if blocks[k].layer.weight is not None),
+                  key=lambda numbered: -numbered[1])
+
+
+def _least_panel(item: LayerBlocks, machine: Machine) -> int:
     """Columns of the largest block of a layer, in FP or BP: a panel can have no fewer."""
     widths = _widths(item, machine)
     return max(sum(widths[column] for column in columns) for blocks in _by_phase(item) for columns in blocks)
@@ -130,14 +126,14 @@ def layer_panels(item: LayerBlocks, machine: Machine) -> LayerPanels:
     if widest > machine.state_depth:
         raise FitError(f"WU of {item.layer.name!r} needs state_depth = {widest} and the machine has "
                        f"{machine.state_depth}: enlarge it")
-    panels, places = [], []
-    for name, blocks in zip(("FP", "BP"), _by_phase(item), strict=True):
+    panels, places, phases = [], [], _by_phase(item)
+    for name, blocks in zip(("FP", "BP"), phases, strict=True):
         cut, inside = _cut(blocks, widths, machine.panel_depth, f"{name} of {item.layer.name!r}")
         panels.append(tuple(Panel(first, count, tuple((column - base, columns) for column, columns in runs))
                             for first, count, runs in cut))
         places.append(inside)
     assert all(len(panel.runs) <= 1 for panel in panels[0]), "output blocks lie one behind the other"
-    lists = [[(column - base, widths[column]) for column in columns] for columns in _by_phase(item)[0]]
+    lists = [[(column - base, widths[column]) for column in columns] for columns in phases[0]]
     return LayerPanels(
         forward=panels[0], update=tuple(piece for panel in panels[0] for piece in _pieces(panel, lists, machine)),
         backward=panels[1], forward_columns=places[0], backward_columns=places[1])

@@ -15,6 +15,7 @@ from espalier.cost.latencies import (
     DESCRIPTORS,
     FILL_CYCLES,
     LAUNCH_CYCLES,
+    OUTSTANDING,
     STORE_CYCLES,
     drain_cycles,
 )
@@ -35,7 +36,7 @@ def last_beat(machine: Machine, beats: int, timing: MemoryTiming, beat: int) -> 
     under_way: deque[int] = deque()  # when each burst that the memory holds ends
     for first in range(0, beats, machine.burst_beats):
         taken += 1
-        if len(under_way) == timing.queue:
+        if len(under_way) == min(timing.queue, OUTSTANDING):
             taken = max(taken, under_way.popleft() + 1)
         beat = max(beat + timing.beat_cycles, taken + max(1, timing.latency))
         beat += (min(machine.burst_beats, beats - first) - 1) * timing.beat_cycles

@@ -26,8 +26,7 @@ from espalier.cost.latencies import (
     RUN_CYCLES,
     SOURCE_CYCLES,
 )
-
-Run = tuple[int, int]  #: columns in external memory: the first, and how many
+from espalier.program.program import Run
 
 
 class Moved(NamedTuple):

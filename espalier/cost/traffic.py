@@ -20,7 +20,7 @@ def traffic(program: Program) -> Traffic:
     """What a training step of ``program`` reads and writes: every spilled activation once each, the image read for FP
     and again for WU; weights in external memory read for FP and BP and written in WU, masters and momenta both in WU.
 
-    Equal to what the simulated port counts. Inference reads the image alone.
+    Equal to what the simulated port counts. Inference reads the image and the weights once.
     """
     machine = program.machine
     step = program.commands[program.entries_at["train"]: program.entries_at["infer"]]

@@ -17,7 +17,7 @@ from espalier.gateware.host import READ_CYCLES
 from espalier.gateware.verilog import verilog
 from espalier.ir.differentiate import gradient_name
 from espalier.program.program import Command, Program
-from espalier.program.words import PAGE_SHIFT, Opcode, Space, Status
+from espalier.program.words import PAGE_SHIFT, Opcode, Space, Status, region_of
 
 MEMORY_ERRORS = {1: "a read", 2: "a write", 3: "reads and writes"}
 GROUPS_AT_ONCE = 64          #: groups of images sent to the simulation in one call
@@ -214,7 +214,7 @@ class RtlEngine:
 
     def _panel_gradients(self, command: Command) -> NDArray[np.int32]:
         """The gradients that WU had of them, in the same order."""
-        base = (1 << REGION_BITS - 1 | command.panel) * (self.machine.trace_depth >> REGION_BITS)
+        base = region_of(command.panel) * (self.machine.trace_depth >> REGION_BITS)
         return self.gradients[base: base + len(self._moved(command))]
 
     def phase_cycles(self) -> tuple[PhaseCycles, ...]:

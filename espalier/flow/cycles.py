@@ -13,8 +13,8 @@ from espalier.arch.machine import Machine
 from espalier.arch.memory import MemoryTiming
 from espalier.compiler.fit import required_acc_bits, required_depths
 from espalier.compiler.legalise import Layer, legalise
-from espalier.compiler.lists import Live, live_weights, weight_numbers
-from espalier.compiler.machine_choice import blocks_of, streaming
+from espalier.compiler.lists import Live, blocks_of, live_weights, weight_numbers
+from espalier.compiler.machine_choice import streaming
 from espalier.compiler.place import place
 from espalier.cost.cycles import PhaseCycles, predict
 from espalier.cost.energy import step_activity

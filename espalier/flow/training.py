@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 
 from rich.console import Console
 
 from espalier.data import Split, load
+from espalier.errors import DataError
 from espalier.flow.directory import require_writable
 from espalier.flow.network import import_network
 from espalier.flow.steps import Steps
@@ -43,6 +44,8 @@ def train_network(config: TrainConfig, output: Path, *, data_root: Path | None =
         Seconds after which such a process that does not answer counts as gone.
     """
     steps = steps or Steps()
+    if not (isfinite(patience) and patience > 0):
+        raise DataError(f"Parts wait for each other for seconds above 0, not {patience:g}: give another patience")
     require_writable(output)
     if config.pipeline is None or dry_run or not processes:
         return _train(config, output, data_root, resume, dry_run, steps, ALONE)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from espalier.arch.machine import Machine
 from espalier.compiler.legalise import legalise
-from espalier.compiler.machine_choice import Constraints, blocks_of, choose_machine, estimated_cycles
+from espalier.compiler.lists import blocks_of
+from espalier.compiler.machine_choice import Constraints, choose_machine, estimated_cycles
 from espalier.compress.schedule import CubicSchedule
 from espalier.cost.macs import ConvolutionSize, useful_macs
 from espalier.flow.design import Design

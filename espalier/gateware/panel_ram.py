@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import REGION_BITS
 from espalier.gateware.ram import BankedRam
-from espalier.program.words import bits_for
+from espalier.program.words import bits_for, region_of
 
 PANELS = 2
 
@@ -56,7 +56,7 @@ class PanelRam(wiring.Component):
             m.submodules[f"panel_{panel}"] = ram = BankedRam(self.shape, self.panel_depth)
             near = Signal(name=f"near_{panel}")
             m.d.comb += [
-                near.eq(self.region == 1 << REGION_BITS - 1 | panel),
+                near.eq(self.region == region_of(panel)),
                 ram.read_address.eq(Mux(near, self.read_address, self.far_address)),
                 ram.write_address.eq(Mux(near, self.write_address, self.far_address)),
                 ram.write_data.eq(Mux(near, Value.cast(self.write_data), Value.cast(self.far_write))),

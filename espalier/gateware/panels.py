@@ -102,7 +102,7 @@ class PanelMover(wiring.Component):
     Members
     -------
     start, move : In
-        Begin. Only while ``done`` was the last that was heard.
+        Begin. Only while not ``active``.
     base : In(EXTERNAL_BITS)
     active : Out(1)
         From the cycle after ``start`` to that of ``done``.

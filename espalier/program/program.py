@@ -12,6 +12,8 @@ from espalier.arch.machine import Machine
 from espalier.numerics.fixed import Fixed
 from espalier.program.words import Opcode, command_fields, entry_fields, pack, run_fields
 
+Run = tuple[int, int]  #: columns one behind the other in external memory: the first, counted there, and how many
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
@@ -69,7 +71,7 @@ class Command:
         FP: whether results go to external memory, too: ``beats`` of its port, from page ``external`` on. REFETCH
         brings them back: ``out_base``, ``out_block``, ``out_plane``, ``blocks`` and ``last_rows`` say to where.
     fence : int
-        Whether the command waits until all that was spilled is written and all that was asked back is there.
+        Whether the command waits until all that was spilled or put out is written and all that was asked for is there.
     panel : int
         FP, BP, WU: where the weights are: 0, in the banks for those that stay; 2 or 3, in a panel. FETCH, STORE: which
         panel moves.
@@ -218,8 +220,8 @@ class Program:
     image_pages : int
         Where images come from external memory: they are at its beginning (even groups) and so many pages behind
         (odd), vector by vector as on chip, each in whole beats. 0: the host writes them to the chip.
-    runs : tuple
-        Columns that lie one behind the other in external memory: the first, counted there, and how many.
+    runs : tuple of Run
+        Of which panels are made.
     external_columns, weight_page, state_page : int
         Columns in external memory, and the pages where their weights begin, and their masters and momenta.
     """
@@ -237,7 +239,7 @@ class Program:
     image_base: int
     image_format: Fixed
     image_pages: int = 0
-    runs: tuple[tuple[int, int], ...] = ()
+    runs: tuple[Run, ...] = ()
     external_columns: int = 0
     weight_page: int = 0
     state_page: int = 0

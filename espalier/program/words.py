@@ -86,6 +86,11 @@ def entry_fields(machine: Machine) -> dict[str, int]:
             "ky": KERNEL_BITS, "kx": KERNEL_BITS, "count": bits_for(machine.rows + 1), "one": 1}
 
 
+def region_of(panel: int) -> int:
+    """The region of a panel: the first bit says that it is none of the weight banks, the others which."""
+    return 1 << REGION_BITS - 1 | panel
+
+
 def run_fields(machine: Machine) -> dict[str, int]:
     """Fields of a run of columns in external memory: its first, and how many."""
     column_bytes = machine.rows * machine.slot_bits // 8

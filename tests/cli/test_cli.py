@@ -92,6 +92,15 @@ def test_a_dry_run_of_compile_writes_nothing(capsys, made, tmp_path):
     assert status == 0 and "(dry run: nothing was written)" in out and list(tmp_path.iterdir()) == []
 
 
+def test_compile_says_that_streaming_would_take_more(capsys, made, tmp_path):
+    arguments = ["compile", made / "train", "--port-bits", "32", "--rows", "1", "--lanes", "4", "--dry-run", "--output-dir",
+                 tmp_path / "build"]
+    says = "all weights stay on chip: two panels of any layer would take more"
+    for flags, said in (([], False), (["--stream-weights"], True)):
+        status, out, _ = run(capsys, *arguments, *flags)
+        assert status == 0 and (says in out.splitlines()) == said
+
+
 def test_a_training_that_is_done_already_says_so_and_writes_nothing(capsys, made, tmp_path):
     config(made).save(tmp_path / "recipe.yaml")
     arguments = ["train", "--config", tmp_path / "recipe.yaml", "--output-dir", tmp_path / "train"]

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from espalier.arch.machine import ROWS, Machine
 from espalier.compiler import machine_choice
 from espalier.compiler.legalise import legalise
+from espalier.compiler.lists import blocks_of
 from espalier.compiler.machine_choice import (
     DEPTH_STEP,
     Constraints,
-    blocks_of,
     choose_machine,
     multipliers_of,
     phase_estimates,

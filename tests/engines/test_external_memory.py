@@ -1,40 +1,27 @@
 """Activations spilled to external memory and brought back: RTL equals interpreter, whatever the memory does."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from bench.networks import Chain, Formats, all_live, compiled, random_live, random_state, random_words
+from bench.external import FORMATS, check_predicted_waits, check_reset, check_steps, check_told_errors, images, named
+from bench.networks import Chain, all_live, compiled, random_live, random_state
 
 from espalier.arch.machine import Machine
 from espalier.arch.memory import MemoryTiming
 from espalier.cost.cycles import predict
-from espalier.cost.memory import with_memory
 from espalier.cost.traffic import traffic
 from espalier.engines.interpreter import InterpreterEngine
 from espalier.engines.rtl import RtlEngine
 from espalier.engines.verify import verify_step
-from espalier.errors import FitError, ToolError
-from espalier.numerics.fixed import Fixed
+from espalier.errors import FitError
 from espalier.program.words import PAGE_SHIFT, Opcode
 
 DEPTHS = {"gradient_depth": 1024, "weight_depth": 1024, "index_depth": 4096, "table_depth": 2048, "program_depth": 128}
 MACHINES = (Machine(rows=2, lanes=3, acc_bits=48, port_bits=32, activation_depth=500, **DEPTHS),
             Machine(rows=4, lanes=2, word_bits=8, acc_bits=32, groups=True, trees=2, port_bits=128,
                     activation_depth=420, **DEPTHS))
-FORMATS = {16: Formats(gradient=Fixed.of(16, 12)),
-           8: Formats(weight=Fixed.of(8, 6), result=Fixed.of(8, 4), gradient=Fixed.of(8, 4),
-                      weight_gradient=Fixed.of(32, 6))}
 FAST = MemoryTiming(latency=0)
-
-
-def named(machine):
-    return f"{machine.rows}x{machine.lanes}x{machine.port_bits}"
-
-
-def random_timing(rng):
-    return MemoryTiming(
-        latency=int(rng.integers(0, 200)), beat_cycles=int(rng.integers(1, 5)),
-        refresh_every=int(rng.integers(60, 600)), refresh_cycles=int(rng.integers(0, 50)),
-        stalls=tuple(map(int, rng.integers(0, 80, 5))), seed=int(rng.integers(1 << 31)))
 
 
 def random_chain(rng, word_bits):
@@ -68,31 +55,11 @@ def spilling_network(rng, machine):
             return network, random_state(rng, chain, live)
 
 
-def images(rng, network, count):
-    program = network.program
-    return random_words(rng, program.image_format, (count, *program.image), 0.4), rng.integers(0, 5, count)
-
-
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("machine", MACHINES, ids=named)
 def test_steps_with_stalls_on_every_channel(machine, seed):
     rng = np.random.default_rng([seed, machine.rows])
-    network, state = spilling_network(rng, machine)
-    rtl, reference = RtlEngine(network, timing=random_timing(rng)), InterpreterEngine(network)
-    for _ in range(2):
-        verify_step(network, state, *images(rng, network, machine.lanes), reference=reference, candidate=rtl).check()
-        state = reference.state()
-    rtl.load(state)
-    groups = 1 + machine.groups
-    batches = images(rng, network, 2 * groups * machine.lanes)
-    assert rtl.train(*batches, groups * machine.lanes) == reference.train(*batches, groups * machine.lanes)
-    ours, theirs = reference.state(), rtl.state()
-    assert [name for name in ours if not np.array_equal(ours[name], theirs[name])] == []
-    found, expected, steps = rtl.simulation.memory_traffic(), traffic(network.program), 2 + 2 * groups
-    assert found.broken_rules == 0
-    assert found.beats_read * machine.port_bits // 8 == steps * expected.read
-    assert found.beats_written * machine.port_bits // 8 == steps * expected.written
-    rtl.close()
+    check_steps(rng, *spilling_network(rng, machine))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -119,14 +86,18 @@ def test_memory_costs_cycles_only_where_something_waits_for_it(machine, seed):
 def test_waits_are_predicted(machine, seed):
     """To the cycle: at fences, and in FP that spills faster than the port writes."""
     rng = np.random.default_rng([seed, machine.lanes])
-    network, _ = spilling_network(rng, machine)
-    timing = MemoryTiming(latency=int(rng.integers(150)), beat_cycles=int(rng.choice([1, 1, 2, 3, 9, 60])),
-                          queue=int(rng.integers(1, 6)))
-    program = network.program
-    rtl, step = RtlEngine(network, timing=timing), program.entries_at["infer"]
-    rtl.train(*images(rng, network, machine.lanes), machine.lanes)
-    assert tuple(rtl.phase_cycles())[:step] == with_memory(program, predict(program), timing)[:step]
-    rtl.close()
+    check_predicted_waits(rng, spilling_network(rng, machine)[0])
+
+
+def test_waits_where_the_memory_takes_more_bursts_than_are_under_way():
+    """And is so late that the port waits to ask for the ninth."""
+    machine = replace(MACHINES[0], activation_depth=4200, gradient_depth=4096, weight_depth=4096)
+    chain = Chain((3, 14, 14), FORMATS[16].result)
+    for _ in range(4):
+        chain.conv(8, (3, 3), (1, 1, 1, 1), formats=FORMATS[16]).relu()
+    network = compiled(chain.pool().linear(5, formats=FORMATS[16]), machine)
+    assert any(command.beats > 8 * machine.burst_beats for command in network.program.commands)
+    check_predicted_waits(np.random.default_rng(0), network, MemoryTiming(latency=1500, queue=12))
 
 
 def test_what_is_spilled_is_in_external_memory():
@@ -156,12 +127,7 @@ def test_what_is_spilled_is_in_external_memory():
 
 
 def test_an_error_of_the_memory_is_told():
-    network, state = spilling_network(np.random.default_rng(2), MACHINES[0])
-    rtl = RtlEngine(network, timing=MemoryTiming(errors=100))
-    rtl.load(state)
-    with pytest.raises(ToolError, match="External memory answered with an error to reads and writes"):
-        rtl.train(*images(np.random.default_rng(0), network, MACHINES[0].lanes), MACHINES[0].lanes)
-    rtl.close()
+    check_told_errors(*spilling_network(np.random.default_rng(2), MACHINES[0]))
 
 
 def test_a_very_slow_memory_is_waited_for():
@@ -174,17 +140,8 @@ def test_a_very_slow_memory_is_waited_for():
 
 @pytest.mark.parametrize("cycles", [200, 700, 1500])
 def test_reset_in_the_middle_of_a_step(monkeypatch, cycles):
-    """The port forgets what was under way, and so does the memory here: then all is as at first."""
     rng = np.random.default_rng(3)
-    network, state = spilling_network(rng, MACHINES[0])
-    rtl, reference = RtlEngine(network), InterpreterEngine(network)
-    batch = images(rng, network, MACHINES[0].lanes)
-    with monkeypatch.context() as patch, pytest.raises(ToolError, match="did not finish"):
-        patch.setattr(RtlEngine, "_cycles_limit", cycles)
-        rtl.train(*batch, MACHINES[0].lanes)
-    rtl.reset()
-    verify_step(network, state, *batch, reference=reference, candidate=rtl).check()
-    rtl.close()
+    check_reset(monkeypatch, rng, *spilling_network(rng, MACHINES[0]), cycles)
 
 
 def test_a_network_that_fits_spills_nothing():

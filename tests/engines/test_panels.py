@@ -4,18 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from bench.networks import Chain, Formats, compiled, random_live, random_state, random_words
+from bench.external import FORMATS, check_predicted_waits, check_reset, check_steps, check_told_errors, named
+from bench.networks import Chain, compiled, random_live, random_state
 
 from espalier.arch.machine import Machine
-from espalier.arch.memory import MemoryTiming
-from espalier.cost.cycles import predict
-from espalier.cost.memory import with_memory
-from espalier.cost.traffic import traffic
-from espalier.engines.interpreter import InterpreterEngine
-from espalier.engines.rtl import RtlEngine
-from espalier.engines.verify import verify_step
-from espalier.errors import FitError, ToolError
-from espalier.numerics.fixed import Fixed
+from espalier.errors import FitError
 from espalier.numerics.window import Window
 from espalier.program.words import Opcode
 
@@ -26,20 +19,6 @@ MACHINES = (Machine(rows=2, lanes=3, acc_bits=48, port_bits=32, activation_depth
                     weight_depth=80, panel_depth=320, state_depth=44, **DEPTHS),
             Machine(rows=4, lanes=1, word_bits=8, acc_bits=32, trees=4, pairs=True, port_bits=32, activation_depth=700,
                     weight_depth=2, panel_depth=260, state_depth=260, **DEPTHS))
-FORMATS = {16: Formats(gradient=Fixed.of(16, 12)),
-           8: Formats(weight=Fixed.of(8, 6), result=Fixed.of(8, 4), gradient=Fixed.of(8, 4),
-                      weight_gradient=Fixed.of(32, 6))}
-
-
-def named(machine):
-    return f"{machine.rows}x{machine.lanes}x{machine.port_bits}"
-
-
-def random_timing(rng):
-    return MemoryTiming(
-        latency=int(rng.integers(0, 200)), beat_cycles=int(rng.integers(1, 5)),
-        refresh_every=int(rng.integers(60, 600)), refresh_cycles=int(rng.integers(0, 50)),
-        stalls=tuple(map(int, rng.integers(0, 80, 5))), seed=int(rng.integers(1 << 31)))
 
 
 def random_chain(rng, word_bits):
@@ -73,32 +52,11 @@ def streamed_network(rng, machine):
             return network, random_state(rng, chain, live)
 
 
-def images(rng, network, count):
-    program = network.program
-    return random_words(rng, program.image_format, (count, *program.image), 0.4), rng.integers(0, 5, count)
-
-
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("machine", MACHINES, ids=named)
 def test_steps_with_stalls_on_every_channel(machine, seed):
     rng = np.random.default_rng([seed, machine.rows, machine.lanes])
-    network, state = streamed_network(rng, machine)
-    rtl, reference = RtlEngine(network, timing=random_timing(rng)), InterpreterEngine(network)
-    for _ in range(2):
-        verify_step(network, state, *images(rng, network, machine.lanes), reference=reference, candidate=rtl).check()
-        state = reference.state()
-    rtl.load(state)
-    assert_equal_states(state, rtl.state())
-    batches = images(rng, network, 3 * machine.lanes)
-    assert rtl.train(*batches, machine.lanes) == reference.train(*batches, machine.lanes)
-    assert_equal_states(reference.state(), rtl.state())
-    found, expected, steps = rtl.simulation.memory_traffic(), traffic(network.program), 2 + 3
-    assert found.broken_rules == 0
-    assert found.beats_read * machine.port_bits // 8 == steps * expected.read
-    assert found.beats_written * machine.port_bits // 8 == steps * expected.written
-    batches = images(rng, network, 2 * machine.lanes)
-    assert rtl.infer(*batches) == reference.infer(*batches)
-    rtl.close()
+    check_steps(rng, *streamed_network(rng, machine))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -106,21 +64,7 @@ def test_steps_with_stalls_on_every_channel(machine, seed):
 def test_waits_are_predicted(machine, seed):
     """To the cycle, for any steady memory."""
     rng = np.random.default_rng([seed, machine.lanes, machine.rows])
-    network, _ = streamed_network(rng, machine)
-    timing = MemoryTiming(latency=int(rng.integers(150)), beat_cycles=int(rng.choice([1, 1, 2, 3, 9, 60])),
-                          queue=int(rng.integers(1, 12)))
-    program = network.program
-    rtl, step = RtlEngine(network, timing=timing), program.entries_at["infer"]
-    rtl.train(*images(rng, network, machine.lanes), machine.lanes)
-    assert tuple(rtl.phase_cycles())[:step] == with_memory(program, predict(program), timing)[:step]
-    rtl.clear_cycles()
-    rtl.infer(*images(rng, network, machine.lanes))
-    assert tuple(rtl.phase_cycles())[step:] == with_memory(program, predict(program), timing)[step:]
-    rtl.close()
-
-
-def assert_equal_states(ours, theirs):
-    assert [name for name in ours if not np.array_equal(ours[name], theirs[name])] == []
+    check_predicted_waits(rng, streamed_network(rng, machine)[0])
 
 
 def test_weights_that_fit_stay_on_chip():
@@ -131,28 +75,13 @@ def test_weights_that_fit_stay_on_chip():
 
 
 def test_an_error_of_the_memory_is_told():
-    rng = np.random.default_rng(2)
-    network, state = streamed_network(rng, MACHINES[0])
-    rtl = RtlEngine(network, timing=MemoryTiming(errors=100))
-    rtl.load(state)
-    with pytest.raises(ToolError, match="External memory answered with an error to reads and writes"):
-        rtl.train(*images(rng, network, MACHINES[0].lanes), MACHINES[0].lanes)
-    rtl.close()
+    check_told_errors(*streamed_network(np.random.default_rng(2), MACHINES[0]))
 
 
 @pytest.mark.parametrize("cycles", [300, 900, 2500])
 def test_reset_in_the_middle_of_a_step(monkeypatch, cycles):
-    """The port forgets what was under way; weights are those that were loaded again."""
     rng = np.random.default_rng(3)
-    network, state = streamed_network(rng, MACHINES[0])
-    rtl, reference = RtlEngine(network), InterpreterEngine(network)
-    batch = images(rng, network, MACHINES[0].lanes)
-    with monkeypatch.context() as patch, pytest.raises(ToolError, match="did not finish"):
-        patch.setattr(RtlEngine, "_cycles_limit", cycles)
-        rtl.train(*batch, MACHINES[0].lanes)
-    rtl.reset()
-    verify_step(network, state, *batch, reference=reference, candidate=rtl).check()
-    rtl.close()
+    check_reset(monkeypatch, rng, *streamed_network(rng, MACHINES[0]), cycles)
 
 
 def test_a_panel_takes_a_block_at_least():

@@ -39,6 +39,12 @@ CONFIG = TrainConfig(epochs=2, batch=32, quantise=Quantise(probe_steps=3),
                      prune=Prune(Magnitude(density=0.5), CubicSchedule(0.2, 1.2, 3)))
 
 
+@pytest.mark.parametrize("patience", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_patience_that_is_none(tmp_path: Path, patience: float) -> None:
+    with pytest.raises(DataError, match="^Parts wait for each other for seconds above 0, not "):
+        train_network(TrainConfig(), tmp_path, patience=patience)
+
+
 @pytest.mark.parametrize("scheme", [Scheme.COMPENSATED, Scheme.SYNCHRONOUS])
 def test_processes_train_as_one(tmp_path: Path, scheme: Scheme) -> None:
     assert CONFIG.pipeline is not None
