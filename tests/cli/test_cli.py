@@ -93,8 +93,8 @@ def test_a_dry_run_of_compile_writes_nothing(capsys, made, tmp_path):
 
 
 def test_compile_says_that_streaming_would_take_more(capsys, made, tmp_path):
-    arguments = ["compile", made / "train", "--port-bits", "32", "--rows", "1", "--lanes", "4", "--dry-run", "--output-dir",
-                 tmp_path / "build"]
+    arguments = ["compile", made / "train", "--port-bits", "32", "--rows", "1", "--lanes", "4", "--dry-run",
+                 "--output-dir", tmp_path / "build"]
     says = "all weights stay on chip: two panels of any layer would take more"
     for flags, said in (([], False), (["--stream-weights"], True)):
         status, out, _ = run(capsys, *arguments, *flags)
