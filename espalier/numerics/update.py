@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from espalier.errors import FormatError
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.requantize import Requantize
+from espalier.numerics.scalar import Scalars, add, mul, sub
 
 EXTRA_BITS = 16      #: fraction bits that a master (and its momentum) has beyond its weight
 FACTOR_BITS = 16     #: bits of the unsigned learning-rate, momentum and decay words
@@ -154,3 +155,21 @@ class NarrowSgd:
         momentum = self._wrap(momentum + self._wrap(self.rate(gradient)))
         weight = self._wrap(weight - self._wrap(self.scale(momentum)))
         return weight, self._wrap(self.momentum(momentum))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalarSgd:
+    """SGD with momentum and weight decay on scalars (``scalar.py``): scale and shift of a batch norm.
+
+    ``v' = (mu*v + eta*G) + lambda*w``, ``w' = w - v'``. ``eta`` holds learning rate / batch, ``lambda`` learning rate ×
+    weight decay.
+    """
+
+    momentum: Scalars
+    rate: Scalars
+    decay: Scalars
+
+    def __call__(self, weight: Scalars, velocity: Scalars, gradient: Scalars) -> tuple[Scalars, Scalars]:
+        """New weight and velocity (momentum)."""
+        velocity = add(add(mul(velocity, self.momentum), mul(gradient, self.rate)), mul(weight, self.decay))
+        return sub(weight, velocity), velocity
