@@ -1,7 +1,8 @@
 """One whole training step: RTL = interpreter = training path, every word.
 
 LeNet-5 and CNN 1X on several lattices, dense and pruned; the large networks, with residual connections, strides,
-depthwise convolutions and means, on one lattice and pruned, for the sake of the simulation.
+depthwise convolutions and means, on one lattice and pruned, for the sake of the simulation; ResNet-20 and MobileNetV1
+also with batch norms that are trained, not folded.
 
 The training path is both of its ways: torch operations, which give every tensor, and the native step, which gives loss,
 logits and the state after the update.
@@ -23,7 +24,7 @@ from espalier.engines.rtl import RtlEngine
 from espalier.ir.differentiate import gradient_name
 from espalier.records import Bar, Figure, Provenance
 from espalier.train.evaluate import run, to_array, to_tensor
-from espalier.train.native_step import compiled
+from espalier.train.native_norms import compiled_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Case:
     rows: int
     density: float
     large: bool = False
+    norms: bool = False
 
     @property
     def lanes(self) -> int | None:
@@ -42,12 +44,13 @@ class Case:
         return 2 if self.large else None
 
     def __str__(self) -> str:
-        return f"{self.network} rows={self.rows} density={self.density:g}"
+        return f"{self.network}{' with batch norms' if self.norms else ''} rows={self.rows} density={self.density:g}"
 
 
 CASES = (*(Case(network, data, rows, density) for network, data in (("lenet5", "mnist"), ("cnn1x", "cifar10"))
            for rows in (1, 4, 8) for density in (1.0, 0.1)),
-         *(Case(network, "cifar10", 8, 0.1, large=True) for network in ("resnet20", "mobilenetv1", "alexnet", "vgg16")))
+         *(Case(network, "cifar10", 8, 0.1, large=True) for network in ("resnet20", "mobilenetv1", "alexnet", "vgg16")),
+         *(Case(network, "cifar10", 8, 0.1, large=True, norms=True) for network in ("resnet20", "mobilenetv1")))
 
 
 def training_path(prepared: Prepared, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -60,8 +63,8 @@ def training_path(prepared: Prepared, images: np.ndarray, labels: np.ndarray) ->
     found = {value.name: to_array(values[value.name], value.format) for value in graph.values()
              if value not in graph.parameters}
     found["loss"] = found["loss"].sum()
-    for name, live in network.live.items():
-        found[gradient_name(name)] = np.where(live, found[gradient_name(name)], 0)
+    for name in network.rules:
+        found[gradient_name(name)] = np.where(network.live[name], found[gradient_name(name)], 0)
     optimiser.step(values)
     return found | {name: words for name, words in optimiser.state().items() if not name.endswith(".live")}
 
@@ -69,11 +72,11 @@ def training_path(prepared: Prepared, images: np.ndarray, labels: np.ndarray) ->
 def native_step(prepared: Prepared, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """The same step as native code."""
     graph, optimiser = prepared.network.graph, training_optimiser(prepared, SGD)
-    native = compiled(graph, len(images))
+    native = compiled_whole(graph, len(images))
     assert native is not None, "there is a C++ compiler"
     loss, logits, sums = native.train(torch.from_numpy(images.astype(np.int16)), torch.from_numpy(labels),
-                                      optimiser.weight, optimiser.live)
-    optimiser.step_sums(sums, native.roundings)
+                                      optimiser.weight, optimiser.live, optimiser.weights)
+    optimiser.step_sums(sums, native.roundings, native.scalars)
     state = {name: words for name, words in optimiser.state().items() if not name.endswith(".live")}
     return {graph.outputs[0].name: loss.sum().long().numpy(), graph.outputs[1].name: logits.numpy(), **state}
 
@@ -88,7 +91,7 @@ def differing(a: dict, b: dict) -> tuple[int, int, int]:
 def compared(case: Case, lanes: int) -> dict[str, tuple[int, int, int]]:
     """What :func:`differing` says of one step on each pair of engines."""
     prepared = prepare(case.network, case.data, rows=case.rows, lanes=lanes, density=case.density,
-                       probe=32 if case.large else 256, dense_depths=not case.large)
+                       probe=32 if case.large else 256, dense_depths=not case.large, norms=case.norms)
     rtl, reference = RtlEngine(prepared.network), InterpreterEngine(prepared.network)
     images, labels = prepared.images[:lanes], prepared.labels[:lanes]
     for engine in (rtl, reference):
@@ -104,10 +107,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lanes", type=int, default=8, help="of the small networks; the large ones have 2")
     parser.add_argument("--networks", nargs="+", choices=sorted({case.network for case in CASES}))
+    parser.add_argument("--norms", action="store_true", help="only those with batch norms")
     options = parser.parse_args()
     figures, bars = [], []
     for case in CASES:
-        if options.networks and case.network not in options.networks:
+        if options.networks and case.network not in options.networks or options.norms and not case.norms:
             continue
         for pair, (tensors, words, wrong) in compared(case, case.lanes or options.lanes).items():
             provenance = Provenance.SIMULATED if pair.startswith("RTL") else Provenance.MEASURED

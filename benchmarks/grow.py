@@ -154,7 +154,7 @@ def jobs(options: Namespace) -> list[Job]:
 def run(arm: str, config: TrainConfig, bits: int, place: Place, folder: Path) -> dict:
     """Train in ``folder``, and hold what was trained against the network that was named."""
     split = place.split()
-    network = import_network(config.network, split, config.seed, keep_batch_norm=config.starts_in_float)
+    network = import_network(config.network, split, config.seed, keep_batch_norm=config.trains_batch_norm)
     if arm == THIN:
         config = replace(config, structure=Structure(uniform_part(named_size(network.graph, network.fixed))))
     found = train(config, split, network.graph, network.parameters, folder, fixed=network.fixed)

@@ -31,7 +31,7 @@ from espalier.ir.view import conv_shape
 from espalier.numerics.update import BufferedSgd, Factor
 from espalier.records import Bar, Figure, write_json
 from espalier.train.calibrate import Quantised, calibrate
-from espalier.train.optimise import Optimiser, Sgd, Update, buffered_rule, state_names
+from espalier.train.optimise import Optimiser, Sgd, Update, buffered_rule, scalar_rule, state_names
 from espalier.zoo import build, input_shape
 
 RESULTS = Path(__file__).parent / "results"
@@ -56,22 +56,23 @@ class Prepared:
 
 def prepare(name: str, data: str, *, rows: int, lanes: int, density: float = 1.0, seed: int = 0,
             sgd: Sgd = SGD, probe: int = 256, exceptions: dict[str, float] | None = None,
-            dense_depths: bool = True, port_bits: int = 0, stream: bool = False) -> Prepared:
+            dense_depths: bool = True, port_bits: int = 0, stream: bool = False, norms: bool = False) -> Prepared:
     """Calibrate zoo network ``name`` on ``data``, prune it at once by magnitude, compile it.
 
     Pruning is per layer to one density in ``rows × rows`` blocks (``exceptions`` by weight name). Batch
     equals lanes. The machine has exactly the depths and accumulators that the *dense* network needs,
     so that dense and pruned run on one machine; without ``dense_depths`` those that the pruned one needs. With a port
     to external memory all activations are spilled that can be, and if weights ``stream`` the fewest are on chip.
+    With ``norms`` batch norms are trained, not folded.
     """
     split = normalise(load(data))
-    graph, parameters = from_torch(build(name, seed=seed), input_shape(name), name)
+    graph, parameters = from_torch(build(name, seed=seed), input_shape(name), name, keep_batch_norm=norms)
     chosen = np.random.RandomState(seed).permutation(len(split.train.images))[:probe]
     fixed = calibrate(graph, parameters, split.train.images[chosen], split.train.labels[chosen], loss=LOSS, batch=lanes)
     live = prune(fixed, parameters, rows, density, exceptions or {})
     step = differentiate(fixed.graph, LOSS, fixed.gradient_formats)
     rules = {value.name: buffered_rule(sgd, lanes, value.format, fixed.gradient_formats[gradient_name(value.name)])
-             for value in fixed.graph.parameters}
+             if isinstance(value.format, Fixed) else scalar_rule(sgd, lanes) for value in fixed.graph.learned()}
     dense = {value.name: np.ones(value.shape, dtype=np.bool_) for value in fixed.graph.parameters}
     machine, _ = fitted_machine(step, dense if dense_depths else live, rows, lanes, port_bits, stream=stream)
     program = compile_program(fixed.graph, loss=LOSS, gradient_formats=fixed.gradient_formats, live=live, rules=rules,
@@ -126,10 +127,10 @@ def fitted_machine(step: Graph, live: dict[str, NDArray[np.bool_]], rows: int, l
 def training_optimiser(prepared: Prepared, sgd: Sgd) -> Optimiser:
     """The training path's optimiser, holding the network's state."""
     graph, network = prepared.network.graph, prepared.network
-    gradients = (gradient_name(value.name) for value in graph.parameters)
+    gradients = (gradient_name(value.name) for value in graph.learned())
     lanes = network.program.machine.lanes
-    optimiser = Optimiser(graph.parameters, {name: graph.value(name).format for name in gradients}, Update.BUFFERED,
-                          lanes)
+    optimiser = Optimiser(graph.learned(), {name: graph.value(name).format for name in gradients}, Update.BUFFERED,
+                          lanes, statistics=graph.statistics())
     optimiser.load({**prepared.state, **{f"{name}.live": live for name, live in network.live.items()}})
     optimiser.set(sgd)
     return optimiser

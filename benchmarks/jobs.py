@@ -95,7 +95,7 @@ def shortened(split: Split, images: int) -> Split:
 
 def trained(config: TrainConfig, split: Split, folder: Path) -> Checkpoint:
     """Train a network of the zoo as told, or go on with it. Raises TrainingInterrupted, and what train raises."""
-    network = import_network(config.network, split, config.seed, keep_batch_norm=config.starts_in_float)
+    network = import_network(config.network, split, config.seed, keep_batch_norm=config.trains_batch_norm)
     return train(config, split, network.graph, network.parameters, folder, fixed=network.fixed)
 
 

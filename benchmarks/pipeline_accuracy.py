@@ -93,7 +93,7 @@ def jobs(options: Namespace) -> list[Job]:
 def run(variant: Variant, config: TrainConfig, place: Place, folder: Path) -> dict:
     """Train in ``folder``."""
     split = place.split()
-    network = import_network(config.network, split, config.seed, keep_batch_norm=config.starts_in_float)
+    network = import_network(config.network, split, config.seed, keep_batch_norm=config.trains_batch_norm)
     layers = [value.name for value in candidates(network.graph, folds=config.quantise is not None)]
     pipeline = variant.pipeline(layers, config.epochs)
     found = trained(replace(config, pipeline=pipeline), split, folder)

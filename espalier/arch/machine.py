@@ -21,6 +21,7 @@ BURST_BYTES = 4096    #: no burst crosses a multiple of it (AXI4), and every ten
 MAX_BURST_BEATS = 64  #: of one burst
 MULTIPLIERS_BESIDE_LATTICE = 16  #: at most: addresses, loss and one update unit
 UPDATE_MULTIPLIERS = 6  #: of each further update unit
+SCALAR_MULTIPLIERS = 4  #: of what computes with scalars
 PAIR_BITS = 8  #: of the widest words of which two products fit a multiplier: packed they take 3 * 8 + 1 = 25 bits
 SLOT_BITS = (8, 16)  #: that a weight takes in external memory
 STATE_BITS = 64  #: that its master and its momentum take there, half of them each
@@ -73,6 +74,9 @@ class Machine:
         Columns in each of two panels for their masters and momenta; at most as many.
     run_depth : int
         Runs of columns that make those panels.
+    norm_depth : int
+        Channels of batch norms that are trained: so many have their scalars on chip. 0: there are none, nor what
+        computes with scalars.
     """
 
     rows: int
@@ -94,6 +98,7 @@ class Machine:
     panel_depth: int = 0
     state_depth: int = 0
     run_depth: int = 0
+    norm_depth: int = 0
 
     def __post_init__(self) -> None:
         if self.rows not in ROWS:
@@ -117,12 +122,15 @@ class Machine:
         if self.panel_depth and self.groups:
             raise FitError("Weights in external memory are updated after each group of images, and the machine adds up "
                            "over several")
+        if self.norm_depth and self.groups:
+            raise FitError("A batch norm takes the statistics of a batch at once, and the machine adds up over several "
+                           "groups of images")
         if self.state_depth > self.panel_depth:
             raise FitError(f"Masters and momenta come for at most the {self.panel_depth} columns of a panel of "
                            f"weights, not {self.state_depth}")
         panels = ("panel_depth", "state_depth", "run_depth") if self.panel_depth or self.run_depth else ()
         for name in ("activation_depth", "gradient_depth", "weight_depth", "index_depth", "table_depth",
-                     "program_depth", "max_classes", *panels):
+                     "program_depth", "max_classes", *panels, *(["norm_depth"] if self.norm_depth else [])):
             if getattr(self, name) < 2:
                 raise FitError(f"{name} of a machine must be at least 2, not {getattr(self, name)}")
 

@@ -66,6 +66,8 @@ def train(
     quantise_start: Annotated[int | None, typer.Option(help="Epochs in float32 before fixed point.")] = None,
     quantise_rate: Annotated[float | None, typer.Option(help="What multiplies the learning rate in fixed point; where "
                                                              "batch norms are folded, 0.1.")] = None,
+    batch_norm: Annotated[str | None, typer.Option(help="In fixed point: folded (into the layers before them), or "
+                                                        "trained.")] = None,
     density: Annotated[float | None, typer.Option(help="Fraction of weights that stay; prunes gradually.")] = None,
     block: Annotated[int | None, typer.Option(help="Edge of the blocks in which weights die.")] = None,
     method: Annotated[str | None, typer.Option(help="What weights live by: magnitude, lamp (layer-adaptive) or "
@@ -102,8 +104,8 @@ def train(
         network=network, data=data, epochs=epochs, batch=batch, seed=seed, device=compute, loss=loss, augment=augment,
         rate=rate, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay, float32=float32,
         update=update, weight_bits=weight_bits, activation_bits=activation_bits, gradient_bits=gradient_bits,
-        quantise_start=quantise_start, quantise_rate=quantise_rate, density=density, block=block, method=method,
-        scope=scope, prune_start=prune_start, prune_end=prune_end, warm_up=warm_up,
+        quantise_start=quantise_start, quantise_rate=quantise_rate, batch_norm=batch_norm, density=density,
+        block=block, method=method, scope=scope, prune_start=prune_start, prune_end=prune_end, warm_up=warm_up,
         exchange=exchange, freeze=tuple(freeze) if freeze else None, parts=parts, cut=tuple(cut) if cut else None,
         scheme=scheme, switch=switch, micro_batches=micro_batches))
     found = flow.train_network(told, output_dir, data_root=data_root, resume=resume, dry_run=dry_run,

@@ -11,7 +11,7 @@ from espalier.program.words import Opcode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """BP or WU of one layer.
+    """BP or WU of one layer; of a batch norm also FP, of the part of its input's gradient that its input makes.
 
     ``layer`` is its number. BP writes the gradient of what the layer reads; ``add`` is the stored value whose gradient
     is added: that one, where an earlier step has written a part of it, or one of the same shape whose gradient passes.
@@ -44,7 +44,8 @@ class Backward:
 def backward(layers: tuple[Layer, ...]) -> Backward:
     """Plan the backward pass: for each layer from the last to the first BP, if anything needs it, and WU, if it trains.
 
-    BP first, since WU changes the weights. Raises UnsupportedError for a gradient that no step could sum.
+    BP first, since WU changes the weights; of a batch norm WU, since BP needs what that sums up. Raises
+    UnsupportedError for a gradient that no step could sum.
     """
     steps: list[Step] = []
     shared: dict[str, str] = {}
@@ -62,6 +63,12 @@ def backward(layers: tuple[Layer, ...]) -> Backward:
                 raise UnsupportedError(f"The gradient of {layer.addend!r} is a sum whose parts this engine has no step "
                                        f"to add: it may go into one sum only, which comes after what else reads it")
             shared[layer.addend] = layer.out
+        if layer.norm is not None:
+            steps.append(Step(opcode=Opcode.UPDATE, layer=k))
+            if layer.input_gradient_format is not None:
+                complete[layer.x] = len(steps) + 1
+                steps += [Step(opcode=Opcode.FORWARD, layer=k), Step(opcode=Opcode.BACKWARD, layer=k, add=layer.x)]
+            continue
         if layer.input_gradient_format is not None:
             add = shared.pop(layer.x, layer.x if layer.x in complete else None)
             complete[layer.x] = len(steps)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
 from espalier.arch.machine import Machine
-from espalier.compiler.backward import Backward, backward
+from espalier.compiler.backward import Backward, Step, backward
 from espalier.compiler.legalise import Layer, Loss
 from espalier.compiler.lists import Block, LayerBlocks
 from espalier.compiler.moves import LOSS, Moves, Part
@@ -19,30 +20,36 @@ from espalier.errors import FitError, UnsupportedError
 from espalier.ir.differentiate import gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.types import MapShape
-from espalier.numerics.update import BufferedSgd
+from espalier.numerics.fixed import Fixed
+from espalier.numerics.fixed_batch_norm import following, share
+from espalier.numerics.scalar import binary32
+from espalier.numerics.update import BufferedSgd, ScalarSgd
+from espalier.program.norm import NormMode, Slot
 from espalier.program.program import Command, Entry, Placement, Program
+from espalier.program.scalar import FRAC_BITS
 from espalier.program.words import PAGE_BITS, PAGE_SHIFT, Opcode, command_fields
 
+Rules = Mapping[str, BufferedSgd | ScalarSgd]
 Place = tuple[int, int, int]  #: of blocks in a list: the block that the list is ordered by, and the tap
 
 
 def emit(machine: Machine, graph: Graph, layers: tuple[Layer, ...], loss: Loss, blocks: tuple[LayerBlocks, ...],
-         panels: Mapping[int, LayerPanels], memory: Memory, rules: Mapping[str, BufferedSgd]) -> Program:
+         panels: Mapping[int, LayerPanels], memory: Memory, rules: Rules) -> Program:
     """The Program: index lists first (their table positions go into the commands), then the commands."""
     plan = backward(layers)
     commands = _Commands(machine, layers, blocks, panels, memory)
     image = [Part(commands=(command,)) for command in commands.refetches(-1)]
-    forward = [part for k in range(len(layers)) for part in commands.forward(k)]
+    forward = [part for k in range(len(layers)) for part in commands.forward(k, rules)]
     end = Command(opcode=Opcode.END, layer="end")
     losing = [Part(commands=(commands.loss(loss),), makes=LOSS)]
-    infer = commands.moves.scheduled([*image, *forward, *losing])
+    running = [part for k in range(len(layers)) for part in commands.forward(k)]
+    infer = commands.moves.scheduled([*image, *running, *losing])
     steps = [*image, *commands.spilling(forward),
              *(Part(commands=(command,)) for command in commands.refetches(len(layers))), *losing]
     for number, step in enumerate(plan.steps):
         time = len(layers) + 1 + number
         parts = [*(Part(commands=(command,)) for command in commands.refetches(time)),
-                 *(commands.backward(step.layer, step.add) if step.opcode == Opcode.BACKWARD else
-                   commands.update(step.layer, rules))]
+                 *commands.step(step, rules)]
         first, *others = parts[0].commands
         parts[0] = replace(parts[0], commands=(replace(first, fence=int(time in memory.fences)), *others))
         steps += [*parts[:-1], replace(parts[-1], makes=number)]
@@ -55,7 +62,10 @@ def emit(machine: Machine, graph: Graph, layers: tuple[Layer, ...], loss: Loss, 
         entries_at={"train": 0, "infer": len(train.commands) + 1},
         entries=tuple(commands.lists.entries), table=tuple(commands.lists.table), addresses=addresses,
         constants=_constants(blocks),
-        weight_formats={name: layer.weight_format for layer in layers for name in (layer.weight, layer.bias) if name},
+        weight_formats={name: layer.weight_format for layer in layers if not layer.norm
+                        for name in (layer.weight, layer.bias) if name},
+        scalars={name: (commands.channels[layer.out], layer.conv_shape[0], slot.value) for layer in layers if layer.norm
+                 for name, slot in _scalars(layer).items()},
         placements=_placements(layers, memory, plan, train.makers),
         image=layers[0].in_shape, image_base=memory.activations[layers[0].x], image_format=layers[0].x_format,
         image_pages=commands.image_pages, runs=tuple(commands.moves.runs),
@@ -68,6 +78,14 @@ def _constants(blocks: tuple[LayerBlocks, ...]) -> dict[int, NDArray[np.int64]]:
         if item.layer.weight is None:
             found.setdefault(item.layer.constant, []).append(item.constant_places())
     return {word: np.concatenate(places) for word, places in found.items()}
+
+
+def _scalars(layer: Layer) -> dict[str, Slot]:
+    """The slot of each scalar of a batch norm that a host loads and reads, by its name in the state."""
+    assert layer.norm and layer.weight and layer.bias, "it is one"
+    return {layer.weight: Slot.SCALE, layer.bias: Slot.SHIFT, f"{layer.weight}.momentum": Slot.SCALE_VELOCITY,
+            f"{layer.bias}.momentum": Slot.SHIFT_VELOCITY, layer.norm.mean: Slot.RUNNING_MEAN,
+            layer.norm.variance: Slot.RUNNING_VARIANCE}
 
 
 def _placements(layers: tuple[Layer, ...], memory: Memory, plan: Backward, makers: Mapping[str | int, int]
@@ -168,6 +186,10 @@ class _Commands:
             self._taken(machine.column_beats(self.external_columns, state=state) if panels else 0)
             for state in (False, True))
         self.moves = Moves(machine, self.weight_page, self.state_page)
+        norms = [layer for layer in layers if layer.norm]
+        channels = accumulate((layer.conv_shape[0] for layer in norms), initial=0)
+        self.channels = {layer.out: first for layer, first in zip(norms, channels, strict=False)}
+        self.normed = {layer.x for layer in norms}
         self.tables = [self.lists.forward(item, memory.activations[item.layer.x], item.layer.in_shape,
                                           panels[k].forward_columns if k in panels else {})
                        for k, item in enumerate(blocks)]
@@ -207,7 +229,7 @@ class _Commands:
     def _cut(self, command: Command, first: int, blocks: int) -> Command:
         """A command for some of its blocks only."""
         rows, slots = self.machine.rows, command.kernel_y * command.kernel_x + 1
-        mask = first * rows * command.out_plane if command.opcode == Opcode.BACKWARD else 0
+        mask = first * rows * command.out_plane if command.opcode == Opcode.BACKWARD or command.target else 0
         return replace(
             command, table=command.table + first * slots, blocks=blocks,
             last_rows=command.last_rows if first + blocks == command.blocks else rows,
@@ -254,11 +276,19 @@ class _Commands:
                 "one": 1 << layer.x_format.frac if layer.bias is not None else 0,
                 "bias": int(layer.bias is not None), "table": self.tables[k], **self._blocks(layer.conv_shape[0])}
 
-    def forward(self, k: int) -> list[Part]:
-        command, out = self._forward(k), self.layers[k].out
+    def forward(self, k: int, rules: Rules | None = None) -> list[Part]:
+        """FP of a layer in training, by ``rules``, or for inference, where a batch norm has its running statistics."""
+        command, layer = self._forward(k), self.layers[k]
+        if layer.norm is not None:
+            first = self._from_running(k) if rules is None else self._statistics(k, rules)
+            return [Part(commands=(replace(first, fence=command.fence),)),
+                    Part(commands=(replace(command, fence=0),), makes=layer.out)]
+        if layer.out in self.normed and rules is not None:  # to the gradients, too, at their beginning
+            plane = command.out_plane
+            command = replace(command, target=1, mask_base=command.out_base, out_base=0, out_block=plane)
         if k in self.panels:
-            return self._in_panels([command], self.panels[k].forward, out)
-        return [Part(commands=(command,), makes=out)]
+            return self._in_panels([command], self.panels[k].forward, layer.out)
+        return [Part(commands=(command,), makes=layer.out)]
 
     def _forward(self, k: int) -> Command:
         layer, places = self.layers[k], self.memory.activations
@@ -338,7 +368,19 @@ class _Commands:
             shift=self._shift(layer, "BP", layer.gradient_format.frac + layer.weight_format.frac,
                               layer.input_gradient_format.frac))
 
-    def update(self, k: int, rules: Mapping[str, BufferedSgd]) -> list[Part]:
+    def step(self, step: Step, rules: Rules) -> list[Part]:
+        """A step of the backward pass."""
+        match step.opcode:
+            case Opcode.BACKWARD:
+                return self.backward(step.layer, step.add)
+            case Opcode.FORWARD:
+                return [Part(commands=(self._slopes(step.layer),))]
+            case _ if self.layers[step.layer].norm is not None:
+                return [Part(commands=(self._gradient_sums(step.layer, rules),))]
+            case _:
+                return self.update(step.layer, rules)
+
+    def update(self, k: int, rules: Rules) -> list[Part]:
         command = self._update(k, rules)
         if k not in self.panels:
             return [Part(commands=(command,))]
@@ -352,11 +394,60 @@ class _Commands:
             return cut
         return replace(cut, table=self.lists.part(cut.table, cut.kernel_y * cut.kernel_x + 1, *piece.entries))
 
-    def _update(self, k: int, rules: Mapping[str, BufferedSgd]) -> Command:
+    def _norm(self, k: int, mode: NormMode) -> dict[str, int]:
+        """What all commands of a batch norm's scalars share."""
+        layer, item = self.layers[k], self.items[k]
+        assert layer.norm is not None, "it is one"
+        backward = mode == NormMode.BACKWARD
+        made = (layer.norm.slope_format if backward else None) or layer.weight_format
+        return {"norm": 1, "norm_mode": mode, "norm_base": self.channels[layer.out],
+                "norm_count": layer.conv_shape[0], "norm_column": item.bias_columns[0] + item.slopes * backward,
+                "word_frac": _signed(made.frac), "word_limit": made.high, "epsilon": binary32(layer.norm.epsilon)}
+
+    def _sums(self, k: int, gradient: Fixed, rule: ScalarSgd) -> dict[str, int]:
+        """WU whose sums are those of a batch norm: of products of its input with words of the format ``gradient``."""
+        layer = self.layers[k]
+        values = self.machine.lanes * layer.conv_shape[1] * layer.conv_shape[2]
+        return {"diagonal": 1, "sum_frac": _signed(layer.x_format.frac + gradient.frac),
+                "share": binary32(share(values)), "following": binary32(following(values)),
+                "norm_momentum": binary32(rule.momentum), "norm_rate": binary32(rule.rate),
+                "norm_decay": binary32(rule.decay)}
+
+    def _from_running(self, k: int) -> Command:
+        return Command(opcode=Opcode.NORM, layer=self.layers[k].name, **self._norm(k, NormMode.RUNNING))
+
+    def _statistics(self, k: int, rules: Rules) -> Command:
+        """The input stands in for the gradient, at the beginning of the gradients."""
+        layer = self.layers[k]
+        return Command(opcode=Opcode.UPDATE, layer=layer.name, **self._source(k), gradient_x=layer.in_shape[2],
+                       out_block=layer.in_shape[1] * layer.in_shape[2], **self._norm(k, NormMode.FORWARD),
+                       **self._sums(k, layer.x_format, _scalar_rule(rules, layer)))
+
+    def _gradient_sums(self, k: int, rules: Rules) -> Command:
+        layer = self.layers[k]
+        return Command(opcode=Opcode.UPDATE, layer=layer.name, **self._source(k), pool_source=int(layer.pool),
+                       gradient_x=layer.out_shape[2], out_base=self.memory.gradients[layer.out],
+                       out_block=layer.out_shape[1] * layer.out_shape[2], **self._norm(k, NormMode.BACKWARD),
+                       **self._sums(k, layer.gradient_format, _scalar_rule(rules, layer)))
+
+    def _slopes(self, k: int) -> Command:
+        """The part of the gradient of a batch norm's input that this input makes."""
+        layer, item = self.layers[k], self.items[k]
+        assert layer.norm and layer.norm.slope_format and layer.input_gradient_format, "there is a gradient"
+        table = self.lists.forward(item, self.memory.activations[layer.x], layer.in_shape, item.slope_columns)
+        plane = layer.in_shape[1] * layer.in_shape[2]
+        return Command(
+            opcode=Opcode.FORWARD, layer=layer.name, **{**self._source(k), "table": table}, target=3,
+            out_base=self.memory.gradients[layer.x], out_plane=plane, out_step=1, out_skip=1, out_block=plane,
+            limit=layer.input_gradient_format.high,
+            shift=self._shift(layer, "BP", layer.x_format.frac + layer.norm.slope_format.frac,
+                              layer.input_gradient_format.frac))
+
+    def _update(self, k: int, rules: Rules) -> Command:
         layer = self.layers[k]
         assert layer.weight is not None and layer.weight_gradient_format is not None, "it is trained"
         rule = rules[layer.weight]
-        assert rule.weight == layer.weight_format, "an update rule for another format"
+        assert isinstance(rule, BufferedSgd) and rule.weight == layer.weight_format, "an update rule for another format"
         return Command(
             opcode=Opcode.UPDATE, layer=layer.name, **self._source(k), pool_source=int(layer.pool),
             gradient_x=layer.out_shape[2], out_base=self.memory.gradients[layer.out],
@@ -372,6 +463,17 @@ class _Commands:
             out_base=self.memory.gradients[logits], classes=loss.classes, logit_frac=loss.logit_format.frac,
             gradient_frac=loss.gradient_format.frac, gradient_width=loss.gradient_format.width,
             hinge=int(loss.hinge))
+
+
+def _scalar_rule(rules: Rules, layer: Layer) -> ScalarSgd:
+    rule = rules[layer.weight or ""]
+    assert isinstance(rule, ScalarSgd), "scale and shift are scalars"
+    return rule
+
+
+def _signed(frac: int) -> int:
+    """A number of fraction bits as a field."""
+    return frac % (1 << FRAC_BITS)
 
 
 def rule_fields(rule: BufferedSgd) -> dict[str, int]:

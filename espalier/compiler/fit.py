@@ -23,14 +23,18 @@ def required_depths(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...], 
     """
     entries = sum(len(item.bias_columns) + len(item.blocks) * (1 if item.layer.input_gradient_format is None else 2)
                   for item in blocks)
+    entries += sum(len(item.bias_columns) + len(item.blocks) for item in blocks if item.layer.norm)
     commands, table = 3 + len(layers) * 2 + len(memory.spilled) + 2 * (layers[0].x in memory.spilled), 0
     for k, layer in enumerate(layers):
         forward, backward = table_slots(layer, rows)
         table += forward + 1
-        commands += layer.weight_gradient_format is not None
+        commands += layer.trained
         if layer.input_gradient_format is not None:
             table += backward + len(phases(layer))
             commands += len(phases(layer))
+        if layer.norm is not None:
+            table += forward + 1
+            commands += 3
         if k in panels:
             commands += _more_commands(layer, panels[k], layer.out in memory.spilled)
             parts = sum(piece.entries is not None for piece in _pieces(layer, panels[k]))
@@ -44,7 +48,12 @@ def required_depths(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...], 
                + sum(len(panel.runs) for panel in cut)} if cut else {}
     return {"activation_depth": memory.activation_depth, "gradient_depth": memory.gradient_depth,
             "weight_depth": resident[-1] if resident else 0, "index_depth": entries, "table_depth": table,
-            "program_depth": commands + 1, **outside}
+            "program_depth": commands + 1, **outside, **_norm_depth(layers)}
+
+
+def _norm_depth(layers: tuple[Layer, ...]) -> dict[str, int]:
+    channels = sum(layer.conv_shape[0] for layer in layers if layer.norm)
+    return {"norm_depth": channels} if channels else {}
 
 
 def _pieces(layer: Layer, panels: LayerPanels) -> tuple[Piece, ...]:
@@ -76,6 +85,8 @@ def required_acc_bits(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...]
         sums = [(layer.x_format, layer.weight_format, fan_in), (layer.x_format, layer.gradient_format, pixels)]
         if layer.input_gradient_format is not None:
             sums.append((layer.gradient_format, layer.weight_format, fan_out))
+        if layer.norm is not None:
+            sums.append((layer.x_format, layer.x_format, pixels))
         needed = max(needed, *(_sum_bits(*terms) for terms in sums))
     return needed
 
@@ -114,7 +125,9 @@ def check_fit(machine: Machine, layers: tuple[Layer, ...], loss: Loss, blocks: t
                        f"clips")
     for layer in layers:
         for what, fmt in (("input", layer.x_format), ("weight", layer.weight_format), ("output", layer.out_format),
-                          ("gradient", layer.gradient_format)):
+                          ("gradient", layer.gradient_format),
+                          ("slope", layer.norm.slope_format if layer.norm and layer.norm.slope_format
+                           else layer.weight_format)):
             if fmt.width > machine.word_bits:
                 raise FitError(f"The {what} of {layer.name!r} has {fmt.width} bits and the machine's words have "
                                f"{machine.word_bits}")

@@ -15,6 +15,10 @@ from espalier.ir.interpret import units
 from espalier.ir.ops import (
     Add,
     AveragePool,
+    BatchMean,
+    BatchNorm,
+    BatchNormInputGrad,
+    BatchVariance,
     ClippedRelu,
     Conv2d,
     GlobalAveragePool,
@@ -23,6 +27,8 @@ from espalier.ir.ops import (
     MaxPool,
     Relu,
     Reshape,
+    RunningMean,
+    RunningVariance,
     SoftmaxCrossEntropy,
     SquareHinge,
 )
@@ -33,8 +39,28 @@ from espalier.numerics.window import Window
 
 POOL = Window((2, 2), (2, 2))
 
-Summing = Conv2d | Linear | AveragePool | GlobalAveragePool
-SUPPORTED = (Conv2d, Linear, AveragePool, GlobalAveragePool, Relu, ClippedRelu, MaxPool, Add, Reshape)
+Summing = Conv2d | Linear | BatchNorm | AveragePool | GlobalAveragePool
+SUPPORTED = (Conv2d, Linear, BatchNorm, AveragePool, GlobalAveragePool, Relu, ClippedRelu, MaxPool, Add, Reshape)
+OF_BATCH_NORM = (BatchMean, BatchVariance, RunningMean, RunningVariance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm:
+    """What makes a layer a batch norm: a depthwise 1×1 convolution whose weights and biases are made of scalars.
+
+    Members
+    -------
+    mean, variance : str
+        The running statistics. Scale and shift are the layer's ``weight`` and ``bias``.
+    epsilon : float
+    slope_format : Fixed or None
+        Of what its input is multiplied by in BP; None where that has no gradient.
+    """
+
+    mean: str
+    variance: str
+    epsilon: float
+    slope_format: Fixed | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +92,9 @@ class Layer:
     input_gradient_format : Fixed or None
         Of the gradient at ``x``; None where nothing before it is trained.
     weight_gradient_format : Fixed or None
-        None where nothing is trained: without a ``weight``, or with one that is frozen.
+        None where no weight is trained: without a ``weight``, with one that is frozen, and of a batch norm.
+    norm : Norm or None
+        Of a batch norm.
     """
 
     name: str
@@ -93,6 +121,12 @@ class Layer:
     gradient_format: Fixed
     input_gradient_format: Fixed | None
     weight_gradient_format: Fixed | None
+    norm: Norm | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether there is WU."""
+        return self.weight_gradient_format is not None or self.norm is not None
 
     @property
     def depthwise(self) -> bool:
@@ -114,8 +148,8 @@ def legalise(graph: Graph, frozen: Collection[str] = ()) -> tuple[tuple[Layer, .
     """The layers of a differentiated fixed-point graph, in order; parameters that are ``frozen`` are not trained.
 
     rewrite:
-        conv2d | linear(reshape?) | average_pool | global_average_pool ; add? ; (clipped_)relu? ; max_pool 2×2 ?
-            ->   Layer
+        conv2d | linear(reshape?) | batch_norm | average_pool | global_average_pool ; add? ; (clipped_)relu? ;
+        max_pool 2×2 ?   ->   Layer
 
     Raises UnsupportedError, naming the layer, for anything that this engine does not run.
     """
@@ -128,11 +162,13 @@ def legalise(graph: Graph, frozen: Collection[str] = ()) -> tuple[tuple[Layer, .
                                f"(channels, height, width)")
     found = _Layers(graph, loss)
     for op in graph.ops[: graph.ops.index(loss)]:
+        if isinstance(op, OF_BATCH_NORM):
+            continue
         if not isinstance(op, SUPPORTED):
             raise UnsupportedError(f"Layer {op.out.name!r} ({type(op).__name__}) does not run on this engine: it "
                                    f"takes {', '.join(kind.__name__ for kind in SUPPORTED)}")
         match op:
-            case Conv2d() | Linear() | AveragePool() | GlobalAveragePool():
+            case Conv2d() | Linear() | BatchNorm() | AveragePool() | GlobalAveragePool():
                 found.append(op)
             case Reshape():
                 found.flatten(op)
@@ -154,6 +190,9 @@ def trained(layers: Sequence[Layer], frozen: Collection[str]) -> tuple[Layer, ..
     """``layers`` without the gradients that nothing needs: of frozen weights, and of what only these would use."""
     found: list[Layer] = []
     for layer in layers:
+        if layer.norm and (layer.weight in frozen or layer.bias in frozen):
+            raise UnsupportedError(f"Scale and shift of the batch norm {layer.name!r} are frozen: fold it into the "
+                                   f"layer before it")
         needed = needed_gradients(found)
         found.append(replace(
             layer, input_gradient_format=layer.input_gradient_format if layer.x in needed else None,
@@ -165,8 +204,7 @@ def needed_gradients(layers: Sequence[Layer]) -> set[str]:
     """The stored results behind which something is trained."""
     needed: set[str] = set()
     for layer in layers:
-        if (layer.weight_gradient_format is not None or layer.input_gradient_format is not None
-                or layer.addend in needed):
+        if layer.trained or layer.input_gradient_format is not None or layer.addend in needed:
             needed.add(layer.out)
     return needed
 
@@ -190,7 +228,16 @@ class _Layers:
         if gradient_name(op.out.name) not in {value.name for value in self.graph.values()}:
             raise UnsupportedError(f"Layer {op.out.name!r} does not lead to the logits: remove it")
         flat = stored != op.x.name or len(op.x.shape) == 1
+        if isinstance(op, BatchNorm):
+            self._check_norm(op, source)
         self.layers.append(_layer(self.graph, op, stored, source, flat))
+
+    def _check_norm(self, op: BatchNorm, source: Layer | None) -> None:
+        """A batch norm needs its input in both memories at once, and adds two parts to that one's gradient."""
+        readers = [other for other in self.forward if op.x in other.inputs and not isinstance(other, OF_BATCH_NORM)]
+        if source is None or source.addend is not None or readers != [op]:
+            raise UnsupportedError(f"Batch norm {op.out.name!r} must be all that reads the result of one layer, which "
+                                   f"is no sum")
 
     def flatten(self, op: Reshape) -> None:
         if len(op.out.shape) != 1:
@@ -271,15 +318,21 @@ def _layer(graph: Graph, op: Summing, stored: str, source: Layer | None, flat: b
     out_y, out_x = window.out_size(*in_shape[1:])
     conv_shape = (shape[0], out_y, out_x)
     input_gradient = _fixed(graph.value(gradient_name(op.x.name))) if source else None
-    weights = (_learned(graph, op) if isinstance(op, Conv2d | Linear) else
-               _average(graph, op, window, input_gradient))
+    match op:
+        case Conv2d() | Linear():
+            weights = _learned(graph, op)
+        case BatchNorm():
+            weights = _factors(op)
+        case _:
+            weights = _average(graph, op, window, input_gradient)
     return Layer(
         name=op.out.name, x=stored, out=op.out.name, weight=weights.name, constant=weights.constant, bias=weights.bias,
         weight_shape=shape, groups=groups, dilation=window.dilation, stride=_stride(op, window, in_shape, conv_shape),
         pad=window.pad[:2], in_shape=in_shape, conv_shape=conv_shape, out_shape=conv_shape, x_format=_fixed(op.x),
         weight_format=weights.format, out_format=_fixed(op.out),
         gradient_format=_fixed(graph.value(gradient_name(op.out.name))), input_gradient_format=input_gradient,
-        weight_gradient_format=weights.gradient_format)
+        weight_gradient_format=weights.gradient_format,
+        norm=_norm(graph, op, input_gradient is not None) if isinstance(op, BatchNorm) else None)
 
 
 class _Weights(NamedTuple):
@@ -293,7 +346,7 @@ class _Weights(NamedTuple):
 
 
 def _learned(graph: Graph, op: Conv2d | Linear) -> _Weights:
-    x_format, weight_format = _fixed(op.x), _fixed(op.w)
+    weight_format = _fixed(op.w)
     weight_gradient = _fixed(graph.value(gradient_name(op.w.name)))
     if weight_gradient.width != GRADIENT_BITS:
         raise UnsupportedError(f"The weight gradient of {op.out.name!r} must have {GRADIENT_BITS} bits, not "
@@ -303,10 +356,34 @@ def _learned(graph: Graph, op: Conv2d | Linear) -> _Weights:
         if op.b.format != weight_format or bias_gradient != weight_gradient:
             raise UnsupportedError(f"The bias of {op.out.name!r} must have the formats of its weight ({weight_format}, "
                                    f"gradient {weight_gradient}), not {op.b.format} and {bias_gradient}")
-        if not 0 <= x_format.frac <= x_format.width - 2:
-            raise UnsupportedError(f"The input format {x_format} of {op.out.name!r} cannot hold the one that its bias "
-                                   f"is multiplied by: use at least 2 integer bits")
+        _check_one(op.x, f"{op.out.name!r}", "bias")
     return _Weights(weight_format, op.w.name, None if op.b is None else op.b.name, weight_gradient)
+
+
+def _factors(op: BatchNorm) -> _Weights:
+    _check_one(op.x, f"{op.out.name!r}", "offset")
+    assert op.factor is not None, "a batch norm in fixed point has one"
+    return _Weights(op.factor, op.scale.name, op.shift.name)
+
+
+def _norm(graph: Graph, op: BatchNorm, has_gradient: bool) -> Norm:
+    """What belongs to a batch norm of a training graph, where statistics are those of the batch."""
+    running = {type(other): other.running.name for other in graph.ops
+               if isinstance(other, RunningMean | RunningVariance) and other.batch in (op.mean, op.variance)}
+    if len(running) != 2:
+        raise UnsupportedError(f"Scale and shift of the batch norm {op.out.name!r} are frozen: fold it into the layer "
+                               f"before it")
+    slope = next((other.slope for other in graph.ops if isinstance(other, BatchNormInputGrad)
+                  and other.scale == op.scale), None) if has_gradient else None
+    return Norm(mean=running[RunningMean], variance=running[RunningVariance], epsilon=op.epsilon, slope_format=slope)
+
+
+def _check_one(x: Value, name: str, what: str) -> None:
+    """A bias is the weight of the constant one, which has to be a word of the input."""
+    x_format = _fixed(x)
+    if not 0 <= x_format.frac <= x_format.width - 2:
+        raise UnsupportedError(f"The input format {x_format} of {name} cannot hold the one that its {what} is "
+                               f"multiplied by: use at least 2 integer bits")
 
 
 def _average(graph: Graph, op: AveragePool | GlobalAveragePool, window: Window, input_gradient: Fixed | None
@@ -327,13 +404,17 @@ def _average(graph: Graph, op: AveragePool | GlobalAveragePool, window: Window, 
 def _as_convolution(op: Summing, source: MapShape, flat: bool) -> tuple[tuple[int, int, int, int], Window, int]:
     """The weight's shape (O, I, KH, KW), the window and the groups with which the engine runs this layer."""
     name, channels, size = op.out.name, source[0], source[1:]
-    if flat and not isinstance(op, Linear):
+    if flat and not isinstance(op, Linear | BatchNorm):
         raise UnsupportedError(f"Layer {name!r} reads a flattened map, as only linear layers can")
     match op:
         case Linear():
             outs, window, groups = op.w.shape[0], Window(size), 1
         case GlobalAveragePool():
             outs, window, groups = channels, Window(size), channels
+        case BatchNorm() if op.x.shape[0] == channels:
+            outs, window, groups = channels, Window((1, 1)), channels
+        case BatchNorm():
+            raise UnsupportedError(f"Batch norm {name!r} reads a flattened map: put it before that")
         case AveragePool(window=window):
             outs, groups = channels, channels
         case Conv2d(window=window, groups=groups):

@@ -33,7 +33,8 @@ class Block:
 class LayerBlocks:
     """The live blocks of a layer in FP order, its bias columns, and the columns it takes in all.
 
-    ``bias_columns[o]`` is the column of the biases of output block ``o``.
+    ``bias_columns[o]`` is the column of the biases of output block ``o``. ``slopes`` is how far behind the columns of a
+    batch norm's factors and offsets those of its slopes and intercepts lie.
     """
 
     layer: Layer
@@ -41,6 +42,12 @@ class LayerBlocks:
     blocks: tuple[Block, ...]
     bias_columns: tuple[int, ...]
     columns: int
+    slopes: int = 0
+
+    @property
+    def slope_columns(self) -> dict[int, int]:
+        """For each column of factors or offsets that of slopes or intercepts."""
+        return {column: column + self.slopes for column in (*self.bias_columns, *(b.column for b in self.blocks))}
 
     @property
     def out_blocks(self) -> int:
@@ -55,8 +62,10 @@ class LayerBlocks:
         return sorted(self.blocks, key=lambda b: (b.source, -b.ky, -b.kx, b.out))
 
     def addresses(self) -> dict[str, NDArray[np.int64]]:
-        """The place ``column * rows + bank`` of each parameter's elements, -1 where dead; flat."""
+        """The place ``column * rows + bank`` of each parameter's elements, -1 where dead; flat. Scalars have none."""
         found: dict[str, NDArray[np.int64]] = {}
+        if self.layer.norm is not None:
+            return found
         if self.layer.weight is not None:
             numbers, places = weight_numbers(self.layer), self._places()
             there = numbers >= 0
@@ -128,6 +137,7 @@ def layer_blocks(layer: Layer, live: Live, rows: int, column: int, step: int = 1
                        f"{rows}, or compile for a machine with rows = 1")
     found: list[Block] = []
     bias_columns: list[int] = []
+    first = column
     blocks_alive = live_blocks(alive, rows)
     for out in range(blocks_alive.shape[0]):
         if layer.bias is not None:
@@ -137,8 +147,9 @@ def layer_blocks(layer: Layer, live: Live, rows: int, column: int, step: int = 1
             columns = min(rows, layer.weight_shape[1] - source * rows)
             found.append(Block(out=out, source=source, ky=ky, kx=kx, column=column, columns=columns))
             column += -(-columns // step) * step
+    slopes = 0 if layer.norm is None else column - first
     return LayerBlocks(layer=layer, rows=rows, blocks=tuple(found), bias_columns=tuple(bias_columns),
-                       columns=column)
+                       columns=column + slopes, slopes=slopes)
 
 
 def blocks_of(layers: tuple[Layer, ...], live: Live, rows: int, outside: Collection[int] = (), first: int = 0,

@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.arch.machine import MULTIPLIERS_BESIDE_LATTICE, ROWS, UPDATE_MULTIPLIERS, Machine
+from espalier.arch.machine import (
+    MULTIPLIERS_BESIDE_LATTICE,
+    ROWS,
+    SCALAR_MULTIPLIERS,
+    UPDATE_MULTIPLIERS,
+    Machine,
+)
 from espalier.compiler.fit import required_acc_bits, required_depths
 from espalier.compiler.legalise import Layer, Loss
 from espalier.compiler.lists import LayerBlocks, aligned_groups, blocks_of, live_weights, whole_blocks
@@ -112,7 +118,8 @@ class Constraints:
 
 def multipliers_of(machine: Machine) -> int:
     """Hard multipliers of the lattice and, at most, of what is beside it."""
-    return machine.hard_multipliers + MULTIPLIERS_BESIDE_LATTICE + (machine.trees - 1) * UPDATE_MULTIPLIERS
+    return (machine.hard_multipliers + MULTIPLIERS_BESIDE_LATTICE + (machine.trees - 1) * UPDATE_MULTIPLIERS
+            + SCALAR_MULTIPLIERS * (machine.norm_depth > 0))
 
 
 def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDArray[np.bool_]],
@@ -182,7 +189,8 @@ def _legal_rows(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]]
 def _least(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], rows: int, constraints: Constraints
            ) -> Machine:
     """A lower bound: one lane, and memory for the live weights alone."""
-    columns = sum(int(live[layer.weight].sum()) for layer in layers if layer.weight is not None) // rows
+    columns = sum(int(live[layer.weight].sum()) for layer in layers
+                  if layer.weight is not None and layer.norm is None) // rows
     word_bits = _word_bits(layers, constraints)
     return Machine(rows=rows, lanes=1, word_bits=word_bits, acc_bits=2 * word_bits, weight_depth=max(2, columns),
                    activation_depth=2, gradient_depth=2, index_depth=2, table_depth=2, program_depth=2,
@@ -198,7 +206,7 @@ def _word_bits(layers: tuple[Layer, ...], constraints: Constraints) -> int:
 def _lane_counts(narrowest: Machine, constraints: Constraints) -> Iterator[int]:
     """Numbers of lanes to try, the most first; at least one, even where the multipliers do not suffice for it.
 
-    ``narrowest`` has one lane.
+    ``narrowest`` has one lane. With batch norms, as many as the batch has images.
     """
     batch, given = constraints.batch, constraints.lanes
     if batch is not None and batch < 1:
@@ -206,9 +214,15 @@ def _lane_counts(narrowest: Machine, constraints: Constraints) -> Iterator[int]:
     if given is not None:
         if not 1 <= given <= MAX_LANES:
             raise FitError(f"Lanes must be in 1..{MAX_LANES}, not {given}")
+        if batch is not None and batch != given and narrowest.norm_depth:
+            raise FitError(f"A batch norm takes the statistics of a batch at once, so {batch} images need {batch} "
+                           f"lanes, not {given}")
         if batch is not None and batch % given:
             raise FitError(f"A batch must be whole groups of lanes, and {batch} images are not whole groups of {given}")
         yield given
+        return
+    if batch is not None and narrowest.norm_depth:
+        yield batch
         return
     if constraints.multipliers is None:
         raise FitError(f"{constraints.name} sets no limit to multipliers, so the number of lanes must be given")
@@ -278,7 +292,7 @@ def phase_estimates(item: LayerBlocks, tree_rows: int) -> tuple[int, int, int]:
         update += block.columns * max(inside, tree_rows)
     return (sum(max(work, rows * out_pixels) for work in forward) + adding,
             0 if layer.input_gradient_format is None else sum(max(work, rows * in_pixels) for work in backward),
-            0 if layer.weight_gradient_format is None else update)
+            update if layer.trained else 0)
 
 
 def _inside(layer: Layer, ky: int, kx: int) -> int:

@@ -87,11 +87,11 @@ def least_depths(layers: tuple[Layer, ...], live: Live, machine: Machine) -> tup
 
 
 def _largest(blocks: Sequence[LayerBlocks]) -> list[tuple[int, int]]:
-    """The numbers of the layers that have weights, and how many columns, the largest first."""
+    """The numbers of the layers that have weights (not only scalars), and how many columns, the largest first."""
     ends = [0, *(item.columns for item in blocks)]
     sizes = [end - begin for begin, end in pairwise(ends)]
-    return sorted(((k, size) for k, size in enumerate(sizes) if blocks[k].layer.weight is not None),
-                  key=lambda numbered: -numbered[1])
+    found = [(k, size) for k, size in enumerate(sizes) if blocks[k].layer.weight and not blocks[k].layer.norm]
+    return sorted(found, key=lambda numbered: -numbered[1])
 
 
 def _least_panel(item: LayerBlocks, machine: Machine) -> int:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from espalier.arch.machine import Machine
 from espalier.compiler import emit as emission
 from espalier.compiler import place as placement
+from espalier.compiler.emit import Rules
 from espalier.compiler.fit import check_fit
 from espalier.compiler.legalise import Layer, Loss, legalise
 from espalier.compiler.lists import LayerBlocks
@@ -20,10 +21,7 @@ from espalier.ir.differentiate import differentiate
 from espalier.ir.graph import Graph
 from espalier.ir.types import Format
 from espalier.ir.verify import verify
-from espalier.numerics.update import BufferedSgd
 from espalier.program.program import Program
-
-Rules = Mapping[str, BufferedSgd]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +99,8 @@ def compile_program(graph: Graph, *, loss: str, gradient_formats: Mapping[str, F
     live : mapping
         Which elements of each weight live (of the parameter's shape).
     rules : mapping
-        The update rule of each weight (a bias takes that of its layer's weight). What has none is not trained.
+        The update rule of each weight (a bias takes that of its layer's weight, a shift that of the scale). What has
+        none is not trained.
     machine : Machine
 
     Raises

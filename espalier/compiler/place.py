@@ -86,6 +86,7 @@ def _gradients(layers: tuple[Layer, ...], plan: Backward, rows: int, activations
     while found is None:
         depth += max(1, depth >> 6)
         found = _fitted(lifetimes, depth)
+    depth = max(depth, *(bank_vectors(layer.in_shape, rows) for layer in layers if layer.norm), 0)
     gradients = {layer.out: found[plan.owner(layer.out)] for layer in layers if layer.out in plan.complete}
     return Memory(activations=activations, gradients=gradients, activation_depth=top, gradient_depth=depth)
 
@@ -96,7 +97,7 @@ def _lifetimes(layers: tuple[Layer, ...], plan: Backward, rows: int) -> list[_Li
     for number, step in enumerate(plan.steps):
         layer = layers[step.layer]
         read = [layer.out]
-        if step.opcode == Opcode.BACKWARD:
+        if step.opcode != Opcode.UPDATE:
             first.setdefault(layer.x, number)
             read += [layer.x] if step.add is None else [layer.x, step.add]
         for value in read:

@@ -15,7 +15,6 @@ from itertools import accumulate
 from espalier.compiler.backward import Backward
 from espalier.compiler.legalise import Layer
 from espalier.ir.types import MapShape
-from espalier.program.words import Opcode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +103,6 @@ def _values(layers: tuple[Layer, ...], plan: Backward) -> list[_Value]:
                 reads[name].append(k)
     reads[layers[-1].out].append(loss)
     for number, step in enumerate(plan.steps):
-        assert step.opcode in (Opcode.BACKWARD, Opcode.UPDATE), "there are no others"
         reads[layers[step.layer].x].append(loss + 1 + number)
     shapes: dict[str, MapShape] = {layers[0].x: layers[0].in_shape, **{layer.out: layer.out_shape for layer in layers}}
     made = {layer.out: k for k, layer in enumerate(layers)}

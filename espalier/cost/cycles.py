@@ -19,6 +19,7 @@ from espalier.cost.latencies import (
     update_cycles,
 )
 from espalier.cost.macs import ConvolutionSize
+from espalier.cost.norms import norm_cycles
 from espalier.cost.tiles import Lists, work_of
 from espalier.program.program import Command, Program
 from espalier.program.words import Opcode
@@ -54,7 +55,9 @@ def _command(command: Command, lists: Lists) -> PhaseCycles:
             cycles, issued = around + steps + drain_cycles(machine), work.issued
         case Opcode.UPDATE:
             cycles, issued = _update(command, lists)
-            cycles += around + update_cycles(machine)
+            cycles = max(cycles + around + update_cycles(machine), norm_cycles(command, machine) if command.norm else 0)
+        case Opcode.NORM:
+            cycles = norm_cycles(command, machine)
         case Opcode.LOSS:
             cycles = loss_cycles(machine, command.classes, hinge=bool(command.hinge)) + LOSS_CONTROL_CYCLES
         case Opcode.REFETCH | Opcode.FETCH | Opcode.STORE:
@@ -63,7 +66,7 @@ def _command(command: Command, lists: Lists) -> PhaseCycles:
             cycles = END_CYCLES
         case _:
             assert_never(command.opcode)
-    return PhaseCycles(layer=command.layer, opcode=command.opcode, cycles=cycles, issued=issued)
+    return PhaseCycles(layer=command.layer, opcode=command.phase, cycles=cycles, issued=issued)
 
 
 def _update(command: Command, lists: Lists) -> tuple[int, int]:

@@ -45,10 +45,14 @@ def drain_cycles(machine: Machine) -> int:
     return OPERAND_CYCLES + LATTICE_CYCLES + machine.rows - 1 + DRAIN_CYCLES + WRITE_CYCLES
 
 
+def lane_levels(machine: Machine) -> int:
+    """Levels of a lane tree, a register each."""
+    return max(1, (machine.lanes - 1).bit_length())
+
+
 def update_cycles(machine: Machine) -> int:
     """From the last step of WU to the write of the last weight."""
-    levels = max(1, (machine.lanes - 1).bit_length())
-    return (OPERAND_CYCLES + LATTICE_CYCLES + machine.tree_rows - 1 + levels + UPDATE_CYCLES
+    return (OPERAND_CYCLES + LATTICE_CYCLES + machine.tree_rows - 1 + lane_levels(machine) + UPDATE_CYCLES
             + machine.groups * GROUPS_CYCLES + WRITE_CYCLES)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import mul
 
-from espalier.arch.machine import CODE_BITS, UPDATE_MULTIPLIERS, Machine
+from espalier.arch.machine import CODE_BITS, SCALAR_MULTIPLIERS, UPDATE_MULTIPLIERS, Machine
 from espalier.program.memories import BANK_WORDS, memory_banks
 from espalier.program.words import bits_for, command_fields
 from espalier.records import Figure, Provenance
@@ -161,7 +161,8 @@ def multipliers(machine: Machine, fabric: Fabric) -> int:
     """Hard multipliers: one for each cell of the lattice or pair of them, six for an update unit, some beside."""
     source = max(bits_for(machine.activation_depth), bits_for(machine.gradient_depth))
     products = (*(3 * (bits_for(machine.table_depth),)), source, bits_for(machine.gradient_depth))
-    beside = LOSS_MULTIPLIERS + machine.trees * UPDATE_MULTIPLIERS + sum(bits >= fabric.product_bits
+    norms = SCALAR_MULTIPLIERS * (machine.norm_depth > 0)
+    beside = norms + LOSS_MULTIPLIERS + machine.trees * UPDATE_MULTIPLIERS + sum(bits >= fabric.product_bits
                                                                          for bits in products)
     return beside + machine.hard_multipliers * (2 * machine.word_bits >= fabric.product_bits)
 

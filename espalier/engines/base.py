@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier.ir.graph import Graph
-from espalier.numerics.update import BufferedSgd
+from espalier.numerics.update import BufferedSgd, ScalarSgd
 from espalier.program.program import Program
 
 State = Mapping[str, NDArray]
@@ -33,7 +33,7 @@ class Network:
 
     graph: Graph
     program: Program
-    rules: Mapping[str, BufferedSgd]
+    rules: Mapping[str, BufferedSgd | ScalarSgd]
     live: Mapping[str, NDArray[np.bool_]]
 
 
@@ -49,10 +49,10 @@ class Engine(Protocol):
     """Trains and runs one network. Images are words of the image format (N, C, H, W), in whole groups of lanes."""
 
     def load(self, state: State) -> None:
-        """Set all weights, masters and momenta."""
+        """Set all weights, masters and momenta, and the scalars of batch norms."""
 
-    def state(self) -> dict[str, NDArray[np.int64]]:
-        """All weights, masters (``.master``) and momenta (``.momentum``)."""
+    def state(self) -> dict[str, NDArray]:
+        """All weights, masters (``.master``) and momenta (``.momentum``), and the scalars of batch norms."""
 
     def train(self, images: NDArray[np.int64], labels: NDArray[np.int64], batch: int) -> Totals:
         """One step for each ``batch`` of images, in order."""
@@ -60,7 +60,7 @@ class Engine(Protocol):
     def infer(self, images: NDArray[np.int64], labels: NDArray[np.int64]) -> Totals:
         """Forward pass and loss only."""
 
-    def traced_step(self, images: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    def traced_step(self, images: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, NDArray]:
         """One step on one batch; every tensor that the machine stores, by name, and the new state.
 
         Names are those of the graph; ``loss`` is the batch's sum, ``correct`` the right answers,

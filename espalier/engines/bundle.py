@@ -14,16 +14,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from espalier.arch.machine import Machine
+from espalier.compiler.emit import Rules
 from espalier.compiler.pipeline import compile_program
 from espalier.engines.base import Network, State
 from espalier.errors import DataError, FormatError
 from espalier.ir import text
-from espalier.ir.differentiate import LOSSES, differentiate, gradient_name
+from espalier.ir.differentiate import LOSSES, differentiate, gradient_name, slope_name, without_backward
 from espalier.ir.graph import Graph
-from espalier.ir.ops import LossOp
+from espalier.ir.ops import BatchNorm, BatchNormInputGrad, LossOp
 from espalier.ir.types import Format
 from espalier.numerics.fixed import Fixed
-from espalier.numerics.update import BufferedSgd, Factor
+from espalier.numerics.scalar import scalar
+from espalier.numerics.update import BufferedSgd, Factor, ScalarSgd
 from espalier.records import write_bytes_atomically, write_json, write_text_atomically
 
 MACHINE = "machine.json"
@@ -43,15 +45,15 @@ class Bundle:
 def write_bundle(folder: Path, network: Network, state: State, images: NDArray[np.int64],
                  labels: NDArray[np.int64]) -> None:
     """Write ``machine.json``, ``step.graph``, ``rules.json`` and ``tensors.safetensors`` into ``folder``."""
-    names = [parameter.name for parameter in network.graph.parameters]
+    graph = network.graph
     tensors = {"images": images, "labels": labels,
-               **{f"live/{name}": network.live[name] for name in names},
-               **{f"state/{key}": state[key] for name in names for key in (name, f"{name}.master", f"{name}.momentum")}}
+               **{f"live/{value.name}": network.live[value.name] for value in graph.learned()},
+               **{f"state/{key}": state[key] for key in _state_names(graph)}}
     write_json(folder / MACHINE, network.program.machine.to_json())
     write_text_atomically(folder / "step.graph", text.dump(network.graph))
     write_json(folder / "rules.json", {name: _rule_to_json(rule) for name, rule in sorted(network.rules.items())})
     write_bytes_atomically(folder / "tensors.safetensors", save(
-        {name: np.ascontiguousarray(tensor, dtype=bool if name.startswith("live/") else np.int64)
+        {name: np.ascontiguousarray(tensor, dtype=tensor.dtype if tensor.dtype in (bool, np.float32) else np.int64)
          for name, tensor in tensors.items()}))
 
 
@@ -70,18 +72,25 @@ def read_bundle(folder: Path) -> Bundle:
     missing = sorted(_tensor_names(graph) - set(tensors))
     if missing:
         raise DataError(f"{folder} is not a whole verification bundle: tensors.safetensors has no {missing[0]!r}")
-    live = {name: tensors[f"live/{name}"] for name in (parameter.name for parameter in graph.parameters)}
+    live = {value.name: tensors[f"live/{value.name}"] for value in graph.learned()}
     network = recompiled(graph, machine, rules, live)
     state = {name.removeprefix("state/"): tensor for name, tensor in tensors.items() if name.startswith("state/")}
     return Bundle(network=network, state=state, images=tensors["images"], labels=tensors["labels"])
 
 
 def _tensor_names(graph: Graph) -> set[str]:
-    kinds = ("live/{}", "state/{}", "state/{}.master", "state/{}.momentum")
-    return {"images", "labels", *(kind.format(parameter.name) for parameter in graph.parameters for kind in kinds)}
+    return {"images", "labels", *(f"live/{value.name}" for value in graph.learned()),
+            *(f"state/{name}" for name in _state_names(graph))}
 
 
-def recompiled(graph: Graph, machine: Machine, rules: Mapping[str, BufferedSgd],
+def _state_names(graph: Graph) -> list[str]:
+    """What a state holds: of scalars no master, of statistics themselves alone."""
+    names = [value.name for value in graph.parameters]
+    names += [f"{value.name}.momentum" for value in graph.learned()]
+    return names + [f"{value.name}.master" for value in graph.learned() if isinstance(value.format, Fixed)]
+
+
+def recompiled(graph: Graph, machine: Machine, rules: Rules,
                live: Mapping[str, NDArray[np.bool_]]) -> Network:
     """Compile the network of a training graph. Raises DataError where it is not one that ``differentiate`` makes."""
     inference, loss, formats = undifferentiated(graph)
@@ -94,24 +103,31 @@ def recompiled(graph: Graph, machine: Machine, rules: Mapping[str, BufferedSgd],
 
 def undifferentiated(graph: Graph) -> tuple[Graph, str, dict[str, Format]]:
     """The network, the loss and the gradient formats that a training graph was made from."""
-    position = next((k for k, op in enumerate(graph.ops) if isinstance(op, LossOp)), None)
-    if position is None:
+    if not any(isinstance(op, LossOp) for op in graph.ops):
         raise DataError(f"Graph {graph.name!r} has no loss: it is not a training graph")
-    op = graph.ops[position]
+    *forward, op = without_backward(graph).ops
     assert isinstance(op, LossOp)
     loss = next(name for name, (kind, _) in LOSSES.items() if isinstance(op, kind))
-    inference = Graph(graph.name, graph.inputs[:1], graph.parameters, graph.ops[:position], (op.logits,))
+    inference = Graph(graph.name, graph.inputs[:1], graph.parameters, tuple(forward), (op.logits,))
     known = {value.name: value.format for value in graph.values()}
     wanted = (gradient_name(value.name) for value in inference.values())
-    return inference, loss, {name: known[name] for name in wanted if name in known}
+    slopes = {other.scale: other.slope for other in graph.ops if isinstance(other, BatchNormInputGrad)}
+    return inference, loss, {
+        **{name: known[name] for name in wanted if name in known},
+        **{slope_name(norm.out.name): slope for norm in forward if isinstance(norm, BatchNorm)
+           for slope in (slopes.get(norm.scale),) if slope is not None}}
 
 
-def _rule_to_json(rule: BufferedSgd) -> dict[str, object]:
+def _rule_to_json(rule: BufferedSgd | ScalarSgd) -> dict[str, object]:
     factors = {name: getattr(rule, name) for name in FACTORS}
+    if isinstance(rule, ScalarSgd):
+        return {name: float(factor) for name, factor in factors.items()}
     return {"weight": str(rule.weight), **{name: [factor.word, factor.shift] for name, factor in factors.items()}}
 
 
-def _rule_from_json(fields: dict[str, Any]) -> BufferedSgd:
+def _rule_from_json(fields: dict[str, Any]) -> BufferedSgd | ScalarSgd:
+    if set(fields) == set(FACTORS):
+        return ScalarSgd(**{name: scalar(fields[name]) for name in FACTORS})
     if set(fields) != {"weight", *FACTORS}:
         raise FormatError(f"an update rule has the fields weight, {', '.join(FACTORS)}, not {', '.join(fields)}")
     return BufferedSgd(weight=Fixed.parse(fields["weight"]), **{name: Factor(*fields[name]) for name in FACTORS})

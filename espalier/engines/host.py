@@ -71,10 +71,11 @@ def program_writes(program: Program) -> Writes:
 
 
 def state_writes(program: Program, state: Mapping[str, NDArray]) -> Writes:
-    """Load weights, masters and momenta."""
+    """Load weights, masters and momenta, and the scalars of batch norms."""
     images = {name: image[: program.machine.master_depth] for name, image in program.memory_images(state).items()}
+    scalars = program.scalar_image(state).astype(np.int64).ravel()
     return joined(_words(Space.WEIGHTS, images["weights"]), _words(Space.MASTERS, images["masters"]),
-                  _words(Space.MOMENTA, images["momenta"]))
+                  _words(Space.MOMENTA, images["momenta"]), _words(Space.SCALARS, scalars))
 
 
 def state_bytes(program: Program, state: Mapping[str, NDArray]) -> list[tuple[int, NDArray[np.uint8]]]:

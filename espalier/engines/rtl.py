@@ -16,6 +16,7 @@ from espalier.gateware.accelerator import RESET_CYCLES
 from espalier.gateware.host import READ_CYCLES
 from espalier.gateware.verilog import verilog
 from espalier.ir.differentiate import gradient_name
+from espalier.program.norm import SLOTS
 from espalier.program.program import Command, Program
 from espalier.program.words import PAGE_SHIFT, Opcode, Space, Status, region_of
 
@@ -86,7 +87,7 @@ class RtlEngine:
         for place, data in host.state_bytes(self.program, state) if self.program.external_columns else ():
             self.simulation.write_memory(place, data)
 
-    def state(self) -> dict[str, NDArray[np.int64]]:
+    def state(self) -> dict[str, NDArray]:
         places = np.arange(self.machine.master_depth)
         bits = {"weights": (Space.WEIGHTS, self.machine.word_bits), "masters": (Space.MASTERS, 32),
                 "momenta": (Space.MOMENTA, 32)}
@@ -97,7 +98,14 @@ class RtlEngine:
         if self.program.external_columns:
             for name, image in self._external_images().items():
                 images[name] = np.concatenate([images[name], image])
-        return self.program.state_of(images)
+        return {**self.program.state_of(images), **self._scalars()}
+
+    def _scalars(self) -> dict[str, NDArray[np.float32]]:
+        """Scale, shift and statistics of batch norms."""
+        slots = np.arange(self.machine.norm_depth * SLOTS)
+        if not self.program.scalars:
+            return {}
+        return self.program.scalars_of(self._read(host.address(Space.SCALARS, slots)).reshape(-1, SLOTS))
 
     def _external_images(self) -> dict[str, NDArray[np.int64]]:
         """Weights, masters and momenta in external memory."""
@@ -200,7 +208,7 @@ class RtlEngine:
         gradients[: self.machine.master_depth] = self.gradients[: self.machine.master_depth]
         totals = self._totals()
         found["loss"], found["correct"] = np.array(totals.loss), np.array(totals.correct)
-        for name in self.network.rules:
+        for name in self.network.rules.keys() & self.program.addresses.keys():
             places = self.program.addresses[name]
             found[gradient_name(name)] = np.where(places >= 0, gradients[places], 0)
         return {**found, **self.state()}
@@ -220,7 +228,7 @@ class RtlEngine:
     def phase_cycles(self) -> tuple[PhaseCycles, ...]:
         """Cycles by command since the engine was made or :meth:`clear_cycles` called."""
         simulation = self.simulation
-        return tuple(PhaseCycles(layer=command.layer, opcode=command.opcode, cycles=int(simulation.cycles_at[k]),
+        return tuple(PhaseCycles(layer=command.layer, opcode=command.phase, cycles=int(simulation.cycles_at[k]),
                                  issued=int(simulation.issued_at[k]))
                      for k, command in enumerate(self.program.commands))
 

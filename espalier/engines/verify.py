@@ -20,7 +20,7 @@ from espalier.engines.bundle import read_bundle, write_bundle
 from espalier.engines.interpreter import InterpreterEngine
 from espalier.engines.rtl import RtlEngine
 from espalier.errors import EspalierError, MismatchError
-from espalier.ir.differentiate import LOSS_FORMAT, gradient_name
+from espalier.ir.differentiate import LOSS_FORMAT, gradient_name, next_name
 from espalier.ir.graph import Graph
 from espalier.ir.ops import LossOp, MaxPool
 from espalier.ir.types import INDEX, Format
@@ -40,16 +40,16 @@ class Mismatch:
         Name of the tensor, as in :meth:`espalier.engines.base.Engine.traced_step`.
     index : tuple of int
         Batch axis first where there is one; empty for a scalar.
-    reference, candidate : int
-        The words.
+    reference, candidate : int or float
+        The words, or scalars.
     reference_format, candidate_format : Format
         What the graph says that the word means, and what the Program says.
     """
 
     tensor: str
     index: tuple[int, ...]
-    reference: int
-    candidate: int
+    reference: int | float
+    candidate: int | float
     reference_format: Format
     candidate_format: Format
 
@@ -59,7 +59,7 @@ class Mismatch:
                 f"{_told(self.candidate, self.candidate_format)} by the candidate")
 
 
-def _told(word: int, format_: Format) -> str:
+def _told(word: int | float, format_: Format) -> str:
     if not isinstance(format_, Fixed):
         return f"{word} ({format_})"
     return f"{word} ({float(format_.values(word)):g} in {format_})"
@@ -143,15 +143,17 @@ def _first_mismatch(network: Network, name: str, reference: NDArray[np.int64],
                     candidate: NDArray[np.int64]) -> Mismatch:
     index = tuple(int(axis) for axis in np.argwhere(np.atleast_1d(reference != candidate))[0][: reference.ndim])
     meant = graph_format(network, name)
-    return Mismatch(tensor=name, index=index, reference=int(reference[index]), candidate=int(candidate[index]),
+    return Mismatch(tensor=name, index=index, reference=reference[index].item(), candidate=candidate[index].item(),
                     reference_format=meant, candidate_format=program_format(network, name) or meant)
 
 
 def execution_order(graph: Graph) -> Iterator[str]:
     """Names of all that a step makes, in the order in which it makes them.
 
-    A parameter's momentum, master and weight come right after its gradient, as on the machine.
+    A parameter's momentum, master and weight come right after its gradient, as on the machine, and a running statistic
+    where the next one is made.
     """
+    statistic_of = {next_name(value.name): value.name for value in graph.statistics()}
     parameter_of = {gradient_name(parameter.name): parameter.name for parameter in graph.parameters}
     for value in graph.inputs:
         yield value.name
@@ -164,14 +166,15 @@ def execution_order(graph: Graph) -> Iterator[str]:
         if op.out.name in parameter_of:
             name = parameter_of[op.out.name]
             yield from (f"{name}.momentum", f"{name}.master", name)
+        if op.out.name in statistic_of:
+            yield statistic_of[op.out.name]
 
 
 def graph_format(network: Network, name: str) -> Format:
     """What the graph and the update rules say that a word of the tensor ``name`` means."""
     for parameter in network.graph.parameters:
         if name in (f"{parameter.name}.master", f"{parameter.name}.momentum"):
-            assert isinstance(parameter.format, Fixed), "the engine trains in fixed point"
-            return master_format(parameter.format)
+            return master_format(parameter.format) if isinstance(parameter.format, Fixed) else parameter.format
     if name == "loss":
         return LOSS_FORMAT
     if name == "correct" or name.endswith(".code"):

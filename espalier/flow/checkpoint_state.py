@@ -14,8 +14,10 @@ from espalier.train.optimise import Optimiser
 
 
 def optimiser_of(checkpoint: Checkpoint) -> Optimiser:
-    """The state of a checkpoint without batch norms, to be read and pruned."""
-    found = Optimiser(checkpoint.graph.parameters, checkpoint.gradient_formats, checkpoint.update, batch=1)
+    """The state of a checkpoint, to be read and pruned."""
+    graph = checkpoint.graph
+    found = Optimiser(graph.learned(), checkpoint.gradient_formats, checkpoint.update, batch=1,
+                      statistics=graph.statistics())
     found.load(checkpoint.state)
     return found
 

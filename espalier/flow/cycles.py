@@ -157,7 +157,7 @@ def _phase(opcode: Opcode) -> Phase | None:
             return Phase.BP
         case Opcode.UPDATE:
             return Phase.WU
-        case Opcode.LOSS | Opcode.REFETCH | Opcode.FETCH | Opcode.STORE | Opcode.END:
+        case Opcode.LOSS | Opcode.REFETCH | Opcode.FETCH | Opcode.STORE | Opcode.NORM | Opcode.END:
             return None
         case _:
             assert_never(opcode)

@@ -19,10 +19,10 @@ from espalier.flow.manifest import MACHINE, NETWORK, load_manifest, read_object
 from espalier.ir.differentiate import differentiate, gradient_name
 from espalier.ir.graph import Graph
 from espalier.ir.types import Fixed
-from espalier.numerics.update import BufferedSgd
+from espalier.numerics.update import BufferedSgd, ScalarSgd
 from espalier.targets import find_device
 from espalier.train.checkpoint import Checkpoint
-from espalier.train.optimise import Sgd, Update, buffered_rule
+from espalier.train.optimise import Sgd, Update, buffered_rule, scalar_rule
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,8 +68,8 @@ class Design:
         return self.checkpoint.live
 
     @property
-    def state(self) -> dict[str, NDArray[np.int64]]:
-        """Weights, masters and momenta."""
+    def state(self) -> dict[str, NDArray]:
+        """Weights, masters and momenta, and the scalars of batch norms."""
         return {name: words for name, words in self.checkpoint.state.items() if not name.endswith(".live")}
 
     @property
@@ -83,7 +83,7 @@ class Design:
         resources = self.estimated_resources
         return "" if resources is None else resources.use_of(find_device(self.device))
 
-    def rules(self) -> dict[str, BufferedSgd]:
+    def rules(self) -> dict[str, BufferedSgd | ScalarSgd]:
         """The update rule of every parameter that is trained."""
         return update_rules(self.checkpoint, self.sgd, self.batch)
 
@@ -96,7 +96,7 @@ class Design:
                        rules=rules, live=live)
 
 
-def update_rules(checkpoint: Checkpoint, sgd: Sgd, batch: int) -> dict[str, BufferedSgd]:
+def update_rules(checkpoint: Checkpoint, sgd: Sgd, batch: int) -> dict[str, BufferedSgd | ScalarSgd]:
     """The rules with which a machine updates the parameters of ``checkpoint``.
 
     What is frozen has none. Raises UnsupportedError for a network that is not in fixed point with
@@ -106,12 +106,15 @@ def update_rules(checkpoint: Checkpoint, sgd: Sgd, batch: int) -> dict[str, Buff
         raise UnsupportedError(f"The machine trains in fixed point through the accumulation buffer, and this network "
                                f"was trained with the update {checkpoint.config.update.value!r}: train it with "
                                f"'buffered'")
-    rules: dict[str, BufferedSgd] = {}
-    for value in checkpoint.graph.parameters:
+    rules: dict[str, BufferedSgd | ScalarSgd] = {}
+    for value in checkpoint.graph.learned():
         if value.name in checkpoint.frozen:
             continue
+        if not isinstance(value.format, Fixed):
+            rules[value.name] = scalar_rule(sgd, batch)
+            continue
         gradient = checkpoint.gradient_formats[gradient_name(value.name)]
-        assert isinstance(value.format, Fixed) and isinstance(gradient, Fixed)
+        assert isinstance(gradient, Fixed)
         try:
             rule = buffered_rule(sgd, batch, value.format, gradient)
         except FormatError as error:

@@ -11,7 +11,7 @@ from espalier.arch.machine import Machine
 from espalier.engines.host import state_bytes
 from espalier.numerics.update import EXTRA_BITS
 from espalier.program.program import Program
-from espalier.program.words import bits_for, command_fields, entry_fields, pack, run_fields
+from espalier.program.words import SCALAR_BITS, bits_for, command_fields, entry_fields, pack, run_fields
 
 
 def hex_words(words: Sequence[int], bits: int) -> bytes:
@@ -36,11 +36,14 @@ def program_images(program: Program, state: Mapping[str, NDArray]) -> dict[str, 
     ``program``, ``table`` and ``index`` hold commands, segment pointers and live-block entries (fields
     as declared in ``espalier.program.words``, the first lowest); ``weights``, ``masters`` and ``momenta``
     hold place ``column * rows + bank``. Of weights in external memory there are ``runs``, and two files of bytes: their
-    names end with where in the machine's part of that memory they go.
+    names end with where in the machine's part of that memory they go. Of batch norms there are ``scalars``, binary32 at
+    ``channel * SLOTS + slot``.
     """
     machine = program.machine
     memories = {name: image[: machine.master_depth] for name, image in program.memory_images(state).items()}
-    external = {}
+    external, scalars = {}, {}
+    if program.scalars:
+        scalars = {"scalars.hex": hex_words(program.scalar_image(state).ravel().tolist(), SCALAR_BITS)}
     if program.external_columns:
         runs = [pack(run_fields(machine), {"column": column, "columns": columns}) for column, columns in program.runs]
         outside = {f"external_{place:08x}.bin": content.tobytes() for place, content in state_bytes(program, state)}
@@ -52,6 +55,7 @@ def program_images(program: Program, state: Mapping[str, NDArray]) -> dict[str, 
         "table.hex": hex_words(program.table, bits_for(machine.index_depth + 1)),
         "index.hex": hex_words([entry.encode(machine) for entry in program.entries],
                                sum(entry_fields(machine).values())),
+        **scalars,
         **{f"{name}.hex": hex_array(memories[name], width) for name, width in word_widths(machine).items()},
     }
 

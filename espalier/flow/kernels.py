@@ -27,6 +27,7 @@ from espalier.flow.source import (
     real_network,
 )
 from espalier.flow.steps import Steps
+from espalier.ir.fold import as_convolutions
 from espalier.ir.graph import Graph
 from espalier.ir.interpret import interpret
 from espalier.ir.types import Fixed
@@ -114,12 +115,15 @@ class RunRequest:
 
 
 def network_of(source: Path, data: str | None, root: Path | None) -> tuple[Graph, dict[str, NDArray], str]:
-    """Inference graph, parameters and data of a checkpoint, an ``.onnx`` or ``.pt2`` file, or ``pretrained:NAME``."""
+    """Inference graph, parameters and data of a checkpoint, an ``.onnx`` or ``.pt2`` file, or ``pretrained:NAME``.
+
+    Without batch norms: folded in float, and in words the convolutions that they are.
+    """
     if is_checkpoint(source):
         checkpoint = load_checkpoint(source)
         known = data or checkpoint.config.data
         if not is_float(checkpoint):
-            return checkpoint.graph, checkpoint.weights, known
+            return *as_convolutions(checkpoint.graph, checkpoint.weights), known
         found = real_checkpoint(checkpoint)
     else:
         known = data or data_of(source, root)

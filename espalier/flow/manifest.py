@@ -49,6 +49,7 @@ class Depths:
     panel_depth: Depth | None = None
     state_depth: Depth | None = None
     run_depth: Depth | None = None
+    norm_depth: Depth | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

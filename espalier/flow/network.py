@@ -63,7 +63,7 @@ def import_network(network: str, split: Split, seed: int = 0, root: Path | None 
     weights; an ``.onnx`` file; a ``.pt2`` file of torch.export; or ``FILE.py:FACTORY``. The last two can run code: name
     only files that you trust. One of the zoo gets as many classes as the data has, as does a pretrained one, by a new
     last layer where they are others; its name is looked up in the data folder ``root``.
-    ``keep_batch_norm``: for a training that starts in float32; otherwise batch norms are folded.
+    ``keep_batch_norm``: for a training that trains batch norms; otherwise they are folded.
 
     Raises the errors of the frontend and of the files; UnsupportedError for an unknown name.
     """

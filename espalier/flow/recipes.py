@@ -41,6 +41,7 @@ class TrainFlags:
     gradient_bits: int | None = None
     quantise_start: int | None = None
     quantise_rate: float | None = None
+    batch_norm: str | None = None
     density: float | None = None
     block: int | None = None
     method: str | None = None
@@ -126,11 +127,12 @@ def _put(fields: dict[str, Any], flags: TrainFlags, names: dict[str, str]) -> No
 
 def _quantise(fields: dict[str, Any] | None, flags: TrainFlags) -> dict[str, Any] | None:
     widths = {"weight_bits": "weight", "activation_bits": "activation", "gradient_bits": "gradient"}
-    wanted = any(getattr(flags, flag) is not None for flag in ("update", "quantise_start", "quantise_rate", *widths))
+    others = {"update": "update", "quantise_start": "start", "quantise_rate": "rate", "batch_norm": "batch_norm"}
+    wanted = any(getattr(flags, flag) is not None for flag in (*others, *widths))
     if flags.float32:
         if wanted:
-            raise DataError("Training in float32 has neither word widths nor a fixed-point update nor its start: leave "
-                            "out --float32 or these")
+            raise DataError("Training in float32 has neither word widths nor a fixed-point update nor its start, and "
+                            "trains batch norms: leave out --float32 or these")
         return None
     if fields is None and wanted:
         found: dict[str, Any] = TrainConfig().to_json()["quantise"]
@@ -138,7 +140,7 @@ def _quantise(fields: dict[str, Any] | None, flags: TrainFlags) -> dict[str, Any
         return None
     else:
         found = fields
-    _put(found, flags, {"update": "update", "quantise_start": "start", "quantise_rate": "rate"})
+    _put(found, flags, others)
     _put(found["widths"], flags, widths)
     return found
 

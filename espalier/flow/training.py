@@ -74,7 +74,7 @@ def _train(config: TrainConfig, output: Path, data_root: Path | None, resume: bo
         split = load(config.data, data_root)
     with steps.step("import network"):
         network = import_network(config.network, split, config.seed, data_root,
-                                 keep_batch_norm=config.starts_in_float)
+                                 keep_batch_norm=config.trains_batch_norm)
         check_fit(config, split, network.graph, network.fixed)
     steps.tell(_summary(config, split, network.graph))
     if dry_run:

@@ -179,9 +179,10 @@ LINEAR = Layer(
     (VECTORS, MATRIX, TRANSPOSED_INPUT, BIAS_SHAPE, WEIGHT, ELEMENTS))
 BATCH_NORM = Layer(
     "BatchNorm", ("_native_batch_norm_legit_no_training.default",), ("BatchNormalization",),
-    Ranges(notes=("directly after Conv2d or Linear; trained in float32, by the statistics of the batch; folded into "
-                  "that layer's weight and bias where fixed point begins, or when it is read for anything else",)),
-    Ranges(notes=("folded",)),
+    Ranges(notes=("directly after Conv2d or Linear; trained by the statistics of the batch, in float32 and, "
+                  "with --batch-norm trained, in fixed point; otherwise folded into that layer's weight and bias where "
+                  "fixed point begins, or when it is read for anything else",)),
+    Ranges(notes=("trained, or folded",)),
     (NOT_AFTER_LAYER, BATCH_STATISTICS, PIXEL_STATISTICS, WEIGHT, ELEMENTS))
 RELU = Layer(
     "ReLU", ("relu.default",), ("Relu",), Ranges(), Ranges(notes=("after Conv2d, Linear, a mean or Add",)), (ELEMENTS,))

@@ -25,6 +25,7 @@ from espalier.gateware.lattice import Lattice
 from espalier.gateware.layouts import command_layout, vector_layout
 from espalier.gateware.loss_unit import LossUnit
 from espalier.gateware.memories import GradientBanks, WeightBanks
+from espalier.gateware.norm_unit import NormUnit
 from espalier.gateware.operands import Operands
 from espalier.gateware.panels import PanelMover
 from espalier.gateware.ram import BankedRam
@@ -91,6 +92,8 @@ class Accelerator(wiring.Component):
             self.refetcher = Refetcher(machine)
         if machine.panel_depth:
             self.mover = PanelMover(machine)
+        if machine.norm_depth:
+            self.norm = NormUnit(machine)
         assert self.sequencer.update_cycles <= RESET_CYCLES and self.sequencer.drain_cycles <= RESET_CYCLES
         for name in ("sequencer", "writer", "reader", "front", "activations", "gradients", "weights", "rows", "loss"):
             m.submodules[name] = getattr(self, name)
@@ -113,6 +116,8 @@ class Accelerator(wiring.Component):
             self._external(m)
         if machine.panel_depth:
             self._panels(m)
+        if machine.norm_depth:
+            self._norm(m)
         return m
 
     def _control(self, m: Module) -> None:
@@ -178,12 +183,15 @@ class Accelerator(wiring.Component):
             with m.Default():
                 m.d.sync += memory.read_address.eq(self.operands.activation_address)
         engine = drain.activation_write
+        place = drain.write.out
+        if self.machine.norm_depth:
+            place = Mux(self.command.target[0], drain.write.mask, place)
         fetched, address, vector = self._fetched()
         m.d.comb += [self.operands.activation.eq(memory.read_data), drain.mask.eq(memory.read_data),
                      writer.blocked.eq(engine | fetched)]
         m.d.data += [
             memory.write_en.eq(engine | fetched | writer.activation_en),
-            memory.write_address.eq(Mux(engine, drain.write.out, Mux(fetched, address, writer.item))),
+            memory.write_address.eq(Mux(engine, place, Mux(fetched, address, writer.item))),
             memory.write_data.eq(Mux(engine, drain.write_data.as_value(),
                                      Mux(fetched, vector, writer.vector.as_value())))]
 
@@ -239,8 +247,10 @@ class Accelerator(wiring.Component):
         """Panels of weights in external memory: what moves takes the port's channels for itself."""
         machine, mover, refetcher, command = self.machine, self.mover, self.refetcher, self.command
         m.submodules.mover = mover
-        region = Signal(REGION_BITS)
-        with m.If(self.sequencer.launch):  # not before: until then the panel may be on its way
+        region, launch = Signal(REGION_BITS), self.sequencer.launch
+        if machine.norm_depth:
+            launch = launch | self.sequencer.launch_norm
+        with m.If(launch):  # not before: until then the panel may be on its way
             m.d.sync += region.eq(command.panel)
         with m.Elif(self.sequencer.launch_refetch | ~self.sequencer.busy):
             m.d.sync += region.eq(0)
@@ -280,18 +290,36 @@ class Accelerator(wiring.Component):
                          memory.write_address.eq(drain.write.out), memory.write_data.eq(drain.write_data)]
 
     def _weight_memory(self, m: Module) -> None:
-        """Read by the operands; written by the updates, else by the host."""
+        """Read by the operands; written by the updates, else by a batch norm's scalars, else by the host."""
         memory, writer = self.weights, self.writer
-        own, group, column = self._places(writer.item)
+        en, place, word = writer.weight_en, writer.item, writer.write.data.as_signed()
+        if self.machine.norm_depth:
+            made = self.norm.word_valid
+            en, place, word = en | made, Mux(made, self._word_place(m), place), Mux(made, self.norm.word, word)
+        own, group, column = self._places(place)
         m.d.comb += [memory.read_addresses.eq(self.operands.weight_addresses),
                      self.operands.weights.eq(memory.read_data)]
         for number, update in enumerate(self.updates):
             write, ours = memory.write[number], update.out_valid
             m.d.data += [
-                write.en.eq(ours | writer.weight_en & (group == number)),
+                write.en.eq(ours | en & (group == number)),
                 write.bank.eq(Mux(ours, update.out_address[:len(own)], own)),
                 write.address.eq(Mux(ours, update.out_address[len(own):], column)),
-                write.data.eq(Mux(ours, update.out_weight, writer.write.data.as_signed()))]
+                write.data.eq(Mux(ours, update.out_weight, word))]
+
+    def _word_place(self, m: Module) -> Value:
+        """Where a word that was made of scalars goes: blocks of ``rows`` channels, each an offset's column and those of
+        its factors, whose diagonal alone is read. Channels come in order, of each the offset last."""
+        norm, rows = self.norm, self.machine.rows
+        bits = (rows - 1).bit_length()
+        base, row = Signal.like(self.command.norm_column), norm.word_channel[:bits]
+        with m.If(self.sequencer.launch_norm):
+            m.d.sync += base.eq(self.command.norm_column)
+        with m.Elif(norm.word_valid & ~norm.word_which & (row == rows - 1)):
+            m.d.sync += base.eq(base + rows + 1)
+        column, bank = Signal.like(base), Signal(bits)
+        m.d.comb += [column.eq(base + Mux(norm.word_which, 1 + row, 0)), bank.eq(Mux(norm.word_which, row << 1, row))]
+        return Cat(bank, column)
 
     def _places(self, place: Value) -> tuple[Value, Value, Value]:
         """A place ``column * rows + bank`` in parts: which of an update unit's banks, which unit, and the column."""
@@ -317,8 +345,10 @@ class Accelerator(wiring.Component):
         bank = Signal((machine.rows - 1).bit_length())
         m.d.comb += bank.eq(rows.item.row + term)
         own, turn, _ = self._places(bank)
-        summed = delay_line(m, Cat(*(valid & (row < count) & (every | (row == term)) for row in ours)),
-                            self.trees[0].latency_cycles, "summed")[-1]
+        self.summed = summed = delay_line(m, Cat(*(valid & (row < count) & (every | (row == term)) for row in ours)),
+                                          self.trees[0].latency_cycles, "summed")[-1]
+        if machine.norm_depth:
+            summed = summed & ~self.command.norm.replicate(machine.trees)
         turned = delay_line(m, turn, self.trees[0].latency_cycles, "turned")[-1]
         address = delay_line(m, Cat(own, column), self.trees[0].latency_cycles, "summed_address")[-1]
         for number, update in enumerate(self.updates):
@@ -327,6 +357,23 @@ class Accelerator(wiring.Component):
                          update.total.eq(Array(tree.o for tree in self.trees)[tree]), update.address.eq(address)]
             self._update_unit(m, number, update)
         self._host_of_updates(m)
+
+    def _norm(self, m: Module) -> None:
+        """WU's sums of a batch norm into scalars, and words of those into the weight banks (:meth:`_word_place`)."""
+        norm, command, trees = self.norm, self.command, self.machine.trees
+        m.submodules.norm = norm
+        second = Signal()  # that of products, behind that of the constant one
+        with m.If(self.lattice.loaded):
+            m.d.sync += second.eq(~self.ending.one)
+        which = delay_line(m, second, self.trees[0].latency_cycles, "second")[-1]
+        m.d.comb += [
+            norm.start.eq(self.sequencer.launch_norm), self.sequencer.norm_busy.eq(norm.busy),
+            norm.sum_valid.eq(self.summed & command.norm.replicate(trees)), norm.sum_which.eq(which.replicate(trees)),
+            norm.host_write.eq(self.writer.scalar_en), norm.host_data.eq(self.writer.write.data),
+            norm.host_address.eq(Mux(self.writer.write_any, self.writer.item, self.reader.scalar_address)),
+            self.reader.scalar.eq(norm.host_read),
+            *(total.eq(tree.o) for total, tree in zip(norm.sum, self.trees, strict=True)),
+            *(norm.rule[field].eq(command[field]) for field, _ in norm.rule.shape())]
 
     def _update_unit(self, m: Module, number: int, update: UpdateUnit) -> None:
         own, group, _ = self._places(Const(0, (self.machine.rows - 1).bit_length()))

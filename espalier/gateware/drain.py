@@ -51,7 +51,8 @@ class RowCounter(wiring.Component):
                          item.mask.eq(self.tile.mask), item.window.eq(Cat(self.tile.x[0], self.tile.y[0]))]
         with m.Elif(item.valid):
             m.d.sync += [left.eq(left - 1), item.row.eq(item.row + 1), item.mask.eq(item.mask + command.out_plane)]
-            with m.If(command.opcode == Opcode.FORWARD):
+            forward = command.opcode == Opcode.FORWARD
+            with m.If(forward & ~command.target[0] if self.machine.norm_depth else forward):
                 m.d.sync += item.out.eq(item.out + command.out_plane)
         return m
 
@@ -129,7 +130,8 @@ class Drain(wiring.Component):
         Activation to read (BP); ``mask`` is its vector three cycles later.
     activation_write, gradient_write : Out(1)
     write : Out
-        Where (``out``, and bank ``row`` of the gradients).
+        Where (``out``, and bank ``row`` of the gradients; ``mask``, where results go to both memories, among the
+        activations).
     write_data : Out
     """
 
@@ -207,8 +209,11 @@ class Drain(wiring.Component):
                          late.code.eq(Mux(wins, code, before.code))]
         m.d.comb += [read.addr.eq(coming.row), write.addr.eq(self.write.row), write.data.eq(self.write_data),
                      write.en.eq(self.write.valid & pooling)]
-        m.d.sync += [self.activation_write.eq(complete & forward), self.write.eq(item),
-                     self.gradient_write.eq(complete & (command.opcode == Opcode.BACKWARD))]
+        activations, gradients = forward, command.opcode == Opcode.BACKWARD
+        if machine.norm_depth:
+            activations, gradients = forward & ~command.target[1], gradients | forward & command.target[0]
+        m.d.sync += [self.activation_write.eq(complete & activations), self.write.eq(item),
+                     self.gradient_write.eq(complete & gradients)]
 
 
 class LaneTree(wiring.Component):

@@ -9,8 +9,10 @@ from amaranth.lib.wiring import In, Out
 from espalier.arch.machine import EXTERNAL_BITS, Machine
 from espalier.gateware.layouts import command_layout, entry_layout, struct, vector_layout
 from espalier.gateware.operands import Operands, probe_layout
+from espalier.program.norm import SLOTS
 from espalier.program.words import (
     BUS_BITS,
+    SCALAR_BITS,
     SPACE_SHIFT,
     Space,
     Status,
@@ -35,7 +37,8 @@ def spaces_of(address: Value, machine: Machine) -> Value:
 
 
 def _spaces(machine: Machine) -> tuple[Space, ...]:
-    return tuple(space for space in Space if space != Space.RUNS or machine.panel_depth)
+    there = {Space.RUNS: machine.panel_depth, Space.SCALARS: machine.norm_depth}
+    return tuple(space for space in Space if there.get(space, True))
 
 
 class HostWriter(wiring.Component):
@@ -53,14 +56,19 @@ class HostWriter(wiring.Component):
         self.bits = bits_for(machine.max_classes)
         self.run_bits = sum(run_fields(machine).values()) if machine.panel_depth else 0
         runs = {"run_en": Out(1), "run": Out(self.run_bits)} if machine.panel_depth else {}
+        scalars = {"scalar_en": Out(1)} if machine.norm_depth else {}
         super().__init__({
-            **runs, "valid": In(1), "ready": Out(1), "write": In(WRITE), "spaces": In(len(_spaces(machine))),
+            **runs, **scalars, "valid": In(1), "ready": Out(1), "write": In(WRITE), "spaces": In(len(_spaces(machine))),
             "blocked": In(1), "start": Out(1), "start_word": Out(struct(start_fields())),
             "program_en": Out(1), "table_en": Out(1), "index_en": Out(1), "weight_en": Out(1), "master_en": Out(1),
             "momentum_en": Out(1), "activation_en": Out(1), "write_any": Out(1),
             "offset": Out(SPACE_SHIFT), "item": Out(SPACE_SHIFT),
             "command": Out(self.command_bits), "entry": Out(self.entry_bits), "vector": Out(vector_layout(machine)),
             "labels": Out(data.ArrayLayout(self.bits, 2 * machine.lanes)), "external": Out(EXTERNAL_BITS)})
+
+    def _in(self, space: Space) -> Value:
+        """Whether the write is to a space."""
+        return self.spaces[_spaces(self.machine).index(space)]
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -73,24 +81,26 @@ class HostWriter(wiring.Component):
                    Space.ACTIVATIONS: self.activation_en}
         if self.run_bits:
             words[Space.RUNS], enables[Space.RUNS] = host_words(self.run_bits), self.run_en
+        if self.machine.norm_depth:
+            enables[Space.SCALARS] = self.scalar_en
         before = [Signal(BUS_BITS, name=f"before_{k}") for k in range(max(words.values()) - 1)]  # the last word
         item: Value = C(0)
         for target, enable in enables.items():
             count = words.get(target, 1)
-            stride_bits, here = (count - 1).bit_length(), self.valid & self.spaces[target]
+            stride_bits, here = (count - 1).bit_length(), self.valid & self._in(target)
             for k in range(count - 1):
                 with m.If(here & (offset[:stride_bits] == k)):
                     m.d.sync += before[k].eq(self.write.data)
             m.d.comb += enable.eq(here & (offset[:stride_bits] == count - 1))
-            item |= Mux(self.spaces[target], offset >> stride_bits, 0)
-        with m.If(self.valid & self.spaces[Space.LABELS]):
+            item |= Mux(self._in(target), offset >> stride_bits, 0)
+        with m.If(self.valid & self._in(Space.LABELS)):
             m.d.sync += self.labels[offset[: bits_for(2 * self.machine.lanes)]].eq(self.write.data)
-        with m.If(self.valid & self.spaces[Space.EXTERNAL]):
+        with m.If(self.valid & self._in(Space.EXTERNAL)):
             m.d.sync += self.external.eq(self.write.data)
         command, entry, vector = (Cat(before[:words[space] - 1], self.write.data)
                                   for space in (Space.PROGRAM, Space.INDEX, Space.ACTIVATIONS))
         m.d.comb += [
-            self.start.eq(self.valid & self.spaces[Space.CONTROL]), self.start_word.eq(self.write.data),
+            self.start.eq(self.valid & self._in(Space.CONTROL)), self.start_word.eq(self.write.data),
             self.item.eq(item), self.command.eq(command), self.entry.eq(entry), self.write_any.eq(self.valid)]
         if self.run_bits:
             m.d.comb += self.run.eq(Cat(before[:words[Space.RUNS] - 1], self.write.data))
@@ -104,8 +114,10 @@ class HostReader(wiring.Component):
 
     def __init__(self, machine: Machine):
         self.machine = machine
+        scalars = {"scalar_address": Out(bits_for(machine.norm_depth * SLOTS)),
+                   "scalar": In(SCALAR_BITS)} if machine.norm_depth else {}
         super().__init__({
-            "address": In(32), "data": Out(BUS_BITS), "busy": In(1), "probe": Out(probe_layout(machine)),
+            **scalars, "address": In(32), "data": Out(BUS_BITS), "busy": In(1), "probe": Out(probe_layout(machine)),
             "vector": In(vector_layout(machine)), "weight": In(signed(machine.word_bits)),
             "update_address": Out(bits_for(machine.master_depth)), "update_momentum": Out(1),
             "update_word": In(BUS_BITS), "correct": In(32), "loss": In(signed(48)), "cycles": In(32), "errors": In(2)})
@@ -121,6 +133,8 @@ class HostReader(wiring.Component):
         m.d.comb += [self.probe.active.eq(~self.busy), self.probe.column.eq(offset[bank_bits:]),
                      self.probe.gradient.eq(space == Space.GRADIENTS),
                      self.update_address.eq(offset), self.update_momentum.eq(space == Space.MOMENTA)]
+        if machine.norm_depth:
+            m.d.comb += self.scalar_address.eq(offset)
         with m.If(space == Space.GRADIENTS):
             m.d.comb += [self.probe.bank.eq(vector[:bank_bits]), self.probe.address.eq(vector[bank_bits:])]
         with m.Else():
@@ -141,6 +155,9 @@ class HostReader(wiring.Component):
                 m.d.sync += self.data.eq(self.weight)
             with m.Case(Space.MASTERS, Space.MOMENTA):
                 m.d.sync += self.data.eq(self.update_word)
+            if machine.norm_depth:
+                with m.Case(Space.SCALARS):
+                    m.d.sync += self.data.eq(self.scalar)
         return m
 
     def _chosen(self, m: Module, lane: Value) -> Signal:

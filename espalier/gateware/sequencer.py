@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import C, Cat, Module, Signal, Value, unsigned
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -18,7 +18,8 @@ class Sequencer(wiring.Component):
     """Executes commands from ``entry`` up to END (or one only, with ``single``).
 
     A command stays in force until its last step has been issued and the pipelines behind that have had the
-    time to empty: ``drain_cycles`` in FP and BP, ``update_cycles`` in WU. The loss ends with ``loss_done``.
+    time to empty: ``drain_cycles`` in FP and BP, ``update_cycles`` in WU. The loss ends with ``loss_done``, and what
+    computes with scalars not before ``norm_busy`` falls.
     Fetching a command takes 4 cycles, in the last two of which it is in force but not yet launched.
 
     Parameters
@@ -38,6 +39,8 @@ class Sequencer(wiring.Component):
         One cycle at the beginning of a phase.
     launch_refetch : Out(1)
         One cycle for a REFETCH, FETCH or STORE, which is over at once.
+    launch_norm : Out(1), norm_busy : In(1)
+        One cycle at the beginning of what computes with scalars, which is busy from the next on.
     external_ready, external_busy : In(1)
         Of the port to external memory: it takes one more tensor; something is on the way. The first holds up what
         asks, and FP that spills, the second a fence.
@@ -52,6 +55,7 @@ class Sequencer(wiring.Component):
         super().__init__({
             "start": In(1), "word": In(struct(start_fields())), "command": Out(command_layout(machine)),
             "position": Out(self.position_bits), "busy": Out(1), "launch": Out(1), "launch_loss": Out(1),
+            **({"launch_norm": Out(1), "norm_busy": In(1)} if machine.norm_depth else {}),
             "launch_refetch": Out(1), "external_ready": In(1), "external_busy": In(1), "finished": In(1),
             "loss_done": In(1), "parity": Out(1), "first": Out(1), "last": Out(1),
             "write_en": In(1), "write_address": In(self.position_bits),
@@ -88,20 +92,30 @@ class Sequencer(wiring.Component):
                 with m.Elif(~kept):
                     m.d.comb += [self.launch.eq(self.command.opcode != Opcode.LOSS),
                                  self.launch_loss.eq(self.command.opcode == Opcode.LOSS)]
+                    if self.machine.norm_depth:
+                        m.d.comb += self.launch_norm.eq(self.command.norm)
+                        with m.If(self.command.opcode == Opcode.NORM):
+                            m.d.comb += self.launch.eq(0)
                     m.next = "RUN"
             with m.State("RUN"):
                 with m.Switch(self.command.opcode):
                     with m.Case(Opcode.UPDATE):
                         m.d.sync += wait.eq(self.update_cycles - FETCH_CYCLES)
-                    with m.Case(Opcode.LOSS):
+                    with m.Case(*((Opcode.LOSS, Opcode.NORM) if self.machine.norm_depth else (Opcode.LOSS,))):
                         m.d.sync += wait.eq(0)
                     with m.Default():
                         m.d.sync += wait.eq(self.drain_cycles - FETCH_CYCLES)
-                with m.If(self.finished | self.loss_done):
+                done = self.finished | self.loss_done
+                with m.If(done | (self.command.opcode == Opcode.NORM) if self.machine.norm_depth else done):
                     m.next = "DRAIN"
             with m.State("DRAIN"):
-                m.d.sync += wait.eq(wait - 1)
-                with m.If(wait == 0):
+                over = wait == 0
+                if self.machine.norm_depth:
+                    m.d.sync += wait.eq(Mux(over, 0, wait - 1))
+                    over &= ~self.norm_busy
+                else:
+                    m.d.sync += wait.eq(wait - 1)
+                with m.If(over):
                     self._go_on(m, single)
             with m.State("HOLD"):  # in place of a fetch: the last word is written now
                 m.next = "STOP"

@@ -66,6 +66,11 @@ def next_name(name: str) -> str:
     return f"{name}.next"
 
 
+def slope_name(name: str) -> str:
+    """The name under which formats have that of the slope in the gradient through the batch norm ``name``."""
+    return f"{name}.slope"
+
+
 def differentiate(graph: Graph, loss: str = "softmax_cross_entropy", formats: Mapping[str, Format] | None = None,
                   frozen: Collection[str] = ()) -> Graph:
     """Turn an inference graph into one training step: loss, backward pass and weight gradients.
@@ -88,7 +93,7 @@ def differentiate(graph: Graph, loss: str = "softmax_cross_entropy", formats: Ma
         ``"softmax_cross_entropy"`` or ``"square_hinge"``.
     formats : mapping
         Formats of the gradients by name (:func:`gradient_name`); those not named are float. Parts of
-        a sum have the format of the sum.
+        a sum have the format of the sum. Those of the slopes of batch norms of words, too (:func:`slope_name`).
     frozen : collection of str
         Parameters that are not trained. They have gradients all the same.
 
@@ -100,6 +105,15 @@ def differentiate(graph: Graph, loss: str = "softmax_cross_entropy", formats: Ma
     """
     _check_loss(graph, loss)
     return _last_part(graph, loss, formats or {}, frozen, through=())
+
+
+def without_backward(graph: Graph) -> Graph:
+    """The forward pass and the loss of a training step, batch norms by their running statistics."""
+    statistics = {op.batch: op.running for op in graph.ops if isinstance(op, RunningMean | RunningVariance)}
+    end = next(number for number, op in enumerate(graph.ops) if isinstance(op, LossOp)) + 1
+    ops = tuple(op.map_values(lambda value: statistics.get(value, value)) for op in graph.ops[:end]
+                if not isinstance(op, BatchMean | BatchVariance | RunningMean | RunningVariance))
+    return Graph(graph.name, graph.inputs, graph.parameters, ops, graph.outputs[:2])
 
 
 def differentiate_parts(parts: Sequence[Graph], loss: str = "softmax_cross_entropy",
@@ -170,7 +184,7 @@ class _Forward:
     rewrite:
         y = batch_norm(x, scale, shift, mean, variance)
             ->  m = batch_mean(x); v = batch_variance(x, m); y = batch_norm(x, scale, shift, m, v);
-                mean.next = running_mean(mean, m); variance.next = running_variance(variance, v, x)
+                mean.next = running_mean(mean, m, x); variance.next = running_variance(variance, v, x)
 
     Members
     -------
@@ -201,7 +215,7 @@ class _Forward:
         mean, variance = (Value(f"{value.name}.batch", value.type) for value in (op.mean, op.variance))
         next_mean, next_variance = (Value(next_name(value.name), value.type) for value in (op.mean, op.variance))
         self.ops += [BatchMean(mean, op.x), BatchVariance(variance, op.x, mean),
-                     replace(op, mean=mean, variance=variance), RunningMean(next_mean, op.mean, mean),
+                     replace(op, mean=mean, variance=variance), RunningMean(next_mean, op.mean, mean, op.x),
                      RunningVariance(next_variance, op.variance, variance, op.x)]
         self.statistics[op.out.name] = mean, variance
         self.next |= {op.mean.name: next_mean, op.variance.name: next_variance}
@@ -302,11 +316,14 @@ class _Backward:
                 assert_never(op)
 
     def _batch_norm(self, op: BatchNorm, g: Value) -> None:
-        x, scale, epsilon = op.x, op.scale, op.epsilon
+        x, scale, epsilon, factor = op.x, op.scale, op.epsilon, op.factor
+        slope = self.formats.get(slope_name(op.out.name))
+        assert slope is None or isinstance(slope, Fixed), f"the slope of {op.out} is a word"
         mean, variance = self.statistics.get(op.out.name, (op.mean, op.variance))
         if op.out.name in self.statistics:
-            self.contribute(x, lambda out: BatchNormInputGrad(out, g, x, scale, mean, variance, epsilon))
+            self.contribute(x, lambda out: BatchNormInputGrad(out, g, x, scale, mean, variance, epsilon, factor,
+                                                               slope))
         else:
-            self.contribute(x, lambda out: FrozenBatchNormInputGrad(out, g, scale, variance, epsilon))
+            self.contribute(x, lambda out: FrozenBatchNormInputGrad(out, g, scale, variance, epsilon, factor))
         self.contribute(scale, lambda out: BatchNormScaleGrad(out, g, x, mean, variance, epsilon))
         self.contribute(op.shift, lambda out: BiasGrad(out, g))

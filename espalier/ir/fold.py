@@ -1,18 +1,21 @@
-"""Fold batch norms into the layers before them, as fixed point and the engine need them."""
+"""Batch norms as other operations: folded into the layers before them, or, of words, as convolutions of channels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 from numpy.typing import NDArray
 
 from espalier.errors import GraphError
 from espalier.ir.graph import Graph
-from espalier.ir.ops import BatchNorm, Conv2d, Linear, Op
-from espalier.ir.types import Value
+from espalier.ir.interpret import fixed
+from espalier.ir.ops import BatchNorm, Conv2d, Linear, Op, Reshape
+from espalier.ir.types import TensorType, Value
 from espalier.ir.verify import verify
-from espalier.numerics import batch_norm
+from espalier.numerics import batch_norm, fixed_batch_norm
+from espalier.numerics.window import Window
 
 
 def has_batch_norm(graph: Graph) -> bool:
@@ -78,6 +81,51 @@ def fold_batch_norm(graph: Graph, parameters: Mapping[str, NDArray]) -> tuple[Gr
     outputs = tuple(_source(value, renamed) for value in graph.outputs)
     return (verify(Graph(graph.name, graph.inputs, kept, tuple(ops), outputs)),
             {value.name: state[value.name] for value in kept})
+
+
+def as_convolutions(graph: Graph, parameters: Mapping[str, NDArray]) -> tuple[Graph, dict[str, NDArray]]:
+    """The inference graph with each batch norm of words as a convolution, and its parameters; the same words.
+
+    rewrite:
+        y = batch_norm(x, scale, shift, mean, variance)   ->   y = conv2d(x, y.factor, y.offset), a group a channel
+
+    A vector is a map of one pixel on the way.
+    """
+    norms = [op for op in graph.ops if isinstance(op, BatchNorm) and op.factor is not None]
+    dropped = {value for op in norms for value in op.inputs[1:]}
+    state = {value.name: parameters[value.name] for value in graph.parameters if value not in dropped}
+    made = tuple(value for op in norms for value in _factors(op))
+    for op in norms:
+        weight, bias = _factors(op)
+        scale, shift, mean, variance = (np.asarray(parameters[value.name], np.float32) for value in op.inputs[1:])
+        factors = fixed_batch_norm.factor(scale, variance, op.epsilon, fixed(op.factor))
+        state[bias.name] = fixed_batch_norm.offset(shift, mean, factors, fixed(op.factor))
+        state[weight.name] = factors.reshape(weight.shape)
+    ops = tuple(new for op in graph.ops for new in (_convolution(op) if op in norms else (op,)))
+    kept = tuple(value for value in graph.parameters if value not in dropped)
+    return verify(Graph(graph.name, graph.inputs, (*kept, *made), ops, graph.outputs)), state
+
+
+def _factors(op: BatchNorm) -> tuple[Value, Value]:
+    """The weight and the bias of the convolution that a batch norm is."""
+    channels, format_ = op.x.shape[0], fixed(op.factor)
+    return (Value(f"{op.out.name}.factor", TensorType((channels, 1, 1, 1), format_)),
+            Value(f"{op.out.name}.offset", TensorType((channels,), format_)))
+
+
+def _convolution(op: Op) -> tuple[Op, ...]:
+    assert isinstance(op, BatchNorm), op
+    convolution = Conv2d(_map(op.out), _map(op.x), *_factors(op), Window((1, 1)), op.x.shape[0])
+    if len(op.x.shape) == 3:
+        return (convolution,)
+    return Reshape(convolution.x, op.x), convolution, Reshape(op.out, convolution.out)
+
+
+def _map(value: Value) -> Value:
+    """A map itself; of a vector the map of one pixel."""
+    if len(value.shape) == 3:
+        return value
+    return Value(f"{value.name}.map", TensorType((*value.shape, 1, 1), value.format))
 
 
 def _source(value: Value, renamed: Mapping[Value, Value]) -> Value:

@@ -49,9 +49,10 @@ from espalier.ir.ops import (
     SquareHinge,
     SquareHingeGrad,
 )
-from espalier.ir.types import Fixed, Value
-from espalier.numerics import activation, batch_norm, convolution, loss
+from espalier.ir.types import Fixed, Float, Format, Value
+from espalier.numerics import activation, batch_norm, convolution, fixed_batch_norm, loss
 from espalier.numerics.activation import AVERAGE_FRAC, average_reciprocal
+from espalier.numerics.scalar import of_words
 from espalier.numerics.window import Window
 
 UNIT = Window((1, 1))
@@ -61,7 +62,8 @@ def interpret(graph: Graph, tensors: Mapping[str, NDArray]) -> dict[str, NDArray
     """Run ``graph`` on ``tensors`` (inputs with a batch axis first, and parameters, by name).
 
     Returns every value by name: inputs, parameters and all results. Fixed-point values are int64
-    words, float values float64. Raises GraphError when a tensor is missing or has the wrong shape.
+    words, float values float64, the scalars of a batch norm of words float32. Raises GraphError when a
+    tensor is missing or has the wrong shape.
     """
     known: dict[str, NDArray] = {}
     for value in (*graph.inputs, *graph.parameters):
@@ -100,6 +102,12 @@ def product_frac(a: Value, b: Value) -> int | None:
 def frac_of(value: Value) -> int | None:
     """Fraction bits of a value; None in float."""
     return value.format.frac if isinstance(value.format, Fixed) else None
+
+
+def fixed(format_: Format | None) -> Fixed:
+    """The format of words, which it is."""
+    assert isinstance(format_, Fixed), f"{format_} is not fixed point"
+    return format_
 
 
 def units(bound: int, value: Value) -> int:
@@ -158,11 +166,13 @@ def evaluate(op: Op, *args: NDArray) -> NDArray:
             return rounded(args[0] @ args[1], product_frac(op.g, op.w), op.out)
         case LinearWeightGrad():
             return rounded(args[1].T @ args[0], product_frac(op.x, op.g), op.out)
+        case BiasGrad(g=Value(format=Fixed(frac=frac)), out=Value(format=Float())):
+            return fixed_batch_norm.shift_grad(args[0], frac)
         case BiasGrad():
             return rounded(args[0].reshape(*args[0].shape[:2], -1).sum(axis=(0, 2)), frac_of(op.g), op.out)
         case (BatchNorm() | BatchMean() | BatchVariance() | RunningMean() | RunningVariance() | BatchNormInputGrad()
               | FrozenBatchNormInputGrad() | BatchNormScaleGrad()):
-            return _batch_norm(op, *args)
+            return _batch_norm_of_words(op, *args) if reads_words(op) else _batch_norm(op, *args)
         case ReluGrad():
             return rounded(activation.relu_grad(*args), frac_of(op.g), op.out)
         case ClippedReluGrad(bound=bound):
@@ -198,6 +208,11 @@ def _sum(op: Add, a: NDArray, b: NDArray) -> NDArray:
     return rounded((a << (frac - frac_a)) + (b << (frac - frac_b)), frac, op.out)
 
 
+def reads_words(op: Op) -> bool:
+    """Whether any value that the operation reads is in fixed point."""
+    return any(isinstance(value.format, Fixed) for value in op.inputs)
+
+
 def _batch_norm(op: BatchNormOp, *args: NDArray) -> NDArray:
     match op:
         case BatchNorm(epsilon=epsilon):
@@ -207,7 +222,8 @@ def _batch_norm(op: BatchNormOp, *args: NDArray) -> NDArray:
         case BatchVariance():
             return batch_norm.batch_variance(*args)
         case RunningMean():
-            return batch_norm.followed(*args)
+            running, batch, _ = args
+            return batch_norm.followed(running, batch)
         case RunningVariance():
             running, batch, x = args
             return batch_norm.followed(running, batch * batch_norm.unbiased(x.size // len(running)))
@@ -217,6 +233,56 @@ def _batch_norm(op: BatchNormOp, *args: NDArray) -> NDArray:
             return batch_norm.frozen_input_grad(*args, epsilon=epsilon)
         case BatchNormScaleGrad(epsilon=epsilon):
             return batch_norm.scale_grad(*args, epsilon=epsilon)
+
+
+def _batch_norm_of_words(op: BatchNormOp, *args: NDArray) -> NDArray:
+    match op:
+        case BatchNorm(x=x, epsilon=epsilon):
+            words, scale, shift, mean, variance = args
+            factor = fixed(op.factor)
+            factors = fixed_batch_norm.factor(scale, variance, epsilon, factor)
+            offsets = fixed_batch_norm.offset(shift, mean, factors, factor)
+            return _affine(words, x, factors, offsets, factor, op.out)
+        case BatchMean(x=x):
+            return fixed_batch_norm.batch_mean(args[0], fixed(x.format).frac)
+        case BatchVariance(x=x):
+            return fixed_batch_norm.batch_variance(args[0], fixed(x.format).frac, args[1])
+        case RunningMean():
+            return fixed_batch_norm.followed(args[0], args[1])
+        case RunningVariance():
+            return fixed_batch_norm.followed(args[0], args[1], fixed_batch_norm.count(args[2]))
+        case BatchNormInputGrad():
+            return _input_grad_of_words(op, *args)
+        case FrozenBatchNormInputGrad(g=g, epsilon=epsilon):
+            factor = fixed(op.factor)
+            return _affine(args[0], g, fixed_batch_norm.factor(args[1], args[2], epsilon, factor), None, factor, op.out)
+        case BatchNormScaleGrad(g=g, x=x, epsilon=epsilon):
+            words_g, words_x, mean, variance = args
+            return fixed_batch_norm.scale_grad(words_g, fixed(g.format).frac, words_x, fixed(x.format).frac, mean,
+                                               variance, epsilon)
+
+
+def _input_grad_of_words(op: BatchNormInputGrad, g: NDArray, x: NDArray, scale: NDArray, mean: NDArray,
+                         variance: NDArray) -> NDArray:
+    factor, slope, g_frac, x_frac = fixed(op.factor), fixed(op.slope), fixed(op.g.format).frac, fixed(op.x.format).frac
+    count = fixed_batch_norm.count(x)
+    factors = fixed_batch_norm.factor(scale, variance, op.epsilon, factor)
+    values = of_words(factors, factor)
+    shift_grad = fixed_batch_norm.shift_grad(g, g_frac)
+    scale_grad = fixed_batch_norm.scale_grad(g, g_frac, x, x_frac, mean, variance, op.epsilon)
+    slopes = fixed_batch_norm.slope(values, variance, op.epsilon, scale_grad, count, slope)
+    intercepts = fixed_batch_norm.intercept(values, of_words(slopes, slope), mean, shift_grad, count, slope)
+    through = _affine(x, op.x, slopes, intercepts, slope, op.out)
+    return fixed(op.out.format).limit(_affine(g, op.g, factors, None, factor, op.out) + through)
+
+
+def _affine(words: NDArray, x: Value, factors: NDArray, offsets: NDArray | None, factor: Fixed, out: Value) -> NDArray:
+    """``words`` of ``x`` times one word a channel, plus another, rounded as a convolution rounds."""
+    frac = fixed(x.format).frac
+    acc = words * batch_norm.spread(factors, words)
+    if offsets is not None:
+        acc = acc + (batch_norm.spread(offsets, words) << frac)
+    return rounded(acc, frac + factor.frac, out)
 
 
 def _loss(op: LossOp | LossGradOp, logits: NDArray, labels: NDArray) -> NDArray:

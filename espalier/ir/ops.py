@@ -2,6 +2,9 @@
 
 Every operation computes exactly and rounds once, into the format of its result (`Requantize`); on
 ``float`` values it computes in floating point. The meaning of each is in ``interpret.py``.
+
+A batch norm of words has float values beside them: what each channel has one of, its scale, shift and statistics and
+their gradients. These are scalars (``numerics/scalar.py``).
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
-from espalier.ir.types import Value
+from espalier.ir.types import Fixed, Value
 from espalier.numerics.window import Window
 
 
@@ -67,10 +70,11 @@ class ClippedRelu(_Op):
 
 @dataclass(frozen=True, slots=True)
 class BatchNorm(_Op):
-    """``(x - mean) / sqrt(variance + epsilon) * scale + shift`` of each channel; float only.
+    """``(x - mean) / sqrt(variance + epsilon) * scale + shift`` of each channel.
 
     ``x`` (C, H, W) or (C,), the others (C,). In an inference graph ``mean`` and ``variance`` are parameters, the
-    running statistics; in a training graph they are those of the batch.
+    running statistics; in a training graph they are those of the batch. On words ``x`` is multiplied by a word and
+    another is added (``numerics/fixed_batch_norm.py``), both of the format ``factor``; in float that is None.
     """
 
     x: Value
@@ -79,6 +83,7 @@ class BatchNorm(_Op):
     mean: Value
     variance: Value
     epsilon: float
+    factor: Fixed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,10 +224,11 @@ class BatchVariance(_Op):
 
 @dataclass(frozen=True, slots=True)
 class RunningMean(_Op):
-    """The next running mean: a tenth of the way from the last one to that of the batch, ``batch``."""
+    """The next running mean: a tenth of the way from the last one to that of the batch, ``batch``, of ``x``."""
 
     running: Value
     batch: Value
+    x: Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +242,10 @@ class RunningVariance(_Op):
 
 @dataclass(frozen=True, slots=True)
 class BatchNormInputGrad(_Op):
-    """BP of a batch norm by the statistics of the batch, through which the gradient passes, too."""
+    """BP of a batch norm by the statistics of the batch, through which the gradient passes, too.
+
+    On words ``g`` is multiplied by words of the format ``factor``, ``x`` by words of the format ``slope``.
+    """
 
     g: Value
     x: Value
@@ -244,16 +253,19 @@ class BatchNormInputGrad(_Op):
     mean: Value
     variance: Value
     epsilon: float
+    factor: Fixed | None = None
+    slope: Fixed | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FrozenBatchNormInputGrad(_Op):
-    """BP of a batch norm by running statistics, on which its input has no influence."""
+    """BP of a batch norm by running statistics, on which its input has no influence; ``factor`` as of the norm."""
 
     g: Value
     scale: Value
     variance: Value
     epsilon: float
+    factor: Fixed | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@
 
 Inputs, parameters, operations and outputs come in this order. A name with characters other than
 ``A-Z a-z 0-9 _ . / -`` is quoted: ``%"onnx::Conv_1"``. Blank lines and lines that start with ``#``
-mean nothing. The operations and their arguments are those of ``ops.py``, read from the dataclasses.
+mean nothing. The operations and their arguments are those of ``ops.py``, read from the dataclasses; a format that
+only operations on words have is left out in float.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ QUOTED = r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4}))*"'
 INTEGER = r"(?:0|-?[1-9][0-9]{0,17})\b"
 REAL = r"-?[0-9]{1,20}(?:\.[0-9]{1,20})?(?:e[+-]?[0-9]{1,3})?\b"
 #: what an operation has as a field
-Argument = Value | Window | int | float | None
+Argument = Value | Window | Fixed | int | float | None
+OPTIONAL_FORMAT = Fixed | None  #: the type of a field that is left out where there is none
 SECTIONS = ("an input", "a parameter", "an operation", "an output")  #: in the order of the text
 
 
@@ -82,7 +84,10 @@ def _definition(value: Value) -> str:
 
 
 def _operation(op: Op) -> str:
-    arguments = (f"{field.name}={_argument(getattr(op, field.name))}" for field in fields(op) if field.name != "out")
+    kinds = get_type_hints(type(op))
+    found = {field.name: getattr(op, field.name) for field in fields(op) if field.name != "out"}
+    arguments = (f"{name}={_argument(argument)}" for name, argument in found.items()
+                 if argument is not None or kinds[name] != OPTIONAL_FORMAT)
     return f"{_definition(op.out)} = {op_name(type(op))}({', '.join(arguments)})"
 
 
@@ -95,7 +100,7 @@ def _argument(value: Argument) -> str:
         case Window(kernel=kernel, stride=stride, pad=pad, dilation=dilation):
             return (f"{kernel[0]}x{kernel[1]} stride {stride[0]}x{stride[1]} pad {','.join(map(str, pad))} "
                     f"dilation {dilation[0]}x{dilation[1]}")
-        case int():
+        case Fixed() | int():
             return str(value)
         case float():
             return repr(value)
@@ -202,6 +207,13 @@ class _Line:
                 except FormatError as error:
                     raise self.error(str(error)) from None
 
+    def fixed(self) -> Fixed:
+        """``fixed<8,1,AP_RND,AP_SAT>``."""
+        format_ = self.format()
+        if not isinstance(format_, Fixed):
+            raise self.error(f"expected a fixed-point format, found {format_}")
+        return format_
+
     def window(self) -> Window:
         """``5x5 stride 1x1 pad 0,0,0,0 dilation 1x1``; padding is top, left, bottom, right."""
         kernel = self.pair()
@@ -289,6 +301,8 @@ class _Reader:
         for field in fields(kind):
             if field.name == "out":
                 continue
+            if hints[field.name] == OPTIONAL_FORMAT and line.skip(rf"(?=,[ \t]*{field.name}\b)") is None:
+                continue
             if arguments:
                 line.symbol(",")
             line.keyword(field.name)
@@ -301,7 +315,7 @@ class _Reader:
     def readers(self) -> dict[object, Callable[[_Line], Argument]]:
         """How an argument of each type is read."""
         return {Value: self.reference, Value | None: self.optional, Window: _Line.window, int: _Line.integer,
-                float: _Line.real}
+                float: _Line.real, OPTIONAL_FORMAT: _Line.fixed}
 
     def optional(self, line: _Line) -> Value | None:
         return None if line.skip(r"none\b") else self.reference(line)

@@ -1,4 +1,4 @@
-"""The rules of batch norm: shapes of its operations, and that it is float."""
+"""The rules of batch norm: the shapes of its operations' values, and their formats where they are words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from espalier.ir.ops import (
     RunningMean,
     RunningVariance,
 )
-from espalier.ir.types import Value
+from espalier.ir.types import Fixed, Value
+from espalier.numerics.scalar import TINIEST
 
 
 def verify_batch_norm(op: BatchNormOp) -> None:
@@ -26,36 +27,51 @@ def verify_batch_norm(op: BatchNormOp) -> None:
         case BatchNorm(out=out, x=x, scale=scale, shift=shift, mean=mean, variance=variance, epsilon=epsilon):
             _same(op, "result", out, x)
             _channels(op, x, scale=scale, shift=shift, mean=mean, variance=variance)
-            _epsilon(op, epsilon)
+            _epsilon(op, x, epsilon)
         case BatchMean(out=out, x=x):
             _channels(op, x, result=out)
         case BatchVariance(out=out, x=x, mean=mean):
             _channels(op, x, result=out, mean=mean)
-        case RunningMean(out=out, running=running, batch=batch):
-            _channels(op, out, running=running, batch=batch)
-        case RunningVariance(out=out, running=running, batch=batch, x=x):
+        case RunningMean(out=out, running=running, batch=batch, x=x) | RunningVariance(
+                out=out, running=running, batch=batch, x=x):
             _channels(op, x, result=out, running=running, batch=batch)
         case BatchNormInputGrad(out=out, g=g, x=x, scale=scale, mean=mean, variance=variance, epsilon=epsilon):
             _same(op, "result", out, x)
             _same(op, "gradient", g, x)
             _channels(op, x, scale=scale, mean=mean, variance=variance)
-            _epsilon(op, epsilon)
+            _epsilon(op, x, epsilon)
         case FrozenBatchNormInputGrad(out=out, g=g, scale=scale, variance=variance, epsilon=epsilon):
             _same(op, "result", out, g)
             _channels(op, g, scale=scale, variance=variance)
-            _epsilon(op, epsilon)
+            _epsilon(op, g, epsilon)
         case BatchNormScaleGrad(out=out, g=g, x=x, mean=mean, variance=variance, epsilon=epsilon):
             _same(op, "gradient", g, x)
             _channels(op, x, result=out, mean=mean, variance=variance)
-            _epsilon(op, epsilon)
+            _epsilon(op, x, epsilon)
         case _:
             assert_never(op)
 
 
-def fold_first(op: BatchNormOp) -> GraphError:
-    """The error for a batch norm in fixed point."""
-    return _fail(op, "a batch norm is defined in float only, and this one is in fixed point; fold it into the layer "
-                     "before it first (fold_batch_norm)")
+def scalars_of(op: BatchNormOp) -> tuple[Value, ...]:
+    """The values of the operation of which each channel has one number: they are float, also where others are words."""
+    match op:
+        case BatchNorm(scale=scale, shift=shift, mean=mean, variance=variance):
+            return scale, shift, mean, variance
+        case BatchMean(out=out):
+            return (out,)
+        case BatchVariance(out=out, mean=mean):
+            return out, mean
+        case RunningMean(out=out, running=running, batch=batch) | RunningVariance(
+                out=out, running=running, batch=batch):
+            return out, running, batch
+        case BatchNormInputGrad(scale=scale, mean=mean, variance=variance):
+            return scale, mean, variance
+        case FrozenBatchNormInputGrad(scale=scale, variance=variance):
+            return scale, variance
+        case BatchNormScaleGrad(out=out, mean=mean, variance=variance):
+            return out, mean, variance
+        case _:
+            assert_never(op)
 
 
 def _fail(op: BatchNormOp, rule: str) -> GraphError:
@@ -76,6 +92,7 @@ def _channels(op: BatchNormOp, x: Value, **numbers: Value) -> None:
             raise _fail(op, f"{role} {value} must have shape [{x.shape[0]}]")
 
 
-def _epsilon(op: BatchNormOp, epsilon: float) -> None:
-    if not (isfinite(epsilon) and epsilon >= 0):
-        raise _fail(op, f"epsilon must be a number of at least 0, not {epsilon}")
+def _epsilon(op: BatchNormOp, x: Value, epsilon: float) -> None:
+    least = TINIEST if isinstance(x.format, Fixed) else 0
+    if not (isfinite(epsilon) and epsilon >= least):
+        raise _fail(op, f"epsilon must be a number of at least {least:.3g}, not {epsilon}")

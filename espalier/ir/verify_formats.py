@@ -13,6 +13,7 @@ from espalier.ir.ops import (
     BatchMean,
     BatchNorm,
     BatchNormInputGrad,
+    BatchNormOp,
     BatchNormScaleGrad,
     BatchVariance,
     BiasGrad,
@@ -43,7 +44,7 @@ from espalier.ir.ops import (
     SquareHingeGrad,
 )
 from espalier.ir.types import FLOAT, INDEX, Float, Index, Value
-from espalier.ir.verify_batch_norm import fold_first
+from espalier.ir.verify_batch_norm import scalars_of
 from espalier.numerics.activation import AVERAGE_FRAC
 from espalier.numerics.fixed import Fixed, Overflow, Quant
 from espalier.numerics.loss import LOSS_FRAC, RECIPROCAL_FRAC
@@ -79,21 +80,34 @@ def verify_formats(op: Op, wide: set[str]) -> None:
     ``wide`` holds the names of the values that may have 32 bits (gradients of weights, and their
     sums); the result of ``op`` is added to it if it is one.
     """
+    quantities: tuple[Value, ...] = (*op.inputs, op.out)
+    scalars: tuple[Value, ...] = ()
     match op:
         case SoftmaxCrossEntropy() | SquareHinge() | SoftmaxCrossEntropyGrad() | SquareHingeGrad():
             _labels(op)
-            quantities: tuple[Value, ...] = (op.logits, op.out)
+            quantities = (op.logits, op.out)
+        case (BatchNorm() | BatchMean() | BatchVariance() | RunningMean() | RunningVariance() | BatchNormInputGrad()
+              | FrozenBatchNormInputGrad() | BatchNormScaleGrad()):
+            scalars = scalars_of(op)
+        case BiasGrad(out=Value(format=Float())):  # of the shift of a batch norm
+            scalars = (op.out,)
         case _:
-            quantities = (*op.inputs, op.out)
+            pass
     for value in quantities:
         if value.format == INDEX:
             raise _fail(op, f"an index is no quantity to compute with, and {value} is one")
+    for value in scalars:
+        if value.format != FLOAT:
+            raise _fail(op, f"of what a batch norm has one of for each channel all is float, and {value} is not")
+    quantities = tuple(value for value in quantities if value not in scalars)
     floats = [value for value in quantities if value.format == FLOAT]
     if len(floats) not in (0, len(quantities)):
         fixed = next(value for value in quantities if value.format != FLOAT)
         raise _fail(op, f"float and fixed-point values do not mix, and {floats[0]} meets {fixed}")
     if not floats:
         _fixed_formats(op, wide)
+    elif any(format_ is not None for format_ in _factors(op).values()):
+        raise _fail(op, "a batch norm of float values multiplies them by no words, and this one has a format of such")
 
 
 def _fail(op: Op, rule: str) -> GraphError:
@@ -115,11 +129,14 @@ def _word(place: str, format_: Fixed, widths: range) -> None:
 
 def _result(op: Op, widths: range) -> None:
     """The result is a word of the engine and is rounded half up and saturated, as the engine does."""
-    format_ = _fixed(op.out)
-    _word(f"{type(op).__name__} {op.out}", format_, widths)
+    _word(f"{type(op).__name__} {op.out}", _fixed(op.out), widths)
+    _modes(op, "result", _fixed(op.out))
+
+
+def _modes(op: Op, role: str, format_: Fixed) -> None:
     if (format_.quant, format_.overflow) != (Quant.AP_RND, Overflow.AP_SAT):
-        raise _fail(op, "the engine rounds with AP_RND and saturates with AP_SAT, and the result's format "
-                        "asks for something else")
+        raise _fail(op, f"the engine rounds with AP_RND and saturates with AP_SAT, and the {role}'s format "
+                        f"asks for something else")
 
 
 def _fixed_formats(op: Op, wide: set[str]) -> None:
@@ -137,6 +154,8 @@ def _fixed_formats(op: Op, wide: set[str]) -> None:
             _result(op, WIDE_BITS)
             _product(op, x, g)
             wide.add(op.out.name)
+        case BiasGrad(g=g, out=Value(format=Float())):
+            _scalar_sum(op, g)
         case BiasGrad(g=g):
             _result(op, WIDE_BITS)
             _shift(op, g, _fixed(g).frac, _fixed(op.out).frac)  # as fine as a weight's: the constant one has the rest
@@ -161,7 +180,7 @@ def _fixed_formats(op: Op, wide: set[str]) -> None:
             _shift(op, x, _fixed(x).frac, _fixed(op.out).frac)
         case (BatchNorm() | BatchMean() | BatchVariance() | RunningMean() | RunningVariance() | BatchNormInputGrad()
               | FrozenBatchNormInputGrad() | BatchNormScaleGrad()):
-            raise fold_first(op)
+            _batch_norm(op)
         case Add(a=a, b=b):
             _sum(op, a, b, wide)
         case Reshape(x=x):
@@ -172,6 +191,67 @@ def _fixed_formats(op: Op, wide: set[str]) -> None:
             _loss(op)
         case _:
             assert_never(op)
+
+
+def _factors(op: Op) -> dict[str, Fixed | None]:
+    """The formats of the words that a batch norm multiplies by, and what they are called."""
+    match op:
+        case BatchNorm(factor=factor) | FrozenBatchNormInputGrad(factor=factor):
+            return {"factor": factor}
+        case BatchNormInputGrad(factor=factor, slope=slope):
+            return {"factor": factor, "slope": slope}
+        case _:
+            return {}
+
+
+def _batch_norm(op: BatchNormOp) -> None:
+    """Words times words of the engine, or sums of words and of their products, which become scalars."""
+    for value in (*op.inputs, op.out):
+        if isinstance(value.format, Fixed):
+            _scalar_sum(op, value)
+    for role, format_ in _factors(op).items():
+        if format_ is None:
+            raise _fail(op, f"a batch norm of words has a format of its {role}, and this one has none; choose formats "
+                            f"anew (calibrate), or fold it into the layer before it first (fold_batch_norm)")
+        _word(f"{type(op).__name__} {op.out}, {role}", format_, WORD_BITS)
+        _modes(op, role, format_)
+        _fraction(op, f"its {role}", format_)
+    match op:
+        case BatchNorm(x=x, factor=Fixed() as factor):
+            _result(op, WORD_BITS)
+            _constant_one(op, x)
+            _scaled(op, x, "factor", factor)
+        case BatchNormInputGrad(g=g, x=x, factor=Fixed() as factor, slope=Fixed() as slope):
+            _result(op, WORD_BITS)
+            _constant_one(op, x)
+            _scaled(op, g, "factor", factor)
+            _scaled(op, x, "slope", slope)
+        case FrozenBatchNormInputGrad(g=g, factor=Fixed() as factor):
+            _result(op, WORD_BITS)
+            _scaled(op, g, "factor", factor)
+        case _:
+            pass
+
+
+def _scalar_sum(op: Op, x: Value) -> None:
+    """Sums of ``x`` can be scalars."""
+    _word(f"{type(op).__name__} {op.out}, {x}", _fixed(x), WORD_BITS)
+    _fraction(op, str(x), _fixed(x))
+
+
+def _fraction(op: Op, what: str, format_: Fixed) -> None:
+    if abs(format_.frac) > EXACT_BITS:
+        raise _fail(op, f"{what} must have -{EXACT_BITS}..{EXACT_BITS} fraction bits, not {format_.frac}")
+
+
+def _constant_one(op: Op, x: Value) -> None:
+    """What is added to ``x`` times a word is the weight of a constant one, a word of ``x``."""
+    if not 0 <= _fixed(x).frac <= _fixed(x).width - 2:
+        raise _fail(op, f"one must be a word of {x}, with 0..{_fixed(x).width - 2} fraction bits, not {_fixed(x).frac}")
+
+
+def _scaled(op: Op, x: Value, role: str, format_: Fixed) -> None:
+    _no_finer(op, _fixed(x).frac + format_.frac, f"product of {x} and its {role}")
 
 
 def _product(op: Op, a: Value, b: Value) -> None:

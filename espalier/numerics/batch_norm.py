@@ -2,7 +2,7 @@
 
 Ioffe and Szegedy, "Batch Normalization" (ICML 2015). Maps are (N, C, H, W) or (N, C), everything else is (C,). In
 training the statistics are those of the batch, and running ones follow them; in inference they are the running ones.
-It is defined in floating point only: in fixed point it is part of the layer before it.
+This is its definition in floating point; on words that of ``fixed_batch_norm.py``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def batch_mean(x: NDArray) -> NDArray:
 
 def batch_variance(x: NDArray, mean: NDArray) -> NDArray:
     """The variance of each channel around its ``mean``: of all values, not an estimate from some of them."""
-    return batch_mean((x - _spread(mean, x)) ** 2)
+    return batch_mean((x - spread(mean, x)) ** 2)
 
 
 def followed(running: NDArray, batch: NDArray) -> NDArray:
@@ -44,26 +44,26 @@ def factor(scale: NDArray, variance: NDArray, epsilon: float) -> NDArray:
 def normalised(x: NDArray, scale: NDArray, shift: NDArray, mean: NDArray, variance: NDArray, *,
                epsilon: float) -> NDArray:
     """``(x - mean) / sqrt(variance + epsilon) * scale + shift``."""
-    return (x - _spread(mean, x)) * _spread(factor(scale, variance, epsilon), x) + _spread(shift, x)
+    return (x - spread(mean, x)) * spread(factor(scale, variance, epsilon), x) + spread(shift, x)
 
 
 def scale_grad(g: NDArray, x: NDArray, mean: NDArray, variance: NDArray, *, epsilon: float) -> NDArray:
     """The gradient of the scale, summed over the batch."""
-    normal = (x - _spread(mean, x)) / _spread(np.sqrt(variance + epsilon), x)
+    normal = (x - spread(mean, x)) / spread(np.sqrt(variance + epsilon), x)
     return (g * normal).sum(axis=_reduced(x))
 
 
 def input_grad(g: NDArray, x: NDArray, scale: NDArray, mean: NDArray, variance: NDArray, *,
                epsilon: float) -> NDArray:
     """The gradient of ``x`` where ``mean`` and ``variance`` are those of ``x`` itself, which it passes through, too."""
-    normal = (x - _spread(mean, x)) / _spread(np.sqrt(variance + epsilon), x)
-    through = _spread(batch_mean(g), x) + normal * _spread(batch_mean(g * normal), x)
-    return (g - through) * _spread(factor(scale, variance, epsilon), x)
+    normal = (x - spread(mean, x)) / spread(np.sqrt(variance + epsilon), x)
+    through = spread(batch_mean(g), x) + normal * spread(batch_mean(g * normal), x)
+    return (g - through) * spread(factor(scale, variance, epsilon), x)
 
 
 def frozen_input_grad(g: NDArray, scale: NDArray, variance: NDArray, *, epsilon: float) -> NDArray:
     """The gradient of the input where the statistics do not depend on it."""
-    return g * _spread(factor(scale, variance, epsilon), g)
+    return g * spread(factor(scale, variance, epsilon), g)
 
 
 def folded(weight: NDArray, bias: NDArray | None, scale: NDArray, shift: NDArray, mean: NDArray, variance: NDArray,
@@ -92,6 +92,6 @@ def _reduced(x: NDArray) -> tuple[int, ...]:
     return (0, *range(2, x.ndim))
 
 
-def _spread(channels: NDArray, x: NDArray) -> NDArray:
+def spread(channels: NDArray, x: NDArray) -> NDArray:
     """One number a channel, as ``x`` takes it."""
     return channels.reshape(-1, *(1,) * (x.ndim - 2))

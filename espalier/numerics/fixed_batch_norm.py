@@ -52,10 +52,14 @@ def batch_variance(x: Words, x_frac: int, mean: Scalars) -> Scalars:
     return np.maximum(sub(mul(of_sum(_summed(x * x), 2 * x_frac), share(count(x))), mul(mean, mean)), np.float32(0))
 
 
+def following(values: int | None = None) -> Scalars:
+    """What a statistic of the batch counts; a variance of so many ``values`` as an estimate (n - 1)."""
+    return scalar(FOLLOWING * (1.0 if values is None else values / max(1, values - 1)))
+
+
 def followed(running: Scalars, batch: Scalars, values: int | None = None) -> Scalars:
-    """The next running statistic; that of a variance of so many ``values`` counts as an estimate (n - 1)."""
-    unbiased = 1.0 if values is None else values / max(1, values - 1)
-    return add(mul(running, scalar(1 - FOLLOWING)), mul(batch, scalar(FOLLOWING * unbiased)))
+    """The next running statistic; that of a variance has so many ``values``."""
+    return add(mul(running, scalar(1 - FOLLOWING)), mul(batch, following(values)))
 
 
 def inverse(variance: Scalars, epsilon: float) -> Scalars:

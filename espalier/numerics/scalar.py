@@ -62,5 +62,10 @@ def of_words(words: NDArray[np.int64], format_: Fixed) -> Scalars:
     return of_sum(words, format_.frac)
 
 
+def binary32(a: ArrayLike) -> int:
+    """The bits of one scalar."""
+    return int(scalar(a).view(np.uint32))
+
+
 def _wide(a: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(a, np.float32).astype(np.float64)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from espalier.arch.machine import Machine
 from espalier.numerics.fixed import Fixed
+from espalier.program.norm import SLOTS, NormMode
 from espalier.program.words import Opcode, command_fields, entry_fields, pack, run_fields
 
 Run = tuple[int, int]  #: columns one behind the other in external memory: the first, counted there, and how many
@@ -80,6 +81,18 @@ class Command:
     state, runs_at, runs : int
         FETCH, STORE: whether masters and momenta move, not weights; which runs of columns, ``beats`` in all, of the
         part of external memory that begins at page ``external``.
+    target : int
+        FP: where results go, bit 0: to the gradients, at ``out_base`` as BP's (and to the activations at
+        ``mask_base``), bit 1: not to the activations.
+    norm, norm_mode : int
+        WU, NORM: whether its sums are those of a batch norm and go to its scalars, and to what (program.norm.NormMode).
+    norm_base, norm_count, norm_column : int
+        WU, NORM: the channels whose scalars these are, and the column of the first block's offsets.
+    sum_frac, word_frac, word_limit : int
+        Fraction bits of the sums, and of the words made of them; the largest word.
+    epsilon, share, following, norm_momentum, norm_rate, norm_decay : int
+        Scalars: of numerics/fixed_batch_norm.py epsilon, 1/n, and what a variance of the batch counts in the running
+        one; of numerics.update.ScalarSgd its factors.
     bound : int
         Where something is rectified, FP: the largest result, to which larger ones are clipped; BP: the largest
         activation at which a gradient passes.
@@ -142,6 +155,29 @@ class Command:
     runs: int = 0
     first_column: int = 0
     bound: int = 0
+    target: int = 0
+    norm: int = 0
+    norm_mode: int = 0
+    norm_base: int = 0
+    norm_count: int = 0
+    norm_column: int = 0
+    sum_frac: int = 0
+    word_frac: int = 0
+    word_limit: int = 0
+    epsilon: int = 0
+    share: int = 0
+    following: int = 0
+    norm_momentum: int = 0
+    norm_rate: int = 0
+    norm_decay: int = 0
+
+    @property
+    def phase(self) -> Opcode:
+        """With which phase of its layer it counts: a batch norm's sums of FP are made as those of WU are, and the part
+        of its gradient that its input makes as results are."""
+        if self.opcode == Opcode.UPDATE and self.norm and self.norm_mode == NormMode.FORWARD:
+            return Opcode.FORWARD
+        return Opcode.BACKWARD if self.opcode == Opcode.FORWARD and self.target & 2 else self.opcode
 
     def encode(self, machine: Machine) -> int:
         """The command word. What a machine has no field for is zero."""
@@ -213,6 +249,9 @@ class Program:
     constants : mapping of int to array
         The places of weights that are no parameters, by their word.
     weight_formats : mapping of name to Fixed
+    scalars : mapping of name to (int, int, int)
+        Of each tensor of a batch norm in the state, its first channel among the machine's scalars, how many it has, and
+        their slot.
     placements : tuple of Placement
         Of all activations and gradients, in the order in which they come to be.
     image : tuple
@@ -234,6 +273,7 @@ class Program:
     addresses: Mapping[str, NDArray[np.int64]] = field(repr=False)
     constants: Mapping[int, NDArray[np.int64]] = field(repr=False)
     weight_formats: Mapping[str, Fixed]
+    scalars: Mapping[str, tuple[int, int, int]]
     placements: tuple[Placement, ...]
     image: tuple[int, int, int]
     image_base: int
@@ -273,6 +313,18 @@ class Program:
             for kind, key in (("weights", name), ("masters", f"{name}.master"), ("momenta", f"{name}.momentum")):
                 state[key] = np.where(addresses >= 0, images[kind][addresses], 0)
         return state
+
+    def scalar_image(self, state: Mapping[str, NDArray]) -> NDArray[np.uint32]:
+        """The memory of scalars (channel, slot), as binary32, for a parameter state."""
+        image = np.zeros((self.machine.norm_depth, SLOTS), dtype=np.float32)
+        for name, (first, count, slot) in self.scalars.items():
+            image[first: first + count, slot] = state[name]
+        return image.view(np.uint32)
+
+    def scalars_of(self, image: NDArray[np.uint32]) -> dict[str, NDArray[np.float32]]:
+        """The parameter state held in such a memory: the inverse of :meth:`scalar_image`."""
+        return {name: image.view(np.float32)[first: first + count, slot]
+                for name, (first, count, slot) in self.scalars.items()}
 
     @property
     def index_bytes(self) -> int:

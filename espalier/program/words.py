@@ -14,10 +14,13 @@ from espalier.arch.machine import (
     REGION_BITS,
     Machine,
 )
+from espalier.program.scalar import FRAC_BITS
 
 BUS_BITS = 32      #: bits of a host data word
 SPACE_SHIFT = 28   #: a host address is ``space << SPACE_SHIFT | offset``
 STRIDE_BITS = MAX_STRIDE_SHIFT.bit_length()
+SCALAR_BITS = 32   #: of a scalar (numerics/scalar.py)
+NORM_SCALARS = ("share", "epsilon", "following", "norm_momentum", "norm_rate", "norm_decay")
 PAGE_SHIFT = (BURST_BYTES - 1).bit_length()
 PAGE_BITS = EXTERNAL_BITS - PAGE_SHIFT  #: of a tensor's place in external memory
 
@@ -33,6 +36,7 @@ class Opcode(IntEnum):
     REFETCH = 5   #: begin to bring a spilled tensor back; the next command does not wait for it
     FETCH = 6     #: likewise, a panel of weights, or of masters and momenta
     STORE = 7     #: likewise, such a panel to external memory
+    NORM = 8      #: factors and offsets of a batch norm from its running statistics
 
 
 class Space(IntEnum):
@@ -50,6 +54,7 @@ class Space(IntEnum):
     LABELS = 9       #: offset ``parity * lanes + lane``
     EXTERNAL = 10    #: write, at any offset: where in external memory the machine's own part begins, in bytes
     RUNS = 11        #: runs of columns in external memory
+    SCALARS = 12     #: of batch norms, as binary32: offset ``channel * SLOTS + slot`` (see program.norm.Slot)
 
 
 class Status(IntEnum):
@@ -109,8 +114,13 @@ def command_fields(machine: Machine) -> dict[str, int]:
               "runs": bits_for(machine.run_depth + 1),
               "first_column": bits_for(machine.column_depth)} if machine.panel_depth else {}
     clip = {"bound": machine.word_bits} if machine.clips else {}
+    norm = {"target": 2, "norm": 1, "norm_mode": 2, "norm_base": bits_for(machine.norm_depth),
+            "norm_count": bits_for(machine.norm_depth + 1), "norm_column": bits_for(machine.weight_depth),
+            "sum_frac": FRAC_BITS, "word_frac": FRAC_BITS, "word_limit": machine.word_bits,
+            **dict.fromkeys(NORM_SCALARS, SCALAR_BITS)} if machine.norm_depth else {}
     return {
-        "opcode": 3, "table": bits_for(machine.table_depth), "blocks": bits_for(machine.table_depth),
+        "opcode": 4 if machine.norm_depth else 3,
+        "table": bits_for(machine.table_depth), "blocks": bits_for(machine.table_depth),
         "last_rows": bits_for(machine.rows + 1), "bias": 1,
         "kernel_y": KERNEL_BITS + 1, "kernel_x": KERNEL_BITS + 1, "pad_y": KERNEL_BITS + 1, "pad_x": KERNEL_BITS + 1,
         "source_y": size, "source_x": size, "out_y": size, "out_x": size,
@@ -124,7 +134,7 @@ def command_fields(machine: Machine) -> dict[str, int]:
         "gradient_shift": 6, "weight_width": 5, "diagonal": 1,
         "rate": 16, "rate_shift": 6, "momentum": 16, "momentum_shift": 6, "decay": 16, "decay_shift": 6,
         "classes": bits_for(machine.max_classes + 1), "logit_frac": 5, "gradient_frac": 5, "gradient_width": 5,
-        "hinge": 1, **external, **panels, **clip,
+        "hinge": 1, **external, **panels, **clip, **norm,
     }
 
 

@@ -10,6 +10,8 @@ The rules that the engine makes, beside those of ``ir/verify.py``:
   of a constant one. That one must be a word, so the input of a layer with a bias has at most
   ``width - 2`` fraction bits (and at least 0).
 - No result is finer than the products it sums.
+- A batch norm is a product and the weight of a constant one, too, and so is the gradient through it: its input has at
+  most ``width - 2`` fraction bits. What each channel has one of stays float.
 - The gradient of softmax logits has ``width - 2`` fraction bits: it lies in [-1, 1].
 """
 
@@ -17,25 +19,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from espalier.errors import FormatError
-from espalier.ir.differentiate import differentiate, gradient_name
+from espalier.ir.differentiate import differentiate, gradient_name, slope_name
 from espalier.ir.graph import Graph
-from espalier.ir.ops import Add, ClippedRelu, Concat, Conv2d, Linear, MaxPool, Op, Relu, Reshape
+from espalier.ir.interpret import fixed
+from espalier.ir.ops import Add, BatchNorm, ClippedRelu, Concat, Conv2d, Linear, MaxPool, Op, Relu, Reshape
 from espalier.ir.types import Format, Value
 from espalier.ir.verify import verify
+from espalier.ir.verify_batch_norm import scalars_of
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.loss import LOSS_FRAC
 from espalier.numerics.update import GRADIENT_BITS, master_format, narrow
-from espalier.train.optimise import Update, state_names
-from espalier.train.ranges import Ranges, check_numbers, observe
+from espalier.train.fraction_bits import COARSEST, FINEST, Families, holding_frac
+from espalier.train.optimise import Update, state_names, update_of
+from espalier.train.ranges import Ranges, check_numbers, factor_name, observe
 
 WEIGHT_GRADIENT_HEADROOM = 6  #: bits above the largest sum over a batch that was seen
-COARSEST, FINEST = -32, 40    #: fraction bits that are ever chosen
+FACTOR_HEADROOM = 1           #: bits of a batch norm's factors beyond those of weights
+SLOPE_HEADROOM = 2            #: bits of the slopes in its gradient beyond those of gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +77,9 @@ class Quantised:
     Parameters
     ----------
     graph : Graph
-        The inference graph, all formats fixed.
+        The inference graph, all formats fixed but for what a batch norm has one of for each channel.
     gradient_formats : dict of Format
-        For ``differentiate``, by name of the gradient.
+        For ``differentiate``, by name of the gradient or slope.
     state : dict of ndarray
         Weights, masters, momenta (zero) and live masks (all live).
     """
@@ -110,9 +116,9 @@ def quantise(graph: Graph, parameters: Mapping[str, NDArray], ranges: Ranges, wi
     if wild is not None:
         raise FormatError(f"Formats are chosen from finite numbers, and {wild!r} was not finite in calibration: lower "
                           f"the learning rate or scale the images down")
-    fixed = verify(graph.with_formats(_forward_formats(graph, ranges, widths, headroom)))
-    gradients = _gradient_formats(fixed, ranges, widths, loss, headroom)
-    return Quantised(fixed, gradients, initial_state(fixed, parameters, update))
+    words = verify(_in_words(graph, _forward_formats(graph, ranges, widths, headroom)))
+    gradients = _gradient_formats(words, ranges, widths, loss, headroom)
+    return Quantised(words, gradients, initial_state(words, parameters, update))
 
 
 def with_weight_formats(graph: Graph, gradients: Mapping[str, Format], formats: Mapping[str, Fixed]
@@ -134,16 +140,25 @@ def with_weight_formats(graph: Graph, gradients: Mapping[str, Format], formats: 
         forward.at_most_sum(op.out.name, op.x.name, op.w.name)
     forward.settle()
     _check_fine(graph, forward)
-    fixed = graph.with_formats({value.name: Fixed.of(formats.get(value.name, value.format).width,
+    words = graph.with_formats({value.name: Fixed.of(formats.get(value.name, value.format).width,
                                                      forward.frac(value.name))
                                 for value in graph.values() if isinstance(value.format, Fixed)})
     backward = _joined_gradients(graph)
     for name, format_ in gradients.items():
-        backward.at_most(name, _fixed(format_).frac)
-    for op in fixed.layers():
-        _limit_layer(backward, op, fixed)
+        backward.at_most(name, fixed(format_).frac)
+    for op in words.layers():
+        _limit_layer(backward, op, words)
     backward.settle()
-    return fixed, {name: Fixed.of(_fixed(format_).width, backward.frac(name)) for name, format_ in gradients.items()}
+    return words, {name: Fixed.of(fixed(format_).width, backward.frac(name)) for name, format_ in gradients.items()}
+
+
+def _in_words(graph: Graph, formats: Mapping[str, Fixed]) -> Graph:
+    """The float graph with formats of values by name, and of factors by :func:`factor_name`."""
+    def rule(op: Op) -> Op:
+        return replace(op, factor=formats[factor_name(op.out.name)]) if isinstance(op, BatchNorm) else op
+
+    words = graph.with_formats({value.name: formats[value.name] for value in graph.values() if value.name in formats})
+    return replace(words, ops=tuple(map(rule, words.ops)))
 
 
 def initial_state(graph: Graph, parameters: Mapping[str, NDArray], update: Update) -> dict[str, NDArray]:
@@ -151,7 +166,7 @@ def initial_state(graph: Graph, parameters: Mapping[str, NDArray], update: Updat
     state: dict[str, NDArray] = {value.name: np.asarray(parameters[value.name]).astype(np.float32)
                                  for value in graph.statistics()}
     for value in graph.learned():
-        names = state_names(value.name, update)
+        names = state_names(value.name, update_of(value, update))
         state |= weight_words(value, np.asarray(parameters[value.name]), update)
         state[names["momentum"]] = np.zeros_like(state[names["weight"]])
         state[names["live"]] = np.ones(value.shape, dtype=np.bool_)
@@ -160,7 +175,7 @@ def initial_state(graph: Graph, parameters: Mapping[str, NDArray], update: Updat
 
 def weight_words(value: Value, real: NDArray, update: Update) -> dict[str, NDArray]:
     """A parameter's weight, and its master where it has one, from real values."""
-    names = state_names(value.name, update)
+    names = state_names(value.name, update_of(value, update))
     match value.format:
         case Fixed() as format_ if update is Update.BUFFERED:
             master = master_format(format_).quantise(real)
@@ -171,56 +186,19 @@ def weight_words(value: Value, real: NDArray, update: Update) -> dict[str, NDArr
             return {names["weight"]: real.astype(np.float32)}
 
 
-class _Families:
-    """Sets of names that share a fraction length, and upper limits on it."""
-
-    def __init__(self) -> None:
-        self.parent: dict[str, str] = {}
-        self.limit: dict[str, int] = {}
-        self.sums: list[tuple[str, tuple[str, ...], int]] = []
-
-    def root(self, name: str) -> str:
-        while self.parent.get(name, name) != name:
-            name = self.parent[name]
-        return name
-
-    def join(self, a: str, b: str) -> None:
-        """``a`` and ``b`` have one fraction length; to be called before any limit."""
-        self.parent[self.root(b)] = self.root(a)
-
-    def at_most(self, name: str, frac: int) -> None:
-        root = self.root(name)
-        self.limit[root] = min(frac, self.limit.get(root, FINEST))
-
-    def at_most_sum(self, name: str, *parts: str, plus: int = 0) -> None:
-        """``name`` is no finer than a product of ``parts`` (and of a value of ``plus`` fraction bits)."""
-        self.sums.append((name, parts, plus))
-
-    def frac(self, name: str) -> int:
-        return self.limit[self.root(name)]
-
-    def settle(self) -> None:
-        """Lower fraction lengths until every limit holds."""
-        changed = True
-        while changed:
-            changed = False
-            for name, parts, plus in self.sums:
-                most = plus + sum(self.frac(part) for part in parts)
-                if self.frac(name) > most >= COARSEST:
-                    self.limit[self.root(name)] = most
-                    changed = True
+def _norms(graph: Graph) -> list[BatchNorm]:
+    return [op for op in graph.ops if isinstance(op, BatchNorm)]
 
 
-def holding_frac(low: float, high: float, width: int, headroom: int = 0) -> int:
-    """The most fraction bits with which ``width`` bits hold ``low..high`` after ``headroom`` doublings.
+def _words(graph: Graph) -> list[Value]:
+    """The values that become words: all but the scalars of batch norms."""
+    scalars = {value for op in _norms(graph) for value in scalars_of(op)}
+    return [value for value in graph.values() if value not in scalars]
 
-    "Hold" means without more than half a unit of saturation.
-    """
-    format_ = Fixed.of(width, 0)
-    largest = max(-low / (0.5 - format_.low), high / (format_.high + 0.5))
-    if largest <= 0:
-        return FINEST
-    return max(COARSEST, min(FINEST, math.floor(-math.log2(largest)) - headroom))
+
+def _beside_one(graph: Graph) -> set[Value]:
+    """What is read together with a constant one: by layers with a bias, and by batch norms."""
+    return {op.x for op in graph.layers() if op.b is not None} | {op.x for op in _norms(graph)}
 
 
 def _keeps_words(op: Op) -> bool:
@@ -260,9 +238,9 @@ def _gradient_range(ranges: Ranges, name: str) -> tuple[float, float]:
     return min((low for low, _ in found), default=0.0), max((high for _, high in found), default=0.0)
 
 
-def _joined(graph: Graph) -> _Families:
+def _joined(graph: Graph) -> Families:
     """The values of an inference graph that share a fraction length."""
-    families = _Families()
+    families = Families()
     for op in graph.ops:
         for value in op.inputs if _shares_format(op) else ():
             families.join(value.name, op.out.name)
@@ -271,8 +249,8 @@ def _joined(graph: Graph) -> _Families:
     return families
 
 
-def _joined_gradients(graph: Graph) -> _Families:
-    families = _Families()
+def _joined_gradients(graph: Graph) -> Families:
+    families = Families()
     for op in graph.ops:
         for value in op.inputs if _shares_format(op) else ():
             families.join(gradient_name(op.out.name), gradient_name(value.name))
@@ -281,9 +259,9 @@ def _joined_gradients(graph: Graph) -> _Families:
     return families
 
 
-def _forward_formats(graph: Graph, ranges: Ranges, widths: Widths, headroom: Headroom) -> dict[str, Format]:
+def _forward_formats(graph: Graph, ranges: Ranges, widths: Widths, headroom: Headroom) -> dict[str, Fixed]:
     families, ranges, bounds = _joined(graph), _clipped(graph, ranges), _bounds(graph)
-    for value in graph.values():
+    for value in _words(graph):
         width, bits = ((widths.weight, headroom.weight) if value in graph.parameters else
                        (widths.activation, 0 if value in graph.inputs else headroom.activation))
         ends = ranges.get(value.name, (0.0, 0.0))
@@ -297,14 +275,27 @@ def _forward_formats(graph: Graph, ranges: Ranges, widths: Widths, headroom: Hea
             families.at_most(name, min(weights.values()))
     for op in graph.layers():
         families.at_most_sum(op.out.name, op.x.name, op.w.name)
-        if op.b is not None:
-            families.at_most(op.x.name, widths.activation - 2)
+    for value in _beside_one(graph):
+        families.at_most(value.name, widths.activation - 2)
+    _limit_factors(graph, families, ranges, widths, headroom)
     logits = graph.outputs[0].name
     families.at_most(logits, LOSS_FRAC)
     families.settle()
     _check_held(graph, families, ranges, widths, bounds)
-    return {value.name: Fixed.of(widths.weight if value in graph.parameters else widths.activation,
-                                 families.frac(value.name)) for value in graph.values()}
+    factors = {name: Fixed.of(widths.weight, families.frac(name))
+               for name in (factor_name(op.out.name) for op in _norms(graph))}
+    return factors | {value.name: Fixed.of(widths.weight if value in graph.parameters else widths.activation,
+                                           families.frac(value.name)) for value in _words(graph)}
+
+
+def _limit_factors(graph: Graph, families: Families, ranges: Ranges, widths: Widths, headroom: Headroom) -> None:
+    """Factors and offsets are held; those that are zero throughout have room for what others hold, and for one."""
+    names = [factor_name(op.out.name) for op in _norms(graph)]
+    fracs = [holding_frac(*ranges[name], widths.weight, headroom.weight + FACTOR_HEADROOM) for name in names]
+    others = min((frac for frac in fracs if frac < FINEST), default=widths.weight - 2)
+    for op, name, frac in zip(_norms(graph), names, fracs, strict=True):
+        families.at_most(name, frac if frac < FINEST else others)
+        families.at_most_sum(op.out.name, op.x.name, name)
 
 
 def _coarsest(bound: int) -> int:
@@ -312,10 +303,10 @@ def _coarsest(bound: int) -> int:
     return 1 - (bound & -bound).bit_length()
 
 
-def _check_held(graph: Graph, families: _Families, ranges: Ranges, widths: Widths, bounds: Mapping[str, int]) -> None:
+def _check_held(graph: Graph, families: Families, ranges: Ranges, widths: Widths, bounds: Mapping[str, int]) -> None:
     """Raise FormatError where a fraction length is below what the engine takes."""
-    layer_inputs = {op.x for op in graph.layers() if op.b is not None}
-    for value in graph.values():
+    layer_inputs = _beside_one(graph)
+    for value in _words(graph):
         frac, low, high = families.frac(value.name), *ranges.get(value.name, (0.0, 0.0))
         lowest = 0 if value in layer_inputs or value in graph.outputs else COARSEST + 1
         if value.name in bounds:
@@ -327,10 +318,10 @@ def _check_held(graph: Graph, families: _Families, ranges: Ranges, widths: Width
                               f"use wider words")
 
 
-def _check_fine(graph: Graph, families: _Families) -> None:
+def _check_fine(graph: Graph, families: Families) -> None:
     """Raise FormatError where coarser weights leave a value fewer fraction bits than the engine takes."""
     bounds = _bounds(graph)
-    whole = {*graph.outputs, *(op.x for op in graph.layers() if op.b is not None)}
+    whole = {*graph.outputs, *_beside_one(graph)}
     for value in graph.values():
         lowest = max(0 if value in whole else COARSEST + 1,
                      _coarsest(bounds[value.name]) if value.name in bounds else COARSEST)
@@ -342,9 +333,11 @@ def _check_fine(graph: Graph, families: _Families) -> None:
 def _gradient_formats(graph: Graph, ranges: Ranges, widths: Widths, loss: str, headroom: Headroom
                       ) -> dict[str, Format]:
     families, activations = _joined_gradients(graph), [op.out for op in graph.ops]
-    for values, width, bits in ((activations, widths.gradient, headroom.gradient),
-                                (graph.parameters, GRADIENT_BITS, WEIGHT_GRADIENT_HEADROOM)):
-        names = [gradient_name(value.name) for value in values]
+    parameters = [value for value in graph.parameters if isinstance(value.format, Fixed)]
+    slopes = [slope_name(op.out.name) for op in _norms(graph) if slope_name(op.out.name) in ranges]
+    for names, width, bits in ((_gradients(activations), widths.gradient, headroom.gradient),
+                               (_gradients(parameters), GRADIENT_BITS, WEIGHT_GRADIENT_HEADROOM),
+                               (slopes, widths.gradient, headroom.gradient + SLOPE_HEADROOM)):
         fracs = {name: holding_frac(*_gradient_range(ranges, name), width, bits) for name in names}
         finest = max((frac for frac in fracs.values() if frac < FINEST), default=FINEST)
         for name, frac in fracs.items():  # one that was zero throughout is as fine as any that was not
@@ -352,16 +345,22 @@ def _gradient_formats(graph: Graph, ranges: Ranges, widths: Widths, loss: str, h
     _limit_logits(families, graph.outputs[0], widths, loss)
     for layer in graph.layers():
         _limit_layer(families, layer, graph)
+    for op in _norms(graph):
+        _limit_norm(families, op, graph, slope_name(op.out.name) in slopes)
     families.settle()
-    return {**_formats(families, activations, widths.gradient), **_formats(families, graph.parameters, GRADIENT_BITS)}
+    return {**_formats(families, _gradients(activations) + slopes, widths.gradient),
+            **_formats(families, _gradients(parameters), GRADIENT_BITS)}
 
 
-def _formats(families: _Families, values: Iterable[Value], width: int) -> dict[str, Format]:
-    names = [gradient_name(value.name) for value in values]
+def _gradients(values: Iterable[Value]) -> list[str]:
+    return [gradient_name(value.name) for value in values]
+
+
+def _formats(families: Families, names: Iterable[str], width: int) -> dict[str, Format]:
     return {name: Fixed.of(width, families.frac(name)) for name in names}
 
 
-def _limit_logits(families: _Families, logits: Value, widths: Widths, loss: str) -> None:
+def _limit_logits(families: Families, logits: Value, widths: Widths, loss: str) -> None:
     name = gradient_name(logits.name)
     if loss == "softmax_cross_entropy":
         families.limit[families.root(name)] = widths.gradient - 2
@@ -369,7 +368,7 @@ def _limit_logits(families: _Families, logits: Value, widths: Widths, loss: str)
         families.at_most(name, _frac(logits))
 
 
-def _limit_layer(families: _Families, op: Conv2d | Linear, graph: Graph) -> None:
+def _limit_layer(families: Families, op: Conv2d | Linear, graph: Graph) -> None:
     """No gradient is finer than the products it sums; that of a bias no finer than the gradients it sums."""
     out, weight = gradient_name(op.out.name), gradient_name(op.w.name)
     families.at_most_sum(weight, out, plus=_frac(op.x) if op.b is None else min(0, _frac(op.x)))
@@ -377,10 +376,15 @@ def _limit_layer(families: _Families, op: Conv2d | Linear, graph: Graph) -> None
         families.at_most_sum(gradient_name(op.x.name), out, plus=_frac(op.w))
 
 
+def _limit_norm(families: Families, op: BatchNorm, graph: Graph, has_slope: bool) -> None:
+    """The gradient of the input is no finer than the products of either sum; one frozen has no ``slope``."""
+    if op.x in graph.inputs:
+        return
+    name = gradient_name(op.x.name)
+    families.at_most_sum(name, gradient_name(op.out.name), plus=fixed(op.factor).frac)
+    if has_slope:
+        families.at_most_sum(name, slope_name(op.out.name), plus=_frac(op.x))
+
+
 def _frac(value: Value) -> int:
-    return _fixed(value.format).frac
-
-
-def _fixed(format_: Format) -> Fixed:
-    assert isinstance(format_, Fixed), f"{format_} is not fixed point"
-    return format_
+    return fixed(value.format).frac

@@ -30,7 +30,7 @@ from espalier.numerics.fixed import Fixed
 from espalier.numerics.update import master_format, narrow
 from espalier.records import write_bytes_atomically
 from espalier.train.config import TrainConfig
-from espalier.train.optimise import Update, state_names
+from espalier.train.optimise import Update, state_names, update_of
 
 KEY = "espalier"
 DIGEST = "sha256"
@@ -115,7 +115,8 @@ class Checkpoint:
     @property
     def update(self) -> Update:
         """How a step reaches the weights as they are: in a run that starts in float32, ``FLOAT`` until then."""
-        return self.config.update if isinstance(self.graph.parameters[0].format, Fixed) else Update.FLOAT
+        words = any(isinstance(value.format, Fixed) for value in self.graph.parameters)
+        return self.config.update if words else Update.FLOAT
 
     @property
     def waits(self) -> bool:
@@ -208,12 +209,14 @@ def _stored_type(name: str, array: NDArray) -> type:
 def _checked(graph: Graph, update: Update, tensors: Mapping[str, NDArray]) -> dict[str, NDArray]:
     """The state in ``tensors``, checked against the graph. Raises DataError."""
     state: dict[str, NDArray] = {}
+    scalars = {value for op in graph.ops if isinstance(op, BatchNorm) for value in (op.scale, op.shift)}
     for value in graph.learned():
-        if isinstance(value.format, Fixed) == (update is Update.FLOAT):
+        if isinstance(value.format, Fixed) == (update is Update.FLOAT) and value not in scalars:
             raise DataError(f"the update is {update.value}, but {value} is not of that kind")
-        for name in state_names(value.name, update).values():
+        own = update_of(value, update)
+        for name in state_names(value.name, own).values():
             state[name] = _tensor(name, value, tensors)
-        _check_parameter(value.name, value.format, update, state)
+        _check_parameter(value.name, value.format, own, state)
     state |= {value.name: _tensor(value.name, value, tensors) for value in graph.statistics()}
     for op in graph.ops:
         if isinstance(op, BatchNorm):

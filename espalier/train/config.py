@@ -92,6 +92,13 @@ class RateSchedule:
                 return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
+class Norms(Enum):
+    """What becomes of batch norms where fixed point begins."""
+
+    FOLDED = "folded"    #: part of the layer before them, by their running statistics
+    TRAINED = "trained"  #: trained on, by the statistics of the batch
+
+
 @dataclass(frozen=True, slots=True)
 class Quantise:
     """Training in fixed point.
@@ -106,8 +113,9 @@ class Quantise:
     start : int
         Epochs of training in float32 before; masks, weights and momenta are taken over.
     rate : float
-        What multiplies the learning rate from there on. Batch norms, which are folded there, bear a rate at which
-        the network without them can diverge: try 0.1.
+        What multiplies the learning rate from there on. Where batch norms are folded, they bore a rate at which the
+        network without them can diverge: try 0.1.
+    batch_norm : Norms
     """
 
     widths: Widths = field(default_factory=Widths)
@@ -116,6 +124,7 @@ class Quantise:
     probe_steps: int = 100
     start: int = 0
     rate: float = 1.0
+    batch_norm: Norms = Norms.FOLDED
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
@@ -288,9 +297,14 @@ class TrainConfig:
         return Update.FLOAT if self.quantise is None else self.quantise.update
 
     @property
-    def starts_in_float(self) -> bool:
-        """Whether the first epoch is in float32, so that batch norms are trained in it."""
-        return self.quantise is None or self.quantise.start > 0
+    def folds(self) -> bool:
+        """Whether batch norms are folded at some time."""
+        return self.quantise is not None and self.quantise.batch_norm is Norms.FOLDED
+
+    @property
+    def trains_batch_norm(self) -> bool:
+        """Whether batch norms are trained in the first epoch, in float32 or in fixed point."""
+        return self.quantise is None or self.quantise.start > 0 or not self.folds
 
     def to_json(self) -> dict[str, Any]:
         """As plain dictionaries, lists, strings and numbers, complete."""

@@ -1,7 +1,7 @@
 """The exact equivalent of ``ir/interpret.py`` on torch tensors, on a CPU or a GPU.
 
 Fixed-point words are carried in float64, which is exact here (``exact.py`` proves it for each
-operation); float values in float32; labels in int64. Nothing waits for the device (hence no
+operation); float values and scalars in float32; labels in int64. Nothing waits for the device (hence no
 ``torch.where`` with plain numbers, which copies them there), so that a whole training step can be
 captured as one CUDA graph. On a CPU ``native_step.py`` does a step in fixed point much faster.
 """
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from espalier.errors import GraphError
 from espalier.ir.graph import Graph
-from espalier.ir.interpret import frac_of, product_frac, units
+from espalier.ir.interpret import frac_of, product_frac, reads_words, units
 from espalier.ir.ops import (
     Add,
     AveragePool,
@@ -63,7 +63,7 @@ from espalier.numerics.activation import AVERAGE_FRAC, average_reciprocal
 from espalier.numerics.batch_norm import FOLLOWING, unbiased
 from espalier.numerics.fixed import Fixed, Overflow
 from espalier.numerics.window import Window
-from espalier.train import loss_unit
+from espalier.train import fixed_batch_norm, loss_unit
 from espalier.train.convolve import (
     Rounding,
     conv2d,
@@ -176,12 +176,14 @@ def evaluate(op: Op, *args: Tensor) -> Tensor:
             return linear_input_grad(args[0], args[1], _rounding(product_frac(op.g, op.w), op.out))
         case LinearWeightGrad():
             return _rounded(linear_weight_grad(args[0], args[1]), product_frac(op.x, op.g), op.out)
+        case BiasGrad(out=Value(format=Float())) if reads_words(op):
+            return fixed_batch_norm.evaluate(op, *args)
         case BiasGrad():
             return _rounded(args[0].flatten(2).sum(dim=(0, 2)) if args[0].ndim > 2 else args[0].sum(dim=0),
                             frac_of(op.g), op.out)
         case (BatchNorm() | BatchMean() | BatchVariance() | RunningMean() | RunningVariance() | BatchNormInputGrad()
               | FrozenBatchNormInputGrad() | BatchNormScaleGrad()):
-            return _batch_norm(op, *args)
+            return fixed_batch_norm.evaluate(op, *args) if reads_words(op) else _batch_norm(op, *args)
         case ReluGrad():
             passed = torch.ops.aten.threshold_backward(args[0], args[1].to(args[0].dtype), 0)
             return _moved(passed, op.g, op.out)
@@ -255,7 +257,8 @@ def _batch_norm(op: BatchNormOp, *args: Tensor) -> Tensor:
             x, mean = args
             return _channel_mean((x - _spread(mean, x)).square_())
         case RunningMean():
-            return args[0].lerp(args[1], FOLLOWING)
+            running, batch, _ = args
+            return running.lerp(batch, FOLLOWING)
         case RunningVariance():
             running, batch, x = args
             return running.lerp(batch * unbiased(x.numel() // len(running)), FOLLOWING)

@@ -10,6 +10,7 @@ from math import prod
 from typing import assert_never
 
 from espalier.errors import FormatError
+from espalier.ir.interpret import fixed, reads_words
 from espalier.ir.ops import (
     Add,
     AveragePool,
@@ -17,6 +18,7 @@ from espalier.ir.ops import (
     BatchMean,
     BatchNorm,
     BatchNormInputGrad,
+    BatchNormOp,
     BatchNormScaleGrad,
     BatchVariance,
     BiasGrad,
@@ -47,7 +49,6 @@ from espalier.ir.ops import (
     SquareHingeGrad,
 )
 from espalier.ir.types import Value
-from espalier.ir.verify_batch_norm import fold_first
 from espalier.numerics.activation import AVERAGE_FRAC, average_reciprocal
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.window import Window
@@ -57,11 +58,11 @@ EXACT = 1 << 53  #: float64 holds every whole number up to here
 
 def check_exact(op: Op, batch: int) -> None:
     """Raise FormatError unless float64 carries ``op`` on ``batch`` images exactly (float values always pass)."""
-    if not isinstance(op.out.format, Fixed) or isinstance(
+    if not reads_words(op) or isinstance(
             op, SoftmaxCrossEntropy | SquareHinge | SoftmaxCrossEntropyGrad | SquareHingeGrad):
         return  # losses are computed in int64
     total, frac = accumulator(op, batch)
-    shift = frac - op.out.format.frac
+    shift = frac - op.out.format.frac if isinstance(op.out.format, Fixed) else 0  # scalars are rounded by themselves
     half = 1 << shift - 1 if 0 < shift <= 53 else 0  # beyond 53 the result is zero, without a sum
     if total + half > EXACT:
         raise FormatError(f"The training path carries sums of up to 53 bits, and {type(op).__name__} {op.out} of "
@@ -104,9 +105,35 @@ def accumulator(op: Op, batch: int) -> tuple[int, int]:
             return _largest(x), _frac(x)
         case (BatchNorm() | BatchMean() | BatchVariance() | RunningMean() | RunningVariance() | BatchNormInputGrad()
               | FrozenBatchNormInputGrad() | BatchNormScaleGrad()):
-            raise fold_first(op)
+            return _batch_norm(op, batch)
         case SoftmaxCrossEntropy() | SquareHinge() | SoftmaxCrossEntropyGrad() | SquareHingeGrad():
             return _largest(op.out), _frac(op.out)
+        case _:
+            assert_never(op)
+
+
+def _batch_norm(op: BatchNormOp, batch: int) -> tuple[int, int]:
+    match op:
+        case BatchNorm(x=x):
+            factor = fixed(op.factor)
+            return _magnitude(factor) * (_largest(x) + (1 << _frac(x))), _frac(x) + factor.frac
+        case BatchMean(x=x):
+            return batch * prod(x.shape[1:]) * _largest(x), _frac(x)
+        case BatchVariance(x=x):
+            return batch * prod(x.shape[1:]) * _largest(x) ** 2, 2 * _frac(x)
+        case RunningMean() | RunningVariance():
+            return 0, 0
+        case BatchNormInputGrad(g=g, x=x):  # of several sums the largest, after which each is rounded by itself
+            factor, slope = fixed(op.factor), fixed(op.slope)
+            products = batch * prod(x.shape[1:]) * _largest(x) * _largest(g)
+            affine = _magnitude(slope) * (_largest(x) + (1 << _frac(x)))
+            return (max(products, affine, _largest(g) * _magnitude(factor)),
+                    max(_frac(x) + slope.frac, _frac(g) + factor.frac))
+        case FrozenBatchNormInputGrad(g=g):
+            factor = fixed(op.factor)
+            return _largest(g) * _magnitude(factor), _frac(g) + factor.frac
+        case BatchNormScaleGrad(x=x, g=g):
+            return batch * prod(x.shape[1:]) * _largest(x) * _largest(g), _frac(x) + _frac(g)
         case _:
             assert_never(op)
 
@@ -121,7 +148,10 @@ def _frac(value: Value) -> int:
 
 
 def _largest(value: Value) -> int:
-    format_ = _format(value)
+    return _magnitude(_format(value))
+
+
+def _magnitude(format_: Fixed) -> int:
     return max(-format_.low, format_.high)
 
 

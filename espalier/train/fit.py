@@ -10,12 +10,13 @@ import torch
 from espalier.compress.graph_groups import groups_of
 from espalier.compress.magnitude import Magnitude
 from espalier.data import Split
-from espalier.errors import DataError
-from espalier.ir.fold import normed_layers
+from espalier.errors import DataError, UnsupportedError
+from espalier.ir.fold import has_batch_norm, normed_layers
 from espalier.ir.graph import Graph
 from espalier.ir.ops import BatchNorm
 from espalier.ir.view import conv_shape
 from espalier.train.config import TrainConfig
+from espalier.train.pipelining import Pipeline, Scheme
 
 
 def frozen_names(config: TrainConfig, graph: Graph, fixed: Collection[str]) -> frozenset[str]:
@@ -43,7 +44,9 @@ def check_fit(config: TrainConfig, split: Split, graph: Graph, fixed: Collection
         config.prune.method.layer_densities({layer.w.name: conv_shape(graph, layer) for layer in graph.layers()
                                              if layer.w.name not in frozen})
     if config.pipeline is not None:
-        config.pipeline.check(graph, folds=config.quantise is not None)
+        config.pipeline.check(graph, folds=config.folds)
+        if config.quantise is not None and not config.folds and has_batch_norm(graph):
+            _check_pipeline(config.pipeline)
     if config.structure is not None and not groups_of(graph, frozen):
         raise DataError(f"Network {graph.name!r} has no layer whose width may change: leave 'structure' out")
     image, logits = graph.inputs[0], graph.outputs[0]
@@ -59,12 +62,23 @@ def check_fit(config: TrainConfig, split: Split, graph: Graph, fixed: Collection
         raise DataError("This machine's torch sees no CUDA device: train on the cpu")
 
 
+def _check_pipeline(pipeline: Pipeline) -> None:
+    """Of batch norms on words: their statistics and the rounding of gradients are those of a whole batch."""
+    if pipeline.scheme is Scheme.COMPENSATED:
+        raise UnsupportedError("Late gradients are not made up for in batch norms that are trained in fixed point: "
+                               "choose another scheme, or fold them")
+    if pipeline.scheme is not Scheme.STALE and pipeline.micro_batches > 1:
+        raise UnsupportedError(f"Batch norms are trained in fixed point on whole batches, not on "
+                               f"{pipeline.micro_batches} micro-batches: take 1, choose the scheme 'stale', or fold "
+                               f"them")
+
+
 def _check_batch_norm(config: TrainConfig, split: Split, graph: Graph) -> None:
     for op in graph.ops:
         if isinstance(op, BatchNorm) and config.batch * prod(op.x.shape[1:]) < 2:
             raise DataError(f"A batch norm needs at least 2 values a channel, and a batch of one image gives {op.out} "
                             f"1: take larger batches")
-    if config.quantise is None or not normed_layers(graph) or config.tracking is None:
+    if config.quantise is None or not config.folds or not normed_layers(graph) or config.tracking is None:
         return
     steps = config.quantise.start * (len(split.train) // config.batch)
     if steps and config.tracking.rule.remaining(steps):

@@ -102,7 +102,7 @@ def train(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[s
     with _bar(progress and not crew.rank, config.epochs) as bar:
         if config.quantise is not None and state.update is Update.FLOAT:
             state = _quantised(_Run(config, split, state, folder, bar, named, crew).train(config.quantise.start), split)
-        if config.quantise is not None:
+        if config.folds:
             named = fold_batch_norm(graph, parameters)
         return _Run(config, split, state, folder, bar, named, crew).train(config.epochs)
 
@@ -127,9 +127,9 @@ def prepare(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping
 def _quantised(float_: Checkpoint, split: Split) -> Checkpoint:
     """The same in fixed point: formats from the steps to come; weights, momenta and masks taken over.
 
-    Batch norms are folded before, so that the steps to come are those of the network that is trained on.
+    Batch norms that are to be are folded before, so that the steps to come are those of the network that is trained on.
     """
-    float_ = folded(float_)
+    float_ = folded(float_) if float_.config.folds else float_
     config, rule = float_.config, float_.config.quantise
     assert rule is not None, "the run is one in fixed point"
     found = quantise(float_.graph, float_.weights, probe(float_, split.train), rule.widths, config.loss, rule.headroom,
@@ -137,6 +137,8 @@ def _quantised(float_: Checkpoint, split: Split) -> Checkpoint:
     momenta = {} if rule.update is Update.NARROW else {  # whose momentum has another meaning, and starts from zero
         f"{value.name}.momentum": master_format(value.format).quantise(float_.state[f"{value.name}.momentum"])
         for value in found.graph.parameters if isinstance(value.format, Fixed)}
+    momenta |= {f"{value.name}.momentum": float_.state[f"{value.name}.momentum"]
+                for value in found.graph.learned() if not isinstance(value.format, Fixed)}
     masks = {f"{name}.live": mask for name, mask in float_.live.items()}
     return replace(float_, graph=found.graph, gradient_formats=found.gradient_formats,
                    state={**found.state, **momenta, **masks})

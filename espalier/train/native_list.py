@@ -23,6 +23,7 @@ from espalier.ir.ops import (
     BatchMean,
     BatchNorm,
     BatchNormInputGrad,
+    BatchNormOp,
     BatchNormScaleGrad,
     BatchVariance,
     BiasGrad,
@@ -52,7 +53,7 @@ from espalier.ir.ops import (
     SquareHinge,
     SquareHingeGrad,
 )
-from espalier.ir.types import TensorType, Value
+from espalier.ir.types import Float, TensorType, Value
 from espalier.numerics.activation import AVERAGE_FRAC, average_reciprocal
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.window import Window
@@ -87,6 +88,8 @@ class OperationList:
 
     Members
     -------
+    size : int
+        Words that operations multiply by: the weights and biases, one behind the other, at ``offsets`` by name.
     image, result : int
         The maps that a forward pass is given and gives: the image, or what a part reads; the logits, or its result.
     gradient, through : int
@@ -95,11 +98,14 @@ class OperationList:
         How many of the operations are those of the forward pass.
     """
 
+    keeps_all = False  #: whether the maps of the backward pass are kept, too
+
     def __init__(self, graph: Graph, batch: int) -> None:
         self.graph = graph
-        sizes = [prod(parameter.shape) for parameter in graph.parameters]
-        names = [parameter.name for parameter in graph.parameters]
-        self.offsets = dict(zip(names, accumulate(sizes, initial=0), strict=False))
+        weights = [parameter for parameter in graph.parameters if isinstance(parameter.format, Fixed)]
+        names = [parameter.name for parameter in weights]
+        *offsets, self.size = accumulate((prod(parameter.shape) for parameter in weights), initial=0)
+        self.offsets = dict(zip(names, offsets, strict=True))
         self.owners = {gradient_name(name): name for name in names}
         self.users: dict[str, list[Op]] = {}
         for op in graph.ops:
@@ -126,7 +132,7 @@ class OperationList:
     def _add_all(self) -> None:
         for op in self.graph.ops:
             if self.forward_count == native.NONE and set(self.graph.inputs[1:]).intersection(op.inputs):
-                self.forward_count, self.passing = len(self.operations), True
+                self.forward_count, self.passing = len(self.operations), not self.keeps_all
                 if not self.losses:
                     self.gradient = self._map(self.graph.inputs[1])
             if not isinstance(op, LOSSES):
@@ -173,9 +179,11 @@ class OperationList:
                 self._weight_gradient(op, x, g, window, groups)
             case LinearWeightGrad(x=x, g=g):
                 self._weight_gradient(op, x, g, Window((1, 1)), 1)
+            case BiasGrad(out=Value(format=Float())):
+                self._norm(op)
             case BiasGrad(g=g):
-                self.operations.append(_operation(native.BIAS_GRADIENT, self.places[g.name],
-                                                  bias=self._parameter(op.out)))
+                self.operations.append(operation(native.BIAS_GRADIENT, self.places[g.name],
+                                                 bias=self._parameter(op.out)))
                 self._round_gradient(op.out, _frac(g))
             case Relu(x=x) | ClippedRelu(x=x) | ReluGrad(g=x) | ClippedReluGrad(g=x) | Reshape(x=x):
                 self._move(op, x)
@@ -207,11 +215,15 @@ class OperationList:
                 self._average(op, native.AVERAGE_POOL_GRADIENT, g, Window(op.out.map_shape[1:]))
             case (BatchNorm() | BatchMean() | BatchVariance() | RunningMean() | RunningVariance()
                   | BatchNormInputGrad() | FrozenBatchNormInputGrad() | BatchNormScaleGrad()):
-                raise Unknown("a batch norm is folded before")
+                self._norm(op)
             case SoftmaxCrossEntropy() | SoftmaxCrossEntropyGrad() | SquareHinge() | SquareHingeGrad():
                 raise Unknown("losses are not on the list")
             case _:
                 assert_never(op)
+
+    def _norm(self, op: BatchNormOp | BiasGrad) -> None:
+        """A batch norm: :class:`espalier.train.native_norms.NormedList` knows it."""
+        raise Unknown(f"{op.out} needs sums over the whole batch")
 
     def _write(self, op: Op, kind: int, source: int, drop: int, **more: object) -> None:
         """An operation that writes the map of ``op.out``, or of the rectifier or mask that alone reads it.
@@ -227,8 +239,8 @@ class OperationList:
                 case (ReluGrad(out=after, g=g) | ClippedReluGrad(out=after, g=g)) as reader if (
                         g == out and after.format == out.format):
                     out, mask = after, self._mask(reader)
-        self.operations.append(_operation(kind, source, target=self._map(out), mask=mask[0], mask_high=mask[1],
-                                          rounding=_rounding(drop, ends), **more))
+        self.operations.append(operation(kind, source, target=self._map(out), mask=mask[0], mask_high=mask[1],
+                                         rounding=rounding_of(drop, ends), **more))
 
     def _mask(self, op: ReluGrad | ClippedReluGrad) -> tuple[int, int]:
         """The map of the mask, and its largest word that lets a gradient pass."""
@@ -245,9 +257,9 @@ class OperationList:
         ends = _rectified(op) if isinstance(op, Relu | ClippedRelu) else _ends(op.out)
         shift = _frac(x) - _frac(op.out)
         target = self._map(Value(op.out.name, TensorType(x.shape, op.out.format)))
-        self.operations.append(_operation(
+        self.operations.append(operation(
             native.COMBINE, self.places[x.name], target=target, mask=mask[0], mask_high=mask[1],
-            same=_same(x, op.out), rounding=_rounding(shift, ends)))
+            same=_same(x, op.out), rounding=rounding_of(shift, ends)))
         if x.shape != op.out.shape:
             self.shared |= {target, self._map(op.out, owner=target)}
 
@@ -268,8 +280,8 @@ class OperationList:
             self.maps.append(_Placed(self.maps[source].shape, self.passing))
             self.copies[source] = len(self.maps) - 1
             every = native.Rounding(0, -1 << WORD_BITS - 1, (1 << WORD_BITS - 1) - 1)
-            self.operations.append(_operation(native.COMBINE, source, target=self.copies[source], same=1,
-                                              rounding=every))
+            self.operations.append(operation(native.COMBINE, source, target=self.copies[source], same=1,
+                                             rounding=every))
         return self.copies[source]
 
     def _convolve(self, op: Conv2d | Linear, x: Value, w: Value, b: Value | None, window: Window, groups: int) -> None:
@@ -303,14 +315,14 @@ class OperationList:
         channels, height, width = self.maps[source].shape
         self.maps.append(_Placed((channels, (height - 1) * stride[0] + 1, (width - 1) * stride[1] + 1), True))
         window = native.Window(channels, channels, 1, 1, 1, *stride, 1, 1, height, width)
-        self.operations.append(_operation(native.SPREAD, source, target=len(self.maps) - 1, window=window))
+        self.operations.append(operation(native.SPREAD, source, target=len(self.maps) - 1, window=window))
         return len(self.maps) - 1
 
     def _weight_gradient(self, op: Conv2dWeightGrad | LinearWeightGrad, x: Value, g: Value, window: Window, groups: int
                          ) -> None:
         source = self.places[x.name]
         source, told = self._window(source, g.shape[0], window, groups)
-        self.operations.append(_operation(
+        self.operations.append(operation(
             native.WEIGHT_GRADIENT, source, second=self.places[g.name], window=told, pad_y=window.pad[0],
             pad_x=window.pad[1], weights=self._parameter(op.out)))
         self._round_gradient(op.out, _frac(x) + _frac(g))
@@ -354,7 +366,7 @@ def _require_words(value: Value) -> None:
         raise Unknown(f"words of {value}")
 
 
-def _operation(kind: int, source: int, **fields: object) -> ctypes.Structure:
+def operation(kind: int, source: int, **fields: object) -> ctypes.Structure:
     missing = {"second": native.NONE, "mask": native.NONE, "target": native.NONE}
     return native.Operation(kind=kind, source=source, **{**missing, **fields})
 
@@ -365,7 +377,7 @@ def _pool(window: Window) -> ctypes.Structure:
     return native.Pool(*window.kernel, *window.stride, *window.dilation, *window.pad[:2], apart)
 
 
-def _rounding(shift: int, ends: tuple[int, int]) -> ctypes.Structure:
+def rounding_of(shift: int, ends: tuple[int, int]) -> ctypes.Structure:
     return native.Rounding(max(-63, min(63, shift)), *ends)
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Mapping
 from functools import cached_property
-from math import ceil, prod
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -38,11 +39,16 @@ class NativeStep:
 
     See :func:`compiled`. Words of maps are int16; ``parameters``, and ``live`` (0 for dead weights), are float64, all
     of the graph one behind the other.
+
+    Members
+    -------
+    scalars : dict of Tensor
+        Of batch norms: what the last step gave, gradients of scale and shift and next statistics, by name.
     """
 
-    def __init__(self, graph: Graph, batch: int, code: ctypes.CDLL) -> None:
-        self.graph, self.batch, self.code = graph, batch, code
-        listed = OperationList(graph, batch)
+    def __init__(self, listed: OperationList, batch: int, code: ctypes.CDLL) -> None:
+        self.graph, self.batch, self.code = listed.graph, batch, code
+        self.scalars: dict[str, Tensor] = {}
         self.losses = listed.losses
         self.roundings = [listed.roundings[name] for name in listed.owners if name in listed.roundings]
         self.image, self.result = listed.image, listed.result
@@ -50,7 +56,7 @@ class NativeStep:
         self.shapes = [placed.shape for placed in listed.maps]
         self.forward_count, self.count = listed.forward_count, len(listed.operations)
         self.operations = (Operation * max(1, self.count))(*listed.operations)
-        self.sums = torch.zeros(sum(prod(value.shape) for value in graph.parameters), dtype=torch.float64)
+        self.sums = torch.zeros(listed.size, dtype=torch.float64)
         self.lanes: int = code.lanes()
         self.maps, self.sizes = listed.laid_out(self.lanes)
         self.passing = _arena(0)
@@ -68,6 +74,15 @@ class NativeStep:
         """Room for what one more batch that is under way, of so many images, leaves."""
         chunks = self.chunks(images)
         return Kept(chunks * self.sizes[0], (chunks, len(self.shapes)))
+
+    def flat(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """The weights and biases of the graph one behind the other."""
+        return torch.cat([weights[value.name].reshape(-1) for value in self.graph.parameters
+                          if isinstance(value.format, Fixed)])
+
+    def infer(self, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """As :meth:`forward`, from all parameters by name."""
+        return self.forward(images, self.flat(weights))
 
     def forward(self, images: Tensor, parameters: Tensor, kept: Kept | None = None) -> Tensor:
         """The logits (N, classes, 1, 1), or a part's result, of ``images`` (N, C, H, W)."""
@@ -89,9 +104,12 @@ class NativeStep:
                   self.sums, kept)
         return through, self.sums
 
-    def train(self, images: Tensor, labels: Tensor, parameters: Tensor, live: Tensor
-              ) -> tuple[Tensor, Tensor, Tensor]:
-        """A training step but for the update: loss words (N,), logits (N, classes), sums as of :meth:`backward`."""
+    def train(self, images: Tensor, labels: Tensor, parameters: Tensor, live: Tensor,
+              scalars: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """A training step but for the update: loss words (N,), logits (N, classes), sums as of :meth:`backward`.
+
+        ``scalars``: scale, shift and statistics of batch norms by name.
+        """
         logits = self.forward(images, parameters)
         loss, gradient = self.loss(logits, labels)
         _, sums = self.backward(gradient, parameters, live)
@@ -130,7 +148,7 @@ def compiled(graph: Graph, batch: int) -> NativeStep | None:
     if code is None or not all(isinstance(value.format, Fixed) for value in graph.parameters):
         return None
     try:
-        return NativeStep(graph, batch, code)
+        return NativeStep(OperationList(graph, batch), batch, code)
     except Unknown:
         return None
 

@@ -3,7 +3,7 @@
 All parameters lie one behind the other in flat tensors, so that an update is a handful of operations
 on the device however many layers there are. Words are carried in float64: the largest product is of a
 32-bit word and a 16-bit factor, 48 bits, and with its rounding still below 2**53, so all is exact. Wider
-weights are refused.
+weights are refused. Scale and shift of batch norms on words are scalars, in flat tensors of their own.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from espalier.ir.differentiate import gradient_name, next_name
 from espalier.ir.types import FLOAT, Format, Value
 from espalier.numerics.compensation import Compensation
 from espalier.numerics.fixed import Fixed
-from espalier.numerics.update import EXTRA_BITS, BufferedSgd, NarrowSgd, master_format
+from espalier.numerics.scalar import scalar
+from espalier.numerics.update import EXTRA_BITS, BufferedSgd, NarrowSgd, ScalarSgd, master_format
 from espalier.train.convolve import Rounding
 from espalier.train.evaluate import element_type, to_array
 from espalier.train.native_code import UpdateRule, library
+from espalier.train.scalars import add, mul, sub
 from espalier.train.unbuffered import UnbufferedSgd
 
 WEIGHT_BITS = 16  #: of the widest weights whose update float64 carries exactly
@@ -92,6 +94,17 @@ def narrow_rule(sgd: Sgd, batch: int, weight: Fixed, gradient: Fixed) -> NarrowS
                         momentum=sgd.momentum)
 
 
+def scalar_rule(sgd: Sgd, batch: int) -> ScalarSgd:
+    """The rule of ``sgd`` for scale and shift of a batch norm on words, gradients summed over ``batch`` images."""
+    return ScalarSgd(momentum=scalar(sgd.momentum), rate=scalar(sgd.learning_rate / batch),
+                     decay=scalar(sgd.learning_rate * sgd.weight_decay))
+
+
+def update_of(parameter: Value, update: Update) -> Update:
+    """How a step reaches a parameter: in float32 where it is a scalar among words, otherwise by the ``update``."""
+    return update if isinstance(parameter.format, Fixed) else Update.FLOAT
+
+
 def state_names(parameter: str, update: Update) -> dict[str, str]:
     """The names of a parameter's tensors by role: weight, momentum, live, and master where there is one."""
     roles = {"weight": parameter, "momentum": f"{parameter}.momentum", "live": f"{parameter}.live"}
@@ -107,7 +120,7 @@ class Optimiser:
     Parameters
     ----------
     parameters : tuple of Value
-        All fixed-point or all float.
+        All float for ``Update.FLOAT``; otherwise words, and scalars among them.
     formats : mapping
         Format of each parameter's gradient by name; not read for ``Update.FLOAT``.
     update : Update
@@ -135,45 +148,56 @@ class Optimiser:
                                    f"{update.value} one")
         self.parameters, self.update, self.batch, self.frozen = parameters, update, batch, frozenset(frozen)
         self.delay, self.lasting, self.sudden = delay, 1.0, 0.0
+        self.flat = tuple(value for value in parameters if update_of(value, update) is update)
+        scalars = tuple(value for value in parameters if value not in self.flat)
+        if delay and scalars:
+            raise UnsupportedError(f"Late gradients are not made up for in scale and shift of a batch norm on words, "
+                                   f"and {scalars[0]} is one: choose another scheme")
+        self.scalars = [_Scalars(scalars, {}, Update.FLOAT, batch, device, frozen)] if scalars else []
         self.gradients = {value.name: formats.get(gradient_name(value.name)) for value in parameters}
-        dtype = element_type(parameters[0].format)
-        size = sum(prod(value.shape) for value in parameters)
+        dtype = element_type(FLOAT if update is Update.FLOAT else self.flat[0].format)
+        size = sum(prod(value.shape) for value in self.flat)
         self.weight, self.master, self.momentum, self.rate, self.decay = (
             torch.zeros(size, dtype=dtype, device=device) for _ in range(5))
         self.live = torch.ones(size, dtype=dtype, device=device)
         self.mu, self.scale = (torch.zeros((), dtype=dtype, device=device) for _ in range(2))
         self.statistics = {value.name: torch.zeros(value.shape, dtype=dtype, device=device) for value in statistics}
-        self.weights = self._views(self.weight) | self.statistics
+        self.weights = self.part("weight") | self.statistics
         if update is not Update.FLOAT:
             self.low, self.high, self.wide_low, self.wide_high = map(
-                self._spread, zip(*map(self._ends, parameters), strict=True))
+                self._spread, zip(*map(self._ends, self.flat), strict=True))
 
     @property
     def state_tensors(self) -> tuple[Tensor, ...]:
         """The tensors that a step changes."""
-        return self.weight, self.master, self.momentum, *self.statistics.values()
+        beside = (tensor for scalars in self.scalars for tensor in scalars.state_tensors)
+        return self.weight, self.master, self.momentum, *self.statistics.values(), *beside
 
     def set(self, sgd: Sgd) -> None:
         """Use ``sgd`` from the next step on. Raises FormatError where a factor has no word."""
         if self.update is Update.FLOAT:
-            rates, mu = [sgd.learning_rate / self.batch] * len(self.parameters), sgd.momentum
-            decay = sgd.learning_rate * sgd.weight_decay
+            rule = scalar_rule(sgd, self.batch)
+            rates, mu, decay = [float(rule.rate)] * len(self.flat), float(rule.momentum), float(rule.decay)
         else:
             rates, mu, decay = self._factors(sgd)
         if self.delay:
             how = Compensation.of(sgd.momentum, self.delay)
             self.lasting, self.sudden = how.lasting.value, how.sudden.value
-        still = [value.name in self.frozen for value in self.parameters]
+        still = [value.name in self.frozen for value in self.flat]
         self.rates = [0.0 if stays else rate for stays, rate in zip(still, rates, strict=True)]
         self.decays = [0.0 if stays else decay for stays in still]
         self.rate.copy_(self._spread(self.rates))
         self.decay.copy_(self._spread(self.decays))
         self.mu.fill_(mu)
+        for scalars in self.scalars:
+            scalars.set(sgd)
 
     def step(self, gradients: Mapping[str, Tensor]) -> None:
         """Apply the gradients (by the gradients' names), each summed over the batch, and :meth:`follow`."""
         self.follow(gradients)
-        flat = torch.cat([gradients[gradient_name(value.name)].reshape(-1) for value in self.parameters]) * self.live
+        for scalars in self.scalars:
+            scalars.step(gradients)
+        flat = torch.cat([gradients[gradient_name(value.name)].reshape(-1) for value in self.flat]) * self.live
         match self.update:
             case Update.BUFFERED:
                 self._step_buffered(flat)
@@ -190,18 +214,25 @@ class Optimiser:
             if next_name(name) in values:
                 statistic.copy_(values[next_name(name)])
 
-    def step_sums(self, sums: Tensor, roundings: Sequence[Rounding]) -> None:
-        """As :meth:`step`, from sums not yet rounded, of all parameters one behind the other, on a CPU."""
+    def step_sums(self, sums: Tensor, roundings: Sequence[Rounding], scalars: Mapping[str, Tensor] | None = None
+                  ) -> None:
+        """As :meth:`step`, from sums not yet rounded, of all words one behind the other, on a CPU.
+
+        ``scalars``: gradients of scalars and next statistics by name.
+        """
         native = library()
         if native is None or self.update is not Update.BUFFERED:
             parts = self._views(sums).values()
-            self.step({gradient_name(value.name): rounding(part)
-                       for value, rounding, part in zip(self.parameters, roundings, parts, strict=True)})
+            self.step({**(scalars or {}), **{
+                gradient_name(value.name): rounding(part)
+                for value, rounding, part in zip(self.flat, roundings, parts, strict=True)}})
             return
+        self.follow(scalars or {})
+        for beside in self.scalars:
+            beside.step(scalars or {})
         rules = [UpdateRule(prod(value.shape), rounding.scale, rounding.low, rounding.high, rate, self.mu.item(),
                             decay, self.lasting, self.sudden, 2.0 ** -EXTRA_BITS, *self._ends(value))
-                 for value, rounding, rate, decay in zip(self.parameters, roundings, self.rates, self.decays,
-                                                         strict=True)]
+                 for value, rounding, rate, decay in zip(self.flat, roundings, self.rates, self.decays, strict=True)]
         native.lanes_update((UpdateRule * len(rules))(*rules), len(rules), *(tensor.data_ptr() for tensor in (
             sums, self.live, self.weight, self.master, self.momentum)))
 
@@ -209,19 +240,23 @@ class Optimiser:
         """Take over a state as :meth:`state` gives it."""
         for role, flat in self._roles().items():
             arrays = [np.asarray(state[state_names(value.name, self.update)[role]], dtype=np.float64).reshape(-1)
-                      for value in self.parameters]
+                      for value in self.flat]
             flat.copy_(torch.from_numpy(np.concatenate(arrays)))
         for name, statistic in self.statistics.items():
             statistic.copy_(torch.from_numpy(np.asarray(state[name], dtype=np.float64)))
+        for scalars in self.scalars:
+            scalars.load(state)
 
     def state(self) -> dict[str, NDArray]:
         """Every tensor of the state by name on the host: words int64, float32 numbers, live masks bool."""
         found: dict[str, NDArray] = {}
         for role, flat in self._roles().items():
             views = self._views(flat)
-            for value in self.parameters:
+            for value in self.flat:
                 array = to_array(views[value.name], value.format)
                 found[state_names(value.name, self.update)[role]] = array > 0 if role == "live" else array
+        for scalars in self.scalars:
+            found |= scalars.state()
         return found | {name: to_array(statistic, FLOAT) for name, statistic in self.statistics.items()}
 
     def take_over(self, other: Optimiser) -> None:
@@ -236,13 +271,17 @@ class Optimiser:
 
     def part(self, role: str) -> dict[str, Tensor]:
         """The tensors of one role (:func:`state_names`) by parameter; they share memory with the state."""
-        return self._views(self._roles()[role])
+        roles = self._roles()
+        own = self._views(roles[role]) if role in roles else {}
+        return own | {name: view for scalars in self.scalars for name, view in scalars.part(role).items()}
 
     def real_weights(self) -> dict[str, NDArray[np.float64]]:
         """The most precise weights there are, as real values by parameter name; not the statistics."""
         source = self.master if self.update is Update.BUFFERED else self.weight
         values: dict[str, NDArray[np.float64]] = {}
-        for value in self.parameters:
+        for scalars in self.scalars:
+            values |= scalars.real_weights()
+        for value in self.flat:
             array = self._views(source)[value.name].cpu().numpy().astype(np.float64)
             if isinstance(value.format, Fixed):
                 extra = EXTRA_BITS if self.update is Update.BUFFERED else 0
@@ -252,24 +291,25 @@ class Optimiser:
 
     def prune(self, live: Mapping[str, NDArray[np.bool_]]) -> None:
         """Set the live masks of some parameters; the dead lose weight, master and momentum."""
-        views = self._views(self.live)
+        views = self.part("live")
         for name, mask in live.items():
             views[name].copy_(torch.from_numpy(np.ascontiguousarray(mask)))
-        for tensor in (self.weight, self.master, self.momentum):
-            tensor.mul_(self.live)
+        for group in (self, *self.scalars):
+            for tensor in (group.weight, group.master, group.momentum):
+                tensor.mul_(group.live)
 
     def _roles(self) -> dict[str, Tensor]:
         roles = {"weight": self.weight, "momentum": self.momentum, "live": self.live}
         return {**roles, "master": self.master} if self.update is Update.BUFFERED else roles
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
-        parts = flat.split([prod(value.shape) for value in self.parameters])
-        return {value.name: part.view(value.shape) for value, part in zip(self.parameters, parts, strict=True)}
+        parts = flat.split([prod(value.shape) for value in self.flat])
+        return {value.name: part.view(value.shape) for value, part in zip(self.flat, parts, strict=True)}
 
     def _spread(self, numbers: Iterable[float]) -> Tensor:
         """One number per parameter, repeated for each of its weights."""
         parts = [np.full(prod(value.shape), number, dtype=np.float64)
-                 for value, number in zip(self.parameters, numbers, strict=True)]
+                 for value, number in zip(self.flat, numbers, strict=True)]
         return torch.from_numpy(np.concatenate(parts)).to(self.weight)
 
     def _ends(self, value: Value) -> tuple[int, int, int, int]:
@@ -289,7 +329,7 @@ class Optimiser:
         make = narrow_rule if self.update is Update.NARROW else buffered_rule
         rates: list[float] = []
         mu = decay = 0.0
-        for value in self.parameters:
+        for value in self.flat:
             gradient = self.gradients[value.name]
             assert isinstance(gradient, Fixed), f"the gradient of {value} has no fixed-point format"
             rule = make(sgd, self.batch, self._weight_format(value), gradient)
@@ -312,8 +352,8 @@ class Optimiser:
         return _rounded(master * 2.0 ** -EXTRA_BITS).clamp(self.low, self.high)
 
     def weights_ahead(self) -> dict[str, Tensor]:
-        """:meth:`ahead` by name, and the statistics."""
-        return self._views(self.ahead()) | self.statistics
+        """:meth:`ahead` by name, the scalars and the statistics."""
+        return self.weights | self._views(self.ahead())
 
     def _spike(self, gradient: Tensor, weight: Tensor) -> Tensor:
         """What a gradient adds to the momentum; ``weight`` at the scale of a master."""
@@ -353,6 +393,15 @@ class Optimiser:
         """Two's complement in the weight's width: the range is ``low..high``, of ``-2*low`` words."""
         turns = ((words - self.low) / (self.low * -2)).floor_()
         return words + turns * (self.low * 2)
+
+
+class _Scalars(Optimiser):
+    """Of the scalars among words: by ``ScalarSgd``."""
+
+    def _step_float(self, gradient: Tensor) -> None:
+        spike = mul(gradient, self.rate)
+        self.momentum.copy_(add(add(mul(self.momentum, self.mu), spike), mul(self.weight, self.decay)))
+        self.weight.copy_(sub(self.weight, self.momentum))
 
 
 def _rounded(scaled: Tensor) -> Tensor:

@@ -87,7 +87,8 @@ class PipelinedSteps:
         for number, part in enumerate(self.parts):
             for tensors in moved:
                 for value in part.learned():
-                    self.crew.spread(tensors[value.name], number)
+                    if value.name in tensors:  # scalars have no masters
+                        self.crew.spread(tensors[value.name], number)
             for value in part.statistics():
                 self.crew.spread(self.optimiser.statistics[value.name], number)
         last = self.stages[-1].tally

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from espalier.errors import DataError
+from espalier.ir.differentiate import slope_name
 from espalier.ir.graph import Graph
+from espalier.ir.ops import BatchNorm, BatchNormInputGrad
 from espalier.ir.types import FLOAT, INDEX
 from espalier.train.evaluate import run, to_tensor
 
@@ -37,8 +39,48 @@ def observe(step: Graph, parameters: Mapping[str, NDArray], images: NDArray, lab
     for start in range(0, max(1, len(images) - batch + 1), batch):
         seen = run(step, {**tensors, step.inputs[0].name: to_tensor(images[start: start + batch], FLOAT, device),
                           step.inputs[1].name: to_tensor(labels[start: start + batch], INDEX, device)})
-        ranges = merged(ranges, of_tensors(seen))
+        ranges = merged(ranges, of_step(step, seen))
     return ranges
+
+
+def factor_name(name: str) -> str:
+    """The name that the range of the batch norm ``name``'s factors and offsets has."""
+    return f"{name}.factor"
+
+
+def of_step(step: Graph, values: Mapping[str, Tensor]) -> Ranges:
+    """The range of each value of a float training graph, and of what its batch norms multiply and add by.
+
+    Of the forward pass under :func:`factor_name`, of the gradient's slopes and intercepts under :func:`slope_name`.
+    """
+    norms = {(op.x, op.scale): op.out for op in step.ops if isinstance(op, BatchNorm)}
+    found = dict(values)
+    for op in step.ops:
+        match op:
+            case BatchNorm(out=out):
+                found[factor_name(out.name)] = _forward(op, values)
+            case BatchNormInputGrad(x=x, scale=scale):
+                found[slope_name(norms[x, scale].name)] = _backward(op, values)
+            case _:
+                pass
+    return of_tensors(found)
+
+
+def _forward(op: BatchNorm, values: Mapping[str, Tensor]) -> Tensor:
+    """Factors and offsets (2, C)."""
+    scale, shift, mean, variance = (values[value.name] for value in (op.scale, op.shift, op.mean, op.variance))
+    factor = scale * torch.rsqrt(variance + op.epsilon)
+    return torch.stack((factor, shift - mean * factor))
+
+
+def _backward(op: BatchNormInputGrad, values: Mapping[str, Tensor]) -> Tensor:
+    """Slopes and intercepts (2, C)."""
+    g, x, scale, mean, variance = (values[value.name].double() for value in op.inputs)
+    axes = (0, *range(2, x.ndim))
+    inverse, share = torch.rsqrt(variance + op.epsilon), len(mean) / x.numel()
+    shift_grad = g.sum(dim=axes)
+    slope = -scale * inverse ** 3 * ((g * x).sum(dim=axes) - mean * shift_grad) * share
+    return torch.stack((slope, -scale * inverse * shift_grad * share - slope * mean))
 
 
 def of_tensors(tensors: Mapping[str, Tensor]) -> Ranges:

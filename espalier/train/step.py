@@ -15,7 +15,7 @@ from espalier.numerics.fixed import Fixed
 from espalier.train.crew import ALONE, Crew
 from espalier.train.device_data import DeviceData
 from espalier.train.evaluate import run
-from espalier.train.native_step import compiled
+from espalier.train.native_norms import compiled_whole
 from espalier.train.optimise import Optimiser
 
 WARM_UP_STEPS = 2
@@ -46,7 +46,7 @@ class TrainingStep:
         self.moves = torch.zeros(optimiser.batch, 3, dtype=torch.int64, device=device)
         self.tally = torch.zeros(2, dtype=torch.float64, device=device)
         self.replay: torch.cuda.CUDAGraph | None = None
-        self.native = None if self.index.is_cuda else compiled(graph, optimiser.batch)
+        self.native = None if self.index.is_cuda else compiled_whole(graph, optimiser.batch)
 
     def __call__(self, index: Tensor, moves: Tensor | None = None) -> None:
         """Train on the images at ``index`` (batch,)."""
@@ -92,8 +92,9 @@ class TrainingStep:
             self.optimiser.step(values)
         else:
             images = self.data.words(self.index, self.moves if self.augmented else None)
-            loss, logits, sums = self.native.train(images, labels, self.optimiser.weight, self.optimiser.live)
-            self.optimiser.step_sums(sums, self.native.roundings)
+            loss, logits, sums = self.native.train(images, labels, self.optimiser.weight, self.optimiser.live,
+                                                   self.optimiser.weights)
+            self.optimiser.step_sums(sums, self.native.roundings, self.native.scalars)
         right = (logits.argmax(dim=1) == labels).sum()
         self.tally.add_(torch.stack((loss.double().sum(), right.double())))
 
@@ -124,8 +125,7 @@ def accuracy(graph: Graph, weights: dict[str, Tensor], data: DeviceData, chunk: 
 
     A crew shares the images among its processes.
     """
-    native = None if data.labels.is_cuda else compiled(graph, chunk)
-    flat = torch.cat([weights[parameter.name].reshape(-1) for parameter in graph.parameters])
+    native = None if data.labels.is_cuda else compiled_whole(graph, chunk)
     right = torch.zeros((), dtype=torch.int64, device=data.labels.device)
     if native is None:
         chunk = max(1, min(chunk, CHUNK_BYTES // (8 * sum(prod(value.shape) for value in graph.values()))))
@@ -134,7 +134,7 @@ def accuracy(graph: Graph, weights: dict[str, Tensor], data: DeviceData, chunk: 
         if native is None:
             logits = run(graph, {**weights, graph.inputs[0].name: data.plain(index)})[graph.outputs[0].name]
         else:
-            logits = native.forward(data.words(index, None), flat).flatten(1)
+            logits = native.infer(data.words(index, None), weights).flatten(1)
         right += (ranks(logits, data.labels[index]) < top).sum()
     return crew.total(right.item()) / len(data.labels)
 

@@ -17,7 +17,7 @@ from espalier.ir.graph import Graph
 from espalier.ir.types import Fixed, Format
 from espalier.train.calibrate import initial_state
 from espalier.train.checkpoint import Checkpoint
-from espalier.train.optimise import state_names
+from espalier.train.optimise import state_names, update_of
 
 
 def size_of(graph: Graph, groups: Sequence[ChannelGroup], frozen: Collection[str]) -> Size:
@@ -76,7 +76,7 @@ def changed(start: Checkpoint, real: Mapping[str, NDArray[np.float64]], scores: 
     graph = resized(start.graph, {name: array.shape for name, array in tensors.items()})
     state = initial_state(graph, tensors, start.update)
     for value in graph.learned():
-        name = state_names(value.name, start.update)["momentum"]
+        name = state_names(value.name, update_of(value, start.update))["momentum"]
         state[name] = _like(state[name], momenta[value.name])
     return replace(start, graph=graph, state=state)
 

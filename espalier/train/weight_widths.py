@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from espalier.compress.equalise import ChannelStatistics, Layer, bias_shift, by_group, groups_of
 from espalier.numerics.fixed import Fixed
-from espalier.train.calibrate import holding_frac, initial_state, with_weight_formats
+from espalier.train.calibrate import initial_state, with_weight_formats
 from espalier.train.checkpoint import Checkpoint
+from espalier.train.fraction_bits import holding_frac
 
 FINER = 3  #: fraction bits beyond those that hold every weight which are tried: the largest weights saturate
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espalier.ir import interpret, ops
-from espalier.ir.types import INDEX, Fixed, Format, TensorType, Value
+from espalier.ir.types import FLOAT, INDEX, Fixed, Format, TensorType, Value
 from espalier.numerics.requantize import Requantize
+from espalier.numerics.scalar import LARGEST, TINIEST, scalar
 from espalier.numerics.window import Window
 from espalier.train.evaluate import evaluate, to_array, to_tensor
 
@@ -62,19 +63,29 @@ class Draw:
         found = []
         for value in op.inputs:
             shape = value.shape if value in parameters else (self.batch, *value.shape)
-            if value.format == INDEX:
+            if value.format == FLOAT:
+                found.append(self.scalars(value.name, value.shape))
+            elif value.format == INDEX:
                 assert labels is not None
                 found.append(self.random.randint(0, labels, shape).astype(np.int64))
             else:
                 found.append(words(self.random, value.format, shape, self.extreme))
         return found
 
+    def scalars(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Numbers of a channel each, of many magnitudes, of both signs but for a variance; some zero, tiny or huge."""
+        found = scalar(self.random.standard_normal(shape) * 2.0 ** self.random.randint(-12, 13, shape))
+        ends = self.random.choice(np.array([0.0, TINIEST, LARGEST], np.float32), shape)
+        found = np.where(self.random.rand(*shape) < 0.2, ends, found)
+        return np.abs(found) if name == "variance" else found
+
     def check(self, op: ops.Op, labels: int | None = None) -> None:
         arrays = self.arrays(op, labels)
         expected = interpret.evaluate(op, *arrays)
         tensors = [to_tensor(array, value.format) for array, value in zip(arrays, op.inputs, strict=True)]
         got = to_array(evaluate(op, *tensors), op.out.format)
-        assert got.dtype == np.int64 and np.array_equal(got, expected), op
+        assert got.dtype == (np.float32 if op.out.format == FLOAT else np.int64) and got.dtype == expected.dtype, op
+        assert np.array_equal(got, expected), op
 
 
 def draws(function: Callable[[Draw], None]) -> Callable[[], None]:

@@ -9,15 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier.arch.machine import Machine
+from espalier.compiler.emit import Rules
 from espalier.compiler.legalise import Layer, legalise
 from espalier.compiler.lists import weight_numbers
 from espalier.compiler.pipeline import compile_program
 from espalier.engines.base import Network
-from espalier.ir.differentiate import differentiate, gradient_name
+from espalier.ir.differentiate import differentiate, gradient_name, slope_name
 from espalier.ir.graph import Graph
 from espalier.ir.ops import (
     Add,
     AveragePool,
+    BatchNorm,
     ClippedRelu,
     Conv2d,
     GlobalAveragePool,
@@ -27,14 +29,16 @@ from espalier.ir.ops import (
     Relu,
     Reshape,
 )
-from espalier.ir.types import Format, TensorType, Value
+from espalier.ir.types import FLOAT, Format, TensorType, Value
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.live import block_grid, expand_blocks
-from espalier.numerics.update import BufferedSgd, Factor, master_format, narrow
+from espalier.numerics.scalar import scalar
+from espalier.numerics.update import BufferedSgd, Factor, ScalarSgd, master_format, narrow
 from espalier.numerics.window import Window
 
 ACTIVATION, WEIGHT, GRADIENT, WEIGHT_GRADIENT = Fixed.of(16, 12), Fixed.of(16, 13), Fixed.of(16, 14), Fixed.of(32, 20)
 POOL = Window((2, 2), (2, 2))
+SCALAR_RULE = ScalarSgd(momentum=scalar(0.9), rate=scalar(0.003), decay=scalar(1e-4))
 SLOW_RULE = {"momentum": Factor.nearest(0.9), "rate": Factor.nearest(0.05), "decay": Factor.nearest(1e-3)}
 
 
@@ -86,6 +90,17 @@ class Chain:
         shape = (out, *window.out_size(*self.x.shape[1:]))
         result = self.value(name, shape, formats.result, formats.gradient)
         return self.append(Conv2d(result, self.x, weight, b, window, groups))
+
+    def norm(self, formats: Formats | None = None, slope: Fixed | None = None, epsilon: float = 1e-5) -> Chain:
+        """A trained batch norm; ``formats.weight`` is that of its factor."""
+        formats = formats or Formats()
+        name, channels = f"norm{len(self.ops)}", self.x.shape[:1]
+        values = [self.value(f"{name}.{part}", channels, FLOAT, FLOAT)
+                  for part in ("weight", "bias", "mean", "variance")]
+        self.parameters += values
+        self.gradient_formats[slope_name(name)] = slope or formats.weight
+        result = self.value(name, self.x.shape, formats.result, formats.gradient)
+        return self.append(BatchNorm(result, self.x, *values, epsilon, formats.weight))
 
     def linear(self, out: int, *, bias: bool = True, formats: Formats | None = None) -> Chain:
         formats = formats or Formats()
@@ -146,7 +161,7 @@ def random_live(rng: np.random.Generator, chain: Chain, rows: int, densities: Ma
     """Random live blocks of ``rows × rows`` at a density, which may be given by layer; biases all live."""
     live = all_live(chain)
     for layer in chain.layers():
-        if layer.weight is None:
+        if layer.weight is None or layer.norm is not None:
             continue
         density = densities if isinstance(densities, float) else densities[layer.name]
         blocks = rng.random(block_grid(layer.weight_shape, rows)) < density
@@ -160,7 +175,9 @@ def random_state(rng: np.random.Generator, chain: Chain, live: Mapping[str, NDAr
     """Normal masters and momenta of standard deviation ``scale`` of their range, zero where dead."""
     state: dict[str, NDArray[np.int64]] = {}
     for parameter in chain.parameters:
-        assert isinstance(parameter.format, Fixed)
+        if not isinstance(parameter.format, Fixed):
+            state |= random_scalars(rng, parameter.name, parameter.shape)
+            continue
         wide = master_format(parameter.format)
         for kind, size in (("master", scale), ("momentum", scale / 16)):
             words = wide.limit(np.rint(rng.normal(0, size * wide.high, parameter.shape)).astype(np.int64))
@@ -169,19 +186,31 @@ def random_state(rng: np.random.Generator, chain: Chain, live: Mapping[str, NDAr
     return state
 
 
+def random_scalars(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> dict[str, NDArray]:
+    """What a batch norm has of the name: a positive variance, any mean; scale or shift, with momentum."""
+    kind = name.rsplit(".", 1)[1]
+    if kind in ("mean", "variance"):
+        return {name: rng.uniform(0.1, 1.0, shape).astype(np.float32)}
+    return {name: rng.normal(1 if kind == "weight" else 0, 0.5, shape).astype(np.float32),
+            f"{name}.momentum": rng.normal(0, 0.01, shape).astype(np.float32)}
+
+
 def random_words(rng: np.random.Generator, format_: Fixed, shape: tuple[int, ...], scale: float) -> NDArray[np.int64]:
     """Normal words of standard deviation ``scale`` of the format's range; a large scale saturates them."""
     return format_.limit(np.rint(rng.normal(0, scale * format_.high, shape)).astype(np.int64))
 
 
-def rules_of(chain: Chain, factors: Mapping[str, Mapping[str, Factor]] | None = None) -> dict[str, BufferedSgd]:
+def rules_of(chain: Chain, factors: Mapping[str, Mapping[str, Factor]] | None = None
+             ) -> dict[str, BufferedSgd | ScalarSgd]:
     """Update rules; ``factors`` by name of a layer's weight, which its bias shares."""
+    statistics = chain.graph().statistics()
     return {value.name: BufferedSgd(weight=value.format, **(factors or {}).get(value.name.rsplit(".", 1)[0], SLOW_RULE))
-            for value in chain.parameters if isinstance(value.format, Fixed)}
+            if isinstance(value.format, Fixed) else SCALAR_RULE
+            for value in chain.parameters if value not in statistics}
 
 
 def compiled(chain: Chain, machine: Machine, *, live: Mapping[str, NDArray[np.bool_]] | None = None,
-             rules: Mapping[str, BufferedSgd] | None = None, loss: str = "softmax_cross_entropy") -> Network:
+             rules: Rules | None = None, loss: str = "softmax_cross_entropy") -> Network:
     """The network compiled for a machine."""
     live, rules = live or all_live(chain), rules or rules_of(chain)
     program = compile_program(chain.graph(), loss=loss, gradient_formats=chain.gradient_formats, live=live,

@@ -17,7 +17,8 @@ from espalier.ir.differentiate import gradient_name
 from espalier.ir.text import dump
 from espalier.numerics.activation import AVERAGE_FRAC
 from espalier.numerics.fixed import Fixed
-from espalier.numerics.update import GRADIENT_BITS, Factor
+from espalier.numerics.scalar import scalar
+from espalier.numerics.update import GRADIENT_BITS, Factor, ScalarSgd
 from espalier.numerics.window import Window
 
 MAX_LOGIT_FRAC = 16
@@ -117,8 +118,26 @@ def rectified(draw, chain: Chain, clips: bool) -> None:
 
 
 @st.composite
-def convolved(draw, chain: Chain, rows: int, bias: bool, formats: Formats, clips: bool) -> None:
-    """Append a convolution, rectified and pooled or not."""
+def normed(draw, chain: Chain, word_bits: int, before: Formats, **wanted: bool) -> Formats:
+    """Append a batch norm to a layer with the formats ``before``; the formats of the end."""
+    formats = draw(layer_formats(word_bits, chain.x.format, last=False, source_gradient=before.gradient, **wanted))
+    width = draw(widths(word_bits))
+    chain.norm(formats, Fixed.of(width, max(before.gradient.frac - chain.x.format.frac,
+                                            width + draw(st.integers(-4, 6)))))
+    return formats
+
+
+@st.composite
+def scalar_rules(draw) -> ScalarSgd:
+    """Learning rate, momentum below one, and decay, of scalars."""
+    return ScalarSgd(momentum=scalar(draw(st.floats(0, 0.99))), rate=scalar(draw(st.floats(0, 2))),
+                     decay=scalar(draw(st.sampled_from([0.0, 1e-3, 0.1]))))
+
+
+@st.composite
+def convolved(draw, chain: Chain, rows: int, bias: bool, formats: Formats, clips: bool, norm: bool = False,
+              word_bits: int = 0, next_biased: bool = False) -> Formats:
+    """Append a convolution, with a batch norm or not, rectified and pooled or not; the formats of the end."""
     channels = chain.x.shape[0]
     groups = draw(st.sampled_from([1, 1, 1, channels, 2]))
     if groups == 2:
@@ -129,11 +148,17 @@ def convolved(draw, chain: Chain, rows: int, bias: bool, formats: Formats, clips
         taps = draw(st.sampled_from([1, 3, 5]))
         window = Window((taps, taps), pad=(taps // 2,) * 4)
     chain.conv(outs, window.kernel, bias=bias, formats=formats, window=window, groups=groups)
+    if norm:
+        before = [lambda: draw(rectified(chain, clips))] if draw(st.sampled_from([False, False, True])) else []
+        for step in before:
+            step()
+        formats = draw(normed(chain, word_bits, formats, next_biased=next_biased, hinge=False))
     steps = [lambda: draw(rectified(chain, clips))] if draw(st.booleans()) else []
     if not (chain.x.shape[1] % 2 or chain.x.shape[2] % 2) and draw(st.booleans()):
         steps.insert(draw(st.integers(0, len(steps))), chain.pool)
     for step in steps:
         step()
+    return formats
 
 
 @st.composite
@@ -176,10 +201,10 @@ def averaged(draw, chain: Chain, formats: Formats, source_gradient: Fixed) -> No
 
 
 @st.composite
-def chains(draw, word_bits: int, rows: int, hinge: bool, clips: bool = True) -> Chain:
+def chains(draw, word_bits: int, rows: int, hinge: bool, clips: bool = True, norms: bool = False) -> Chain:
     """Up to two convolutions, with sums behind them or without, a mean or none, then up to two linear layers.
 
-    The last may be a convolution that leaves one pixel.
+    The last may be a convolution that leaves one pixel. With ``norms`` there may be batch norms.
     """
     convolutions, linears = draw(st.sampled_from([2, 1, 0, 1, 2])), draw(st.integers(1, 2))
     means = int(convolutions > 0 and draw(st.booleans()))
@@ -189,10 +214,12 @@ def chains(draw, word_bits: int, rows: int, hinge: bool, clips: bool = True) -> 
     source_gradient: Fixed | None = None
     for k, bias in enumerate(biases):
         last = k + 1 == len(biases)
-        formats = draw(layer_formats(word_bits, chain.x.format, next_biased=not last and biases[k + 1], last=last,
+        next_biased = not last and biases[k + 1]
+        norm = norms and not last and not convolutions <= k < convolutions + means and draw(st.booleans())
+        formats = draw(layer_formats(word_bits, chain.x.format, next_biased=next_biased or norm, last=last,
                                      hinge=hinge, source_gradient=source_gradient))
         if k < convolutions:
-            draw(convolved(chain, rows, bias, formats, clips))
+            formats = draw(convolved(chain, rows, bias, formats, clips, norm, word_bits, next_biased))
             if draw(st.booleans()):
                 draw(added(chain, word_bits, clips))
         elif k < convolutions + means:
@@ -202,6 +229,8 @@ def chains(draw, word_bits: int, rows: int, hinge: bool, clips: bool = True) -> 
             chain.conv(draw(st.integers(2, 12)), chain.x.shape[1:], bias=bias, formats=formats).flatten()
         else:
             chain.linear(draw(st.integers(2, 12)), bias=bias, formats=formats)
+            if norm:
+                formats = draw(normed(chain, word_bits, formats, next_biased=next_biased, hinge=hinge))
             if not last and draw(st.booleans()):
                 draw(rectified(chain, clips))
         source_gradient = formats.gradient
@@ -212,15 +241,19 @@ def chains(draw, word_bits: int, rows: int, hinge: bool, clips: bool = True) -> 
 def examples(draw, machine: Machine) -> Example:
     """A random network compiled for ``machine``; networks that the machine cannot hold are not drawn."""
     loss = draw(st.sampled_from(["softmax_cross_entropy", "square_hinge"]))
-    chain = draw(chains(machine.word_bits, machine.rows, loss == "square_hinge", machine.clips))
+    chain = draw(chains(machine.word_bits, machine.rows, loss == "square_hinge", machine.clips,
+                        machine.norm_depth > 0))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     layers = chain.layers()
     choices = draw(st.sampled_from([(1.0,), (1.0, 0.8, 0.6), (1.0, 0.9, 0.5, 0.2, 0.0)]))  # dead layers kill gradients
     densities = {layer.name: draw(st.sampled_from(choices)) for layer in layers}
     live = random_live(rng, chain, machine.rows, densities)
     rules = rules_of(chain, {layer.name: draw(factors()) for layer in layers if layer.weight is not None})
-    frozen = {layer.name for layer in layers if draw(st.sampled_from([False] * 7 + [True]))}
+    frozen = {layer.name for layer in layers if not layer.norm and draw(st.sampled_from([False] * 7 + [True]))}
     rules = {name: rule for name, rule in rules.items() if name.rsplit(".", 1)[0] not in frozen}
+    for layer in layers:
+        if layer.norm:
+            rules |= dict.fromkeys((layer.weight, layer.bias), draw(scalar_rules()))
     state = random_state(rng, chain, live, draw(st.sampled_from([0.3, 0.05, 2.0])))
     try:
         network = compiled(chain, machine, live=live, rules=rules, loss=loss)

@@ -282,6 +282,8 @@ def disagree(monkeypatch):
     (["--density", "2"], r"density"),
     (["--block", "2"], r"^Pruning needs to know how many weights stay: give --density, such as 0\.1$"),
     (["--float32", "--weight-bits", "8"], r"^Training in float32 has neither word widths nor "),
+    (["--float32", "--batch-norm", "trained"], r"^Training in float32 .*, and trains batch norms: leave out "),
+    (["--batch-norm", "kept"], r"'quantise\.batch_norm' must be 'folded' or 'trained', not 'kept'$"),
     (["--weight-bits", "40"], r"The width of a word must be in 2\.\.16 bits, not 40"),
     (["--learning-rate", "-1"], r"The learning rate must be a number above 0"),
     (["--rate", "step"], r"^The rate 'step' falls at milestones, and none are given: name them in a recipe "),

@@ -13,7 +13,7 @@ from espalier.compress.rigl import ExchangeSchedule
 from espalier.compress.schedule import CubicSchedule
 from espalier.errors import DataError
 from espalier.flow import TrainFlags, recipe
-from espalier.train.config import Prune, Quantise, RateKind, RateSchedule, TrainConfig
+from espalier.train.config import Norms, Prune, Quantise, RateKind, RateSchedule, TrainConfig
 from espalier.train.pipelining import Pipeline, Scheme
 
 ALL_TIMES = TrainConfig(
@@ -52,6 +52,14 @@ def test_times_in_flags_are_as_given(file: Path) -> None:
     assert found.prune is not None and found.quantise is not None and found.pipeline is not None
     assert (found.prune.schedule.start, found.prune.schedule.end, found.quantise.start) == (9, 18, 1)
     assert found.pipeline.switch == 2
+
+
+def test_batch_norms_trained_by_flag(file: Path) -> None:
+    for given in (file, None):
+        found = recipe(given, TrainFlags(batch_norm="trained"))
+        assert found.quantise is not None and found.quantise.batch_norm is Norms.TRAINED
+        assert not found.folds and found.trains_batch_norm
+    assert ALL_TIMES.folds and not TrainConfig().trains_batch_norm
 
 
 def test_the_same_length_changes_nothing(file: Path) -> None:

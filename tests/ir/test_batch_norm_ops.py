@@ -21,6 +21,7 @@ from espalier.ir.ops import (
     BatchNormInputGrad,
     BatchNormScaleGrad,
     BatchVariance,
+    BiasGrad,
     FrozenBatchNormInputGrad,
     Op,
     RunningMean,
@@ -142,7 +143,7 @@ NORM = BatchNorm(Y, X, C, S, M, V, 1e-5)
     (replace(NORM, epsilon=float("inf")), r"epsilon must be a number of at least 0, not inf"),
     (BatchMean(FEW, X), r"result %few: float\[3\] must have shape \[4\]"),
     (BatchVariance(C, X, FEW), r"mean %few: float\[3\] must have shape \[4\]"),
-    (RunningMean(C, FEW, M), r"running %few: float\[3\] must have shape \[4\]"),
+    (RunningMean(C, FEW, M, X), r"running %few: float\[3\] must have shape \[4\]"),
     (RunningVariance(C, V, FEW, X), r"batch %few: float\[3\] must have shape \[4\]"),
     (BatchNormInputGrad(Y, value("g", 4), X, C, M, V, 0.0), r"gradient %g: float\[4\] must have shape \[4,2,2\]"),
     (FrozenBatchNormInputGrad(Y, G, FEW, V, 0.0), r"scale %few: float\[3\] must have shape \[4\]"),
@@ -154,13 +155,73 @@ def test_shapes_wrong(op: Op, rule: str) -> None:
         verify(graph)
 
 
-def test_in_fixed_point_wrong() -> None:
-    graph, _ = normed()
-    words = graph.with_formats({item.name: Fixed.of(8, 4) for item in graph.values()})
-    with pytest.raises(GraphError, match=r"^BatchNorm %bn1: fixed<8,4,AP_RND,AP_SAT>\[6,8,8\]: a batch norm is defined "
-                                         r"in float only, and this one is in fixed point; fold it into the layer "
-                                         r"before it first \(fold_batch_norm\)$"):
-        verify(words)
+def words(name: str, frac: int = 4, *shape: int) -> Value:
+    return Value(name, TensorType(shape or (4, 2, 2), Fixed.of(8, frac)))
+
+
+XW, GW, YW = words("x"), words("g"), words("y")
+FACTOR, FINE, TRUNCATED = Fixed.of(8, 4), Fixed.of(8, 3), Fixed.parse("fixed<8,4>")
+NORM_W = BatchNorm(YW, XW, C, S, M, V, 1e-5, FACTOR)
+GRAD_W = BatchNormInputGrad(YW, GW, XW, C, M, V, 1e-5, FACTOR, FACTOR)
+FROZEN_W = FrozenBatchNormInputGrad(YW, GW, C, V, 1e-5, FACTOR)
+
+
+def graph_of(op: Op) -> Graph:
+    return Graph("net", tuple(dict.fromkeys(op.inputs)), (), (op,), (op.out,))
+
+
+@pytest.mark.parametrize("op", [
+    NORM_W, GRAD_W, FROZEN_W, BatchMean(C, XW), BatchVariance(C, XW, M), RunningMean(C, S, M, XW),
+    RunningVariance(C, S, V, XW), BatchNormScaleGrad(C, GW, XW, M, V, 1e-5), BiasGrad(C, GW)])
+def test_words_and_scalars_meet_here(op: Op) -> None:
+    graph = verify(graph_of(op))
+    assert load(dump(graph)) == graph
+
+
+ENGINE = r"the engine rounds with AP_RND and saturates with AP_SAT, and the {}'s format asks for something else"
+
+
+@pytest.mark.parametrize(("op", "rule"), [
+    (replace(NORM_W, scale=words("c", 4, 4)), r"of what a batch norm has one of for each channel all is float, and "
+                                              r"%c: fixed<8,4,AP_RND,AP_SAT>\[4\] is not"),
+    (replace(NORM_W, out=Y), r"float and fixed-point values do not mix, and %y: float\[4,2,2\] meets %x: .*"),
+    (replace(NORM_W, factor=None), r"a batch norm of words has a format of its factor, and this one has none; choose "
+                                   r"formats anew \(calibrate\), or fold it into the layer before it first "
+                                   r"\(fold_batch_norm\)"),
+    (replace(GRAD_W, slope=None), r"a batch norm of words has a format of its slope, and this one has none; .*"),
+    (replace(NORM, factor=FACTOR), r"a batch norm of float values multiplies them by no words, and this one has a "
+                                   r"format of such"),
+    (replace(NORM_W, x=words("x", 7)), r"one must be a word of %x: \S+, with 0\.\.6 fraction bits, not 7"),
+    (replace(GRAD_W, x=words("x", -1)), r"one must be a word of %x: \S+, with 0\.\.6 fraction bits, not -1"),
+    (replace(NORM_W, factor=TRUNCATED), ENGINE.format("factor")),
+    (replace(GRAD_W, slope=TRUNCATED), ENGINE.format("slope")),
+    (replace(NORM_W, factor=Fixed.of(8, 63)), r"its factor must have -62\.\.62 fraction bits, not 63"),
+    (replace(NORM_W, out=words("y", 9)), r"the result may have at most the 8 fraction bits of the product of %x: \S+ "
+                                         r"and its factor, and has 9"),
+    (replace(GRAD_W, out=words("y", 8), slope=FINE), r"the result may have at most the 7 fraction bits of the product "
+                                                     r"of %x: \S+ and its slope, and has 8"),
+    (replace(FROZEN_W, out=words("y", 8), factor=FINE), r"the result may have at most the 7 fraction bits of the "
+                                                        r"product of %g: \S+ and its factor, and has 8"),
+    (replace(NORM_W, epsilon=0.0), r"epsilon must be a number of at least 1\.18e-38, not 0\.0"),
+    (BatchMean(C, words("x", 63)), r"%x: \S+ must have -62\.\.62 fraction bits, not 63")])
+def test_words_wrong(op: Op, rule: str) -> None:
+    with pytest.raises(GraphError, match=rf"^{type(op).__name__} \S+ \S+ {rule}$"):
+        verify(graph_of(op))
+
+
+@pytest.mark.parametrize(("op", "rule"), [
+    (replace(NORM_W, factor=Fixed.of(17, 4)), r"BatchNorm \S+ \S+, factor: the width must be in 2\.\.16, not 17"),
+    (replace(GRAD_W, slope=Fixed.of(1, 0)), r"BatchNormInputGrad \S+ \S+, slope: the width must be in 2\.\.16, not 1")])
+def test_width_of_factors_wrong(op: Op, rule: str) -> None:
+    with pytest.raises(GraphError, match=rf"^{rule}$"):
+        verify(graph_of(op))
+
+
+def test_a_format_that_is_none_wrong() -> None:
+    text = dump(graph_of(NORM_W))
+    assert "epsilon=1e-05, factor=fixed<8,4,AP_RND,AP_SAT>)" in text
+    with pytest.raises(GraphError, match=r"^Line \d+: expected a fixed-point format, found float$"):
+        load(text.replace("factor=fixed<8,4,AP_RND,AP_SAT>", "factor=float"))
 
 
 def test_differentiated_twice_wrong() -> None:

@@ -12,11 +12,12 @@ from torch import nn
 from espalier import zoo
 from espalier.errors import DataError, GraphError
 from espalier.frontend.torch_export import from_torch
-from espalier.ir.fold import fold_batch_norm, has_batch_norm, normed_layers
+from espalier.ir.fold import as_convolutions, fold_batch_norm, has_batch_norm, normed_layers
 from espalier.ir.graph import Graph
 from espalier.ir.interpret import interpret
-from espalier.ir.ops import BatchNorm, Linear
-from espalier.ir.types import FLOAT, TensorType, Value
+from espalier.ir.ops import BatchNorm, Linear, Reshape
+from espalier.ir.types import FLOAT, Fixed, TensorType, Value
+from espalier.ir.verify import verify
 
 FLOAT64_TOLERANCE = 1e-9  #: sums of float64 products in another order
 
@@ -47,6 +48,32 @@ def test_it_computes_the_same() -> None:
 def test_without_batch_norm_nothing_changes() -> None:
     graph, state = from_torch(residual(), (1, 8, 8), "net")
     assert fold_batch_norm(graph, state) == (graph, state) and normed_layers(graph) == {}
+
+
+def test_of_words_it_is_a_convolution_of_each_channel() -> None:
+    """Of a map, and of a vector between layers, bit for bit."""
+    random, word, fine = np.random.default_rng(0), Fixed.of(8, 5), Fixed.of(12, 9)
+    image, flat = (Value(name, TensorType(shape, word)) for name, shape in (("x", (3, 4, 4)), ("flat", (48,))))
+    maps, vector = (Value(name, TensorType(like.shape, word)) for name, like in (("y", image), ("z", flat)))
+    scalars = [value(f"{role}{index}", channels) for index, channels in enumerate((3, 48))
+               for role in ("scale", "shift", "mean", "variance")]
+    graph = Graph("two", (image,), tuple(scalars), (
+        BatchNorm(maps, image, *scalars[:4], 1e-5, fine), Reshape(flat, maps),
+        BatchNorm(vector, flat, *scalars[4:], 1e-5, word)), (vector,))
+    state = {item.name: random.uniform(0.1, 2, item.shape).astype(np.float32) for item in scalars}
+    words = random.integers(-128, 128, (5, 3, 4, 4))
+    found, parameters = as_convolutions(verify(graph), state)
+    assert not has_batch_norm(found) and [item.name for item in found.parameters] == [
+        "y.factor", "y.offset", "z.factor", "z.offset"] == sorted(parameters)
+    after = interpret(found, {**parameters, "x": words})
+    before = interpret(graph, {**state, "x": words})
+    assert np.array_equal(after["y"], before["y"]) and np.array_equal(after["z"], before["z"])
+    assert len(np.unique(after["z"])) > 50
+
+
+def test_without_words_no_batch_norm_is_a_convolution() -> None:
+    graph, state = normed()
+    assert as_convolutions(graph, state)[0] == graph
 
 
 def value(name: str, *shape: int) -> Value:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from espalier.errors import FormatError
 from espalier.numerics.fixed import Fixed
-from espalier.numerics.update import EXTRA_BITS, BufferedSgd, Factor, NarrowSgd, master_format, narrow
+from espalier.numerics.scalar import LARGEST, TINIEST, scalar
+from espalier.numerics.update import EXTRA_BITS, BufferedSgd, Factor, NarrowSgd, ScalarSgd, master_format, narrow
 
 
 def words(*numbers: int) -> np.ndarray:
@@ -165,3 +166,31 @@ def test_narrow_sgd_wraps_by_hand():
 def test_narrow_sgd_of_real_parameters():
     rule = NarrowSgd.of(weight=Fixed.of(16, 12), grad_frac=14, learning_rate=0.5, batch=8, momentum=0.5)
     assert (rule.scale, rule.momentum.value, rule.rate.value) == (Factor(1, 4), 0.5, 0.5 / 8 * 2.0 ** (12 + 4 - 14))
+
+
+def scalar_sgd(momentum: float, rate: float, decay: float) -> ScalarSgd:
+    return ScalarSgd(momentum=scalar(momentum), rate=scalar(rate), decay=scalar(decay))
+
+
+def test_scalar_sgd_by_hand():
+    """v' = 0.5 * 4 + 0.25 * 8 + 0.125 * 16 = 6, w' = 16 - 6; small velocities vanish, large ones saturate."""
+    weight, velocity = scalar_sgd(0.5, 0.25, 0.125)(scalar([16.0]), scalar([4.0]), scalar([8.0]))
+    assert (weight.tolist(), velocity.tolist()) == ([10.0], [6.0]) and weight.dtype == velocity.dtype == np.float32
+    weight, velocity = scalar_sgd(0.5, 1.0, 0.0)(scalar([0.0, -LARGEST]), scalar([TINIEST, LARGEST]),
+                                                 scalar([0.0, LARGEST]))
+    assert (weight.tolist(), velocity.tolist()) == ([0.0, -LARGEST], [0.0, LARGEST])
+
+
+def test_scalar_sgd_is_near_that_of_torch():
+    """Ten steps of random gradients; the learning rate is inside the momentum here, and outside in torch."""
+    random = np.random.default_rng(0)
+    start = scalar(random.normal(size=5))
+    parameter = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
+    optimiser = torch.optim.SGD([parameter], 0.1, 0.9, weight_decay=1e-2)
+    rule, weight, velocity = scalar_sgd(0.9, 0.1, 0.1 * 1e-2), start, np.zeros(5, np.float32)
+    for _ in range(10):
+        gradient = scalar(random.normal(size=5))
+        weight, velocity = rule(weight, velocity, gradient)
+        parameter.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimiser.step()
+    assert np.abs(weight - parameter.detach().numpy()).max() < 1e-5

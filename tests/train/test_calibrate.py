@@ -22,7 +22,8 @@ from espalier.ir.interpret import interpret
 from espalier.ir.types import Fixed, Format
 from espalier.ir.verify import verify
 from espalier.numerics.update import narrow
-from espalier.train.calibrate import Headroom, Quantised, Widths, calibrate, holding_frac
+from espalier.train.calibrate import Headroom, Quantised, Widths, calibrate
+from espalier.train.fraction_bits import holding_frac
 from espalier.train.optimise import Update
 
 LOSSES = ("softmax_cross_entropy", "square_hinge")

@@ -189,7 +189,7 @@ def test_result_does_not_depend_on_the_device(monkeypatch: pytest.MonkeyPatch, d
     reference = train(SHORT, few(), *tiny())
     with monkeypatch.context() as patch:
         patch.setattr(convolve, "_way", lambda x: convolve.Way.MATMUL)
-        patch.setattr(step, "compiled", lambda graph, batch: None)
+        patch.setattr(step, "compiled_whole", lambda graph, batch: None)
         start = replace(prepare(SHORT, few(), *tiny()), config=replace(SHORT, device=device))
         patch.setattr(loop, "prepare", lambda *arguments: start)
         found = train(start.config, few(), *tiny())

@@ -21,7 +21,7 @@ from espalier.compress.magnitude import Magnitude
 from espalier.compress.procrustes import Procrustes, Tracking
 from espalier.compress.schedule import CubicSchedule
 from espalier.data import Dataset, Split, batches, normalise
-from espalier.errors import DataError, GraphError
+from espalier.errors import DataError
 from espalier.flow.network import import_network
 from espalier.frontend.torch_export import from_torch
 from espalier.ir.differentiate import differentiate
@@ -29,7 +29,7 @@ from espalier.ir.fold import fold_batch_norm, has_batch_norm
 from espalier.ir.interpret import interpret
 from espalier.ir.types import Fixed
 from espalier.train import loop
-from espalier.train.calibrate import Widths, calibrate
+from espalier.train.calibrate import Widths
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import Prune, Quantise, RateKind, RateSchedule, TrainConfig
 from espalier.train.evaluate import run
@@ -203,7 +203,7 @@ def test_resnet_20_in_float_then_fixed() -> None:
     data = Dataset("noise", images, np.arange(10), 10)
     config = TrainConfig("resnet20", epochs=2, batch=5, quantise=Quantise(probe_steps=1, start=1))
     split = Split(data, data)
-    network = import_network("resnet20", split, keep_batch_norm=config.starts_in_float)
+    network = import_network("resnet20", split, keep_batch_norm=config.trains_batch_norm)
     found = train(config, split, network.graph, network.parameters, fixed=network.fixed)
     expected, _ = fold_batch_norm(network.graph, network.parameters)
     assert [op.out.name for op in found.graph.ops] == [op.out.name for op in expected.ops]
@@ -263,9 +263,3 @@ def test_initial_values_that_remain_wrong() -> None:
                                         r"start later, or lower the decay$"):
         check_fit(config, few(), normed()[0])
     check_fit(replace(config, tracking=Tracking(Procrustes(density=0.5, decay=0.05))), few(), normed()[0])
-
-
-def test_calibrated_with_batch_norm_wrong() -> None:
-    data = few().train
-    with pytest.raises(GraphError, match=r"a batch norm is defined in float only"):
-        calibrate(*normed(), normalise(data.images[:64]), data.labels[:64])

@@ -12,8 +12,18 @@ from hypothesis import strategies as st
 
 from espalier.errors import FormatError, UnsupportedError
 from espalier.ir.types import FLOAT, Fixed, TensorType, Value
+from espalier.numerics.scalar import scalar
 from espalier.numerics.update import master_format
-from espalier.train.optimise import Optimiser, Sgd, Update, buffered_rule, narrow_rule, state_names, unbuffered_rule
+from espalier.train.optimise import (
+    Optimiser,
+    Sgd,
+    Update,
+    buffered_rule,
+    narrow_rule,
+    scalar_rule,
+    state_names,
+    unbuffered_rule,
+)
 
 SHAPES = {"a.w": (3, 2, 2, 2), "a.b": (3,), "f.w": (4, 5)}
 
@@ -89,6 +99,65 @@ def test_steps_equal_the_definition(data: st.DataObject, update: Update, seed: i
         assert set(got) == set(state)
         for name, array in state.items():
             assert np.array_equal(got[name], array) and got[name].dtype == array.dtype, name
+
+
+SCALARS = {"n.scale": (3,), "n.shift": (3,)}
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(st.sampled_from([Update.BUFFERED, Update.UNBUFFERED, Update.NARROW]), st.integers(0, 2**32 - 1),
+       st.floats(1e-4, 1.0), st.floats(0, 0.99), st.floats(0, 0.01), st.integers(1, 200),
+       st.sampled_from([1.0, 2.0 ** -100, 2.0 ** 126]))
+def test_scalars_among_words_equal_their_definition(update: Update, seed: int, rate: float, momentum: float,
+                                                    decay: float, batch: int, size: float) -> None:
+    """At the ends of their range, too; the words beside them are those of an optimiser without them."""
+    random = np.random.RandomState(seed)
+    word, formats = Value("w", TensorType((4, 2), Fixed.of(8, 6))), {"w.grad": Fixed.of(32, 12)}
+    values = [Value(name, TensorType(shape, FLOAT)) for name, shape in SCALARS.items()]
+    sgd = Sgd(rate, momentum, 0.0 if update is Update.NARROW else decay)
+    words_only = start(random, (word,), update, False)
+    real = {name: scalar(random.standard_normal(3) * size) for name in (
+        "n.scale", "n.scale.momentum", "n.shift", "n.shift.momentum")}
+    both, one = (Optimiser(some, formats, update, batch) for some in ((values[0], word, values[1]), (word,)))
+    both.load({**words_only, **real, "n.scale.live": np.ones(3, bool), "n.shift.live": np.ones(3, bool)})
+    one.load(words_only)
+    for optimiser in (both, one):
+        optimiser.set(sgd)
+    rule = scalar_rule(sgd, batch)
+    for _ in range(3):
+        gradients = {"w.grad": words(random, Fixed.of(32, 12), (4, 2), False),
+                     **{f"{name}.grad": scalar(random.standard_normal(3) * size) for name in SCALARS}}
+        for name in SCALARS:
+            real[name], real[f"{name}.momentum"] = rule(real[name], real[f"{name}.momentum"], gradients[f"{name}.grad"])
+        for optimiser in (both, one):
+            optimiser.step({name: torch.tensor(array, dtype=torch.float32 if name[0] == "n" else torch.float64)
+                            for name, array in gradients.items()})
+    found = both.state()
+    assert all(np.array_equal(found[name], array) and found[name].dtype == array.dtype
+               for name, array in {**real, **one.state()}.items())
+    assert set(found) == {*real, *one.state(), "n.scale.live", "n.shift.live"}
+    assert all(np.array_equal(both.weights[name].numpy(), real[name]) for name in SCALARS)
+    assert all(np.array_equal(both.real_weights()[name], real[name]) for name in SCALARS)
+
+
+def test_scalars_are_taken_over_frozen_and_pruned_as_words_are() -> None:
+    parameters = (Value("w", TensorType((4,), Fixed.of(8, 6))), Value("s", TensorType((2,), FLOAT)))
+    first, second = (Optimiser(parameters, {"w.grad": Fixed.of(32, 12)}, Update.BUFFERED, 1, frozen=["s"])
+                     for _ in range(2))
+    state = {**start(np.random.RandomState(0), parameters[:1], Update.BUFFERED, False),
+             "s": np.array([1, 2], np.float32), "s.momentum": np.zeros(2, np.float32), "s.live": np.ones(2, bool)}
+    first.load(state)
+    second.take_over(first)
+    second.set(Sgd(0.1, 0.9, 0.1))
+    before = [tensor.clone() for tensor in second.state_tensors]
+    second.step({"w.grad": torch.full((4,), 1e6, dtype=torch.float64), "s.grad": torch.ones(2)})
+    assert second.weights["s"].tolist() == [1, 2] and second.part("master").keys() == {"w"}
+    assert any(not torch.equal(now, old) for now, old in zip(second.state_tensors, before, strict=True))
+    second.prune({"s": np.array([True, False])})
+    assert second.state()["s"].tolist() == [1, 0] and second.part("live")["s"].tolist() == [1, 0]
+    with pytest.raises(UnsupportedError, match=r"^Late gradients are not made up for in scale and shift of a batch "
+                                               r"norm on words, and %s: float\[2\] is one: choose another scheme$"):
+        Optimiser(parameters, {"w.grad": Fixed.of(32, 12)}, Update.BUFFERED, 1, delay=2)
 
 
 def test_pruned_weights_lose_everything_and_stay_dead() -> None:

@@ -98,10 +98,13 @@ public:
         return found;
     }
 
+    // How many lanes of a chunk have an image; the others are zero throughout.
+    int64_t images(int64_t chunk) const { return std::min<int64_t>(LANES, program.images - chunk * LANES); }
+
     void take(Worker& worker, int64_t chunk, int64_t map, const int16_t* in) const {
         const Map& to = program.maps[map];
         const View view = at(worker, chunk, map);
-        const int64_t first = chunk * LANES, count = std::min<int64_t>(LANES, program.images - first);
+        const int64_t first = chunk * LANES, count = images(chunk);
         Words most{};
         const int16_t* from = in + first * to.size();
         for (int64_t c = 0; c < to.channels; c++)
@@ -117,7 +120,7 @@ public:
     void give(Worker& worker, int64_t chunk, int64_t map, int16_t* out) const {
         const Map& from = program.maps[map];
         const View view = at(worker, chunk, map);
-        const int64_t first = chunk * LANES, count = std::min<int64_t>(LANES, program.images - first);
+        const int64_t first = chunk * LANES, count = images(chunk);
         for (int64_t l = 0; l < count; l++) {
             int16_t* to = out + (first + l) * from.size();
             for (int64_t c = 0; c < from.channels; c++)
@@ -174,6 +177,14 @@ private:
         return std::make_unique<Convolution>(w, strides(op.source), weights.data(), std::move(bias));
     }
 
+    // What was added to all lanes is taken from those without an image.
+    void clear(const Map& map, const View& view, int64_t chunk) const {
+        for (int64_t c = 0; c < map.channels; c++)
+            for (int64_t y = 0; y < map.height; y++)
+                for (int64_t x = 0; x < map.width; x++)
+                    std::fill(view.at(c, y, x) + images(chunk), view.at(c, y, x) + LANES, int16_t(0));
+    }
+
     void step(const Operation& op, const Ready& made, Worker& worker, int64_t chunk) const {
         const Map& map = program.maps[op.source];
         const View source = at(worker, chunk, op.source).from(op.first), second = at(worker, chunk, op.second);
@@ -187,6 +198,7 @@ private:
         switch (op.kind) {
             case CONVOLVE:
                 (*made.convolution)({op.window, origin, target, mask, mask_high, nullptr, op.rounding, &seen}, most);
+                if (op.bias >= 0 && images(chunk) < LANES) clear(program.maps[op.target], target, chunk);
                 break;
             case WEIGHT_GRADIENT:
                 return add_weight_gradients(op.window, *made.gradients, origin, second, most,
@@ -221,8 +233,8 @@ extern "C" {
 
 int64_t lanes() { return LANES; }
 
-// Runs operations first..last-1. ``in`` [image][channel][y][x] fills map ``in_map`` first; map ``out_map`` (-1: none)
-// goes to ``out`` in the end. To ``sums`` are added the gradients of the parameters that these operations compute,
+// Runs operations first..last-1. ``in`` [image][channel][y][x] fills map ``in_map`` (-1: none) first; map ``out_map``
+// (-1: none) goes to ``out`` in the end. To ``sums`` are added the gradients of the parameters that these operations compute,
 // where ``live`` is not 0.
 void lanes_run(const Program* program, int64_t first, int64_t last, const double* parameters, const double* live,
                int64_t in_map, const int16_t* in, int64_t out_map, int16_t* out, double* sums, int64_t threads) {
@@ -232,7 +244,7 @@ void lanes_run(const Program* program, int64_t first, int64_t last, const double
     std::atomic<int64_t> next{0};
     auto work = [&](Run::Worker& worker) {
         for (int64_t chunk; (chunk = next++) < program->chunks;) {
-            run.take(worker, chunk, in_map, in);
+            if (in_map >= 0) run.take(worker, chunk, in_map, in);
             run(worker, chunk);
             if (out_map >= 0) run.give(worker, chunk, out_map, out);
         }
