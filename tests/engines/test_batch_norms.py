@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from bench.external import check_predicted_waits, check_steps
+from bench.external import check_predicted_waits, check_reset, check_steps
 from bench.networks import (
     ACTIVATION,
     Chain,
@@ -98,6 +98,14 @@ def test_with_activations_and_weights_in_external_memory(seed):
     assert network.program.external_columns and network.program.image_pages
     check_steps(rng, network, random_state(rng, chain, live, 0.02))
     check_predicted_waits(rng, network)
+
+
+@pytest.mark.parametrize("cycles", [3000, 9000])
+def test_reset_in_the_middle_of_a_step(monkeypatch, cycles):
+    rng = np.random.default_rng(2)
+    chain = residual(rng)
+    live = random_live(rng, chain, OUTSIDE.rows, 0.7)
+    check_reset(monkeypatch, rng, compiled(chain, OUTSIDE, live=live), random_state(rng, chain, live, 0.02), cycles)
 
 
 def test_a_bundle_compiles_and_runs_again(tmp_path):
