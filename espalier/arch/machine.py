@@ -26,6 +26,8 @@ PAIR_BITS = 8  #: of the widest words of which two products fit a multiplier: pa
 SLOT_BITS = (8, 16)  #: that a weight takes in external memory
 STATE_BITS = 64  #: that its master and its momentum take there, half of them each
 REGION_BITS = 2  #: of where a command's weights lie: on chip all the time, or in one of two panels
+SCALAR_BITS = 32         #: of a scalar (numerics/scalar.py)
+CHANNEL_SCALARS = 16     #: that a channel of a batch norm has room for
 _FLAGS = ("groups", "pairs", "clips")
 
 
@@ -160,6 +162,11 @@ class Machine:
         return self.acc_bits + (self.lanes - 1).bit_length() + ((MAX_GROUPS - 1).bit_length() if self.groups else 0)
 
     @property
+    def norm_sums(self) -> int:
+        """Sums that wait for what is done once for each channel of a batch norm: two kinds, in whole blocks."""
+        return 2 * -(-self.norm_depth // self.rows) * self.rows
+
+    @property
     def vector_bits(self) -> int:
         """Bits of a vector in the activation memory."""
         return self.lanes * (self.word_bits + CODE_BITS)
@@ -207,9 +214,12 @@ class Machine:
         weights, states = (self.rows * (self.weight_depth + 2 * depth)
                            for depth in (self.panel_depth, self.state_depth))
         sums = {"gradient_sums": (self.master_depth, self.sum_bits)} if self.groups else {}
+        norms = {"scalars": (self.norm_depth * CHANNEL_SCALARS, SCALAR_BITS),
+                 "norm_sums": (self.norm_sums, self.sum_bits)} if self.norm_depth else {}
         return {"activations": (self.activation_depth, vector),
                 "gradients": (self.rows * self.gradient_depth, vector),
-                "weights": (weights, self.word_bits), "masters": (states, wide), "momenta": (states, wide), **sums}
+                "weights": (weights, self.word_bits), "masters": (states, wide), "momenta": (states, wide), **sums,
+                **norms}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -11,6 +11,7 @@ from espalier.compiler.panels import LayerPanels, Piece
 from espalier.compiler.place import Memory, phases, table_slots
 from espalier.errors import FitError
 from espalier.numerics.fixed import Fixed
+from espalier.numerics.scalar import SUM_BITS
 
 NO_PANELS: Mapping[int, LayerPanels] = {}
 
@@ -95,6 +96,13 @@ def _sum_bits(a: Fixed, b: Fixed, terms: int) -> int:
     return (terms << a.width + b.width - 2).bit_length() + 1
 
 
+def _norm_sum_bits(layer: Layer, images: int) -> int:
+    """Bits, without a sign, of the largest sums that a batch norm makes scalars of: of x², and of gx."""
+    terms = images * layer.conv_shape[1] * layer.conv_shape[2]
+    widths = max(layer.x_format.width, layer.gradient_format.width)
+    return ((terms << layer.x_format.width + widths - 2) - 1).bit_length()
+
+
 def _fans(item: LayerBlocks) -> tuple[int, int]:
     """The most products that FP adds up in one output channel, and BP in one input channel."""
     fan_in, fan_out = [0] * item.out_blocks, [0] * item.source_blocks
@@ -124,6 +132,9 @@ def check_fit(machine: Machine, layers: tuple[Layer, ...], loss: Loss, blocks: t
         raise FitError(f"The rectifier of {clipped!r} has an upper end and the machine's have none: build one with "
                        f"clips")
     for layer in layers:
+        if layer.norm and (sums := _norm_sum_bits(layer, machine.lanes)) > SUM_BITS:
+            raise FitError(f"The statistics of batch norm {layer.name!r} are sums of {sums} bits over {machine.lanes} "
+                           f"images, and scalars are made of {SUM_BITS}: take fewer lanes or narrower words")
         for what, fmt in (("input", layer.x_format), ("weight", layer.weight_format), ("output", layer.out_format),
                           ("gradient", layer.gradient_format),
                           ("slope", layer.norm.slope_format if layer.norm and layer.norm.slope_format

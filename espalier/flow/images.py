@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.arch.machine import Machine
+from espalier.arch.machine import SCALAR_BITS, Machine
 from espalier.engines.host import state_bytes
 from espalier.numerics.update import EXTRA_BITS
 from espalier.program.program import Program
-from espalier.program.words import SCALAR_BITS, bits_for, command_fields, entry_fields, pack, run_fields
+from espalier.program.words import bits_for, command_fields, entry_fields, pack, run_fields
 
 
 def hex_words(words: Sequence[int], bits: int) -> bytes:

@@ -272,7 +272,7 @@ class Accelerator(wiring.Component):
                 mover.state_read[number].eq(update.far_read)]
 
     def _gradient_memory(self, m: Module) -> None:
-        """Read by the operands; written by the drain in BP, and by the loss."""
+        """Read by the operands; written by the drain in BP and, before batch norms, in FP, and by the loss."""
         memory, drain, loss = self.gradients, self.drain, self.loss
         bank_bits = (self.machine.rows - 1).bit_length()
         m.d.comb += [memory.read_address.eq(self.operands.gradient_address),

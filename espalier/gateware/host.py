@@ -6,13 +6,12 @@ from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from espalier.arch.machine import EXTERNAL_BITS, Machine
+from espalier.arch.machine import EXTERNAL_BITS, SCALAR_BITS, Machine
 from espalier.gateware.layouts import command_layout, entry_layout, struct, vector_layout
 from espalier.gateware.operands import Operands, probe_layout
 from espalier.program.norm import SLOTS
 from espalier.program.words import (
     BUS_BITS,
-    SCALAR_BITS,
     SPACE_SHIFT,
     Space,
     Status,

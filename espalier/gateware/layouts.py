@@ -50,7 +50,8 @@ def tile_layout(machine: Machine) -> data.StructLayout:
     """What travels with the work of one tile: where it is on the map, and where its results go.
 
     ``out``: FP, BP: address of the first result. WU: address of the block's gradients.
-    ``mask``: BP: address of the first activation that the results belong to. ``rows``: valid results.
+    ``mask``: BP: address of the first activation that the results belong to; FP that writes to the gradients: that of
+    the first activation. ``rows``: valid results.
     ``final``: nothing comes after it in this phase.
     """
     return data.StructLayout({

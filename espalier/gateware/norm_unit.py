@@ -21,7 +21,6 @@ from espalier.program.norm_schedule import ROW_FIELDS, ROWS, Source
 from espalier.program.words import BUS_BITS, NORM_SCALARS, bits_for, command_fields, pack
 
 READ_CYCLES = 3     #: from a memory's address to its word in a register beside the logic
-ROW_CYCLES = 2      #: from a row's number to what it does
 RULE = ("norm_mode", "norm_base", "norm_count", "sum_frac", "word_frac", "word_limit", *NORM_SCALARS)
 
 

@@ -14,7 +14,7 @@ other operations those of ``scalar.py``:
     scale'    = (S(g*x) - mean * shift') * inverse
     slope     = word(-(((factor * inverse) * scale') * (1/n)))   a word; below, its value
     intercept = word(-((factor * shift') * (1/n) + slope * mean))
-    x'        = limit(round(factor * g) + round(slope * x + intercept))
+    x'        = limit(limit(round(factor * g)) + limit(round(slope * x + intercept)))
 
 Offset has the format of factor, and intercept that of slope. After Ioffe and Szegedy, "Batch Normalization" (ICML
 2015): with exact arithmetic this is their step. Maps are (N, C, H, W) or (N, C), everything else is (C,).

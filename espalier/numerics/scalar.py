@@ -18,6 +18,7 @@ from espalier.numerics.fixed import Fixed
 
 Scalars = NDArray[np.float32]
 TINIEST = 2.0 ** -126                          #: the least magnitude but zero
+SUM_BITS = 53                                  #: of whole numbers that scalars are made of
 LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -48,7 +49,7 @@ def inverse_root(a: ArrayLike) -> Scalars:
 
 
 def of_sum(total: NDArray[np.int64], frac: int) -> Scalars:
-    """Whole numbers of up to 53 bits, ``frac`` of them fraction bits, as scalars."""
+    """Whole numbers of magnitude up to ``2**SUM_BITS``, ``frac`` of them fraction bits, as scalars."""
     return scalar(np.ldexp(total.astype(np.float64), -frac))
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from espalier.arch.machine import Machine
+from espalier.arch.machine import CHANNEL_SCALARS, Machine
 from espalier.numerics.loss import EXP_FRAC, RECIPROCAL_FRAC, TABLE_BITS
-from espalier.program.norm import SLOTS
 from espalier.program.norm_schedule import ROW_FIELDS, ROWS
-from espalier.program.words import SCALAR_BITS, bits_for, command_fields, entry_fields, run_fields
+from espalier.program.words import bits_for, command_fields, entry_fields, run_fields
 
 LOSS_WORD_BITS = 16  #: of the loss unit's values and of its table
 BANK_WORDS = 1024    #: a deep memory is banks of so many words (BANK_BITS of ``ram.v``)
@@ -23,16 +22,16 @@ def memory_banks(machine: Machine) -> tuple[tuple[int, int, int], ...]:
               **dict.fromkeys(("masters", "momenta"), (2 * trees, machine.state_depth * machine.tree_rows))}
     resident = {"activations": (1, machine.activation_depth), "gradients": (machine.rows, machine.gradient_depth),
                 "weights": (machine.rows, machine.weight_depth),
-                **dict.fromkeys(("masters", "momenta", "gradient_sums"), (trees, places))}
+                **dict.fromkeys(("masters", "momenta", "gradient_sums"), (trees, places)),
+                "scalars": (1, machine.norm_depth * CHANNEL_SCALARS),
+                "norm_sums": (trees, machine.norm_sums // trees)}
     banked = [(*shape[name], bits) for name, (_, bits) in machine.memories().items()
               for shape in (resident, panels if machine.panel_depth else {}) if name in shape]
     banked.append((2, machine.table_depth, bits_for(machine.index_depth + 1)))
     if machine.panel_depth:
         banked.append((1, machine.run_depth, sum(run_fields(machine).values())))
     if machine.norm_depth:
-        sums = 2 * -(-machine.norm_depth // machine.rows) * machine.tree_rows
-        banked += [(1, machine.norm_depth * SLOTS, SCALAR_BITS), (trees, sums, machine.sum_bits),
-                   (1, sum(map(len, ROWS.values())), sum(ROW_FIELDS.values()))]
+        banked.append((1, sum(map(len, ROWS.values())), sum(ROW_FIELDS.values())))
     return (*(bank for memory in banked for bank in _cut(*memory)),
             (1, machine.index_depth, sum(entry_fields(machine).values())),
             (1, machine.program_depth, sum(command_fields(machine).values())),

@@ -57,7 +57,8 @@ class Command:
         FP, BP: whether a stored vector is added to each result, and how far behind the result's address it lies
         (modulo the addresses that there are).
     mask_base : int
-        BP: the activations that the results are gradients of (for their pool codes and signs).
+        BP: the activations that the results are gradients of (for their pool codes and signs). FP with a ``target``:
+        where results go as activations.
     rectify : int
         FP: negative results become zero; BP: only where the activation is positive does a gradient pass.
     shift, limit : int
@@ -173,8 +174,10 @@ class Command:
 
     @property
     def phase(self) -> Opcode:
-        """With which phase of its layer it counts: a batch norm's sums of FP are made as those of WU are, and the part
-        of its gradient that its input makes as results are."""
+        """With which phase of its layer it counts.
+
+        A batch norm's sums of FP are made as those of WU are, and what its input gives to its gradient as FP's results.
+        """
         if self.opcode == Opcode.UPDATE and self.norm and self.norm_mode == NormMode.FORWARD:
             return Opcode.FORWARD
         return Opcode.BACKWARD if self.opcode == Opcode.FORWARD and self.target & 2 else self.opcode

@@ -12,6 +12,7 @@ from espalier.arch.machine import (
     KERNEL_BITS,
     MAX_STRIDE_SHIFT,
     REGION_BITS,
+    SCALAR_BITS,
     Machine,
 )
 from espalier.program.scalar import FRAC_BITS
@@ -19,7 +20,6 @@ from espalier.program.scalar import FRAC_BITS
 BUS_BITS = 32      #: bits of a host data word
 SPACE_SHIFT = 28   #: a host address is ``space << SPACE_SHIFT | offset``
 STRIDE_BITS = MAX_STRIDE_SHIFT.bit_length()
-SCALAR_BITS = 32   #: of a scalar (numerics/scalar.py)
 NORM_SCALARS = ("share", "epsilon", "following", "norm_momentum", "norm_rate", "norm_decay")
 PAGE_SHIFT = (BURST_BYTES - 1).bit_length()
 PAGE_BITS = EXTERNAL_BITS - PAGE_SHIFT  #: of a tensor's place in external memory

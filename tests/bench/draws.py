@@ -27,6 +27,14 @@ def words(random: np.random.RandomState, format_: Format, shape: tuple[int, ...]
     return random.randint(format_.low, format_.high + 1, shape).astype(np.int64)
 
 
+def scalars(random: np.random.RandomState, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers of a channel each, of many magnitudes, of both signs but for a variance; some zero, tiny or huge."""
+    found = scalar(random.standard_normal(shape) * 2.0 ** random.randint(-12, 13, shape))
+    ends = random.choice(np.array([0.0, TINIEST, LARGEST], np.float32), shape)
+    found = np.where(random.rand(*shape) < 0.2, ends, found)
+    return np.abs(found) if name == "variance" else found
+
+
 def rounded(acc: np.ndarray, bits: int, shift: int) -> np.ndarray:
     """By the definition; a negative shift multiplies."""
     return Requantize(acc_bits=63, out_bits=bits, shift=max(shift, 0))(acc << max(-shift, 0))
@@ -64,20 +72,13 @@ class Draw:
         for value in op.inputs:
             shape = value.shape if value in parameters else (self.batch, *value.shape)
             if value.format == FLOAT:
-                found.append(self.scalars(value.name, value.shape))
+                found.append(scalars(self.random, value.name, value.shape))
             elif value.format == INDEX:
                 assert labels is not None
                 found.append(self.random.randint(0, labels, shape).astype(np.int64))
             else:
                 found.append(words(self.random, value.format, shape, self.extreme))
         return found
-
-    def scalars(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Numbers of a channel each, of many magnitudes, of both signs but for a variance; some zero, tiny or huge."""
-        found = scalar(self.random.standard_normal(shape) * 2.0 ** self.random.randint(-12, 13, shape))
-        ends = self.random.choice(np.array([0.0, TINIEST, LARGEST], np.float32), shape)
-        found = np.where(self.random.rand(*shape) < 0.2, ends, found)
-        return np.abs(found) if name == "variance" else found
 
     def check(self, op: ops.Op, labels: int | None = None) -> None:
         arrays = self.arrays(op, labels)

@@ -26,6 +26,7 @@ from espalier.engines.rtl import RtlEngine
 from espalier.engines.verify import verify_step
 from espalier.errors import FitError, UnsupportedError
 from espalier.numerics.fixed import Fixed
+from espalier.numerics.window import Window
 
 EXAMPLES = settings(deadline=None, max_examples=12, derandomize=True, phases=[Phase.explicit, Phase.generate],
                     suppress_health_check=list(HealthCheck))
@@ -168,3 +169,15 @@ def test_machines_without_room():
         compiled(chain, without)
     with pytest.raises(FitError, match="^A batch norm takes the statistics of a batch at once"):
         Machine(rows=1, lanes=1, groups=True, **DEPTHS)
+
+
+def test_statistics_wider_than_scalars_are_made_of():
+    """255² pixels of 130 images: S(x*x) is up to 130 * 255**2 * 2**30, and that is above 2**53."""
+    eighth = Window((1, 1), (8, 8))
+    chain = Chain((1, 255, 255)).conv(1, (1, 1)).norm()
+    chain.conv(1, (1, 1), window=eighth).conv(1, (1, 1), window=eighth).linear(3)
+    depths = {**DEPTHS, "activation_depth": 1 << 18, "gradient_depth": 1 << 18, "program_depth": 256}
+    compiled(chain, Machine(rows=1, lanes=129, acc_bits=62, **depths))
+    with pytest.raises(FitError, match="^The statistics of batch norm 'norm1' are sums of 54 bits over 130 images, and "
+                                       "scalars are made of 53: take fewer lanes or narrower words$"):
+        compiled(chain, Machine(rows=1, lanes=130, acc_bits=62, **depths))

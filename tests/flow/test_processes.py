@@ -17,6 +17,7 @@ from functools import partial
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import cast
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -165,9 +166,7 @@ def _loses_the_first(folder: Path) -> None:
             os._exit(5)
         return any_(crew, flag)
 
-    with joined(2, "cpu", 20) as crew:
-        if not crew.rank:
-            Crew.any = dies  # type: ignore[method-assign]  # of this process
+    with joined(2, "cpu", 20) as crew, patch.object(Crew, "any", any_ if crew.rank else dies):
         train(replace(CONFIG, epochs=400, pipeline=Pipeline(2, ("pool",), stretch=10), prune=None, batch=4), split,
               graph, parameters, folder, crew=crew)
 

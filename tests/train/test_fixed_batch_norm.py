@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from bench.draws import Draw, draws
+from bench.draws import Draw, draws, scalars
 
 from espalier.errors import FormatError
 from espalier.ir import ops
@@ -68,10 +68,10 @@ def test_backward(draw: Draw) -> None:
 
 def test_draws_have_the_ends_of_the_range() -> None:
     """What the cases above rest on: of many scalars some are zero, huge and tiny, and a variance is none below zero."""
-    draw = Draw(None, np.random.RandomState(0), False, 1)  # type: ignore[arg-type]
-    scale = np.abs(np.concatenate([draw.scalars("scale", (4,)) for _ in range(100)]))
+    random = np.random.RandomState(0)
+    scale = np.abs(np.concatenate([scalars(random, "scale", (4,)) for _ in range(100)]))
     assert (scale == 0).any() and (scale == np.float32(LARGEST)).any() and (scale == np.float32(TINIEST)).any()
-    assert draw.scalars("variance", (400,)).min() == 0
+    assert scalars(random, "variance", (400,)).min() == 0
 
 
 X, C = (Value(name, TensorType(shape, format_)) for name, shape, format_ in (

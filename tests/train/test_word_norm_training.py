@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bench.draws import Draw, words
+from bench.draws import scalars, words
 from bench.normed import normed, residual, shaken
 from bench.training import digits, few, interrupt_at, same
 
@@ -80,9 +80,9 @@ def values_of(step: Graph, state: dict[str, np.ndarray]) -> dict[str, np.ndarray
 
 def extreme_state(step: Graph) -> dict[str, np.ndarray]:
     """Words at the ends of their ranges, and scalars of many magnitudes, their ends among them."""
-    draw = Draw(None, np.random.RandomState(0), True, 1)  # type: ignore[arg-type]
-    return {value.name: draw.scalars("variance" if value.name.endswith("var") else value.name, value.shape)
-            if value.format == FLOAT else words(draw.random, value.format, value.shape, extreme=True)
+    random = np.random.RandomState(0)
+    return {value.name: scalars(random, "variance" if value.name.endswith("var") else value.name, value.shape)
+            if value.format == FLOAT else words(random, value.format, value.shape, extreme=True)
             for value in step.parameters}
 
 
