@@ -22,9 +22,11 @@ def optimiser_of(checkpoint: Checkpoint) -> Optimiser:
     return found
 
 
-def real_weights(checkpoint: Checkpoint) -> dict[str, NDArray[np.float64]]:
-    """The most precise weights and biases that a checkpoint has, as real values."""
-    return optimiser_of(checkpoint).real_weights()
+def real_parameters(checkpoint: Checkpoint) -> dict[str, NDArray[np.float64]]:
+    """The parameters of a checkpoint as real values, of weights and biases the most precise that it has."""
+    statistics = {value.name: checkpoint.state[value.name].astype(np.float64)
+                  for value in checkpoint.graph.statistics()}
+    return optimiser_of(checkpoint).real_weights() | statistics
 
 
 def live_masks(checkpoint: Checkpoint) -> Masks:

@@ -9,6 +9,7 @@ from pathlib import Path
 from espalier.arch.machine import MULTIPLIERS_BESIDE_LATTICE, Machine
 from espalier.compiler.machine_choice import Constraints
 from espalier.compress.cgap import Structure, Times
+from espalier.compress.magnitude import Magnitude, Scope
 from espalier.data import load
 from espalier.errors import DataError, EspalierError
 from espalier.flow.directory import require_writable
@@ -146,23 +147,33 @@ def settings(config: TrainConfig) -> tuple[Fact, ...]:
     """What a reader must know of a recipe."""
     numbers = "float32" if config.quantise is None else (
         f"{config.quantise.widths.weight}-bit fixed point"
-        + (f" from epoch {config.quantise.start}" if config.quantise.start else ""))
+        + (f" from epoch {config.quantise.start}" if config.quantise.start else "")
+        + ("" if config.folds else ", batch norms trained"))
     return (Fact("Network", config.network), Fact("Data", config.data), Fact("Epochs", str(config.epochs)),
             Fact("Batch", str(config.batch)), Fact("Numbers", numbers), Fact("Pruning", _pruning(config)),
             Fact("Widths", _widths(config.structure)), Fact("Frozen", ", ".join(config.frozen) or "none"))
 
 
+_SCOPES = {Scope.LAYER: "in each layer", Scope.NETWORK: "in the network",
+           Scope.ERDOS_RENYI: "in each layer, densities Erdős–Rényi,"}
+
+
 def _pruning(config: TrainConfig) -> str:
     prune, tracking = config.prune, config.tracking
     if tracking is not None:
-        return f"the {tracking.rule.density:.0%} that have moved most are tracked (Procrustes)"
+        rule = tracking.rule
+        return f"the {rule.density:.0%} that have moved most {_SCOPES[rule.scope]} are tracked (Procrustes)"
     if prune is None:
         return "none"
-    schedule, rows = prune.schedule, prune.method.rows
+    schedule, method, rows = prune.schedule, prune.method, prune.method.rows
     what = "single weights" if rows == 1 else f"{rows}×{rows} blocks"
     when = (f"at epoch {schedule.start:g}" if schedule.start == schedule.end
             else f"epochs {schedule.start:g} to {schedule.end:g}")
-    text = f"{what} by {prune.method.kind} to {prune.method.density:.0%}, {when}"
+    scope = f" {_SCOPES[method.scope]}" if isinstance(method, Magnitude) else ""
+    text = f"{what} by {method.kind}{scope} to {method.density:.0%}, {when}"
+    if isinstance(method, Magnitude) and method.exceptions:
+        text += "; other densities of " + ", ".join(
+            f"{name} ({density:.0%})" for name, density in method.exceptions.items())
     if prune.lasso is not None:
         text += f"; group lasso of {prune.lasso.weight:g}, epochs {prune.lasso.start:g} to {prune.lasso.end:g}"
     if prune.exchange is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from espalier.numerics.fixed import Fixed
 from espalier.records import Figure, Provenance, write_json
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.config import TrainConfig
-from espalier.train.fit import check_fit
+from espalier.train.fit import check_data
 from espalier.train.fold import folded
 from espalier.train.loop import CHECKPOINT
 from espalier.train.weight_widths import weight_bits
@@ -74,7 +74,7 @@ def compress_network(source: Path, output: Path, request: CompressRequest, *, dr
     given, split = _read(source, request, steps)
     with steps.step("draw images"):
         _check_density(given, request)
-        check_fit(replace(given.config, device="cpu", batch=1, frozen=()), split, given.graph)
+        check_data(split, given.graph)
         images = Images.drawn(split.train, request, given.tries(request))
     if dry_run:
         return None
@@ -137,7 +137,8 @@ def _read(source: Path, request: CompressRequest, steps: Steps) -> tuple[_Given,
         with steps.step("read network"):
             return _Given(real_network(source, split, data, root)), split
     with steps.step("read network"):
-        checkpoint = folded(load_checkpoint(source))
+        checkpoint = load_checkpoint(source)
+        checkpoint = folded(checkpoint) if is_float(checkpoint) else checkpoint
         wants_words = request.bits is not None or request.bit_loss is not None
         if not is_float(checkpoint):
             _require_no_formats(source, request)

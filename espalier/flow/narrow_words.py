@@ -10,7 +10,7 @@ from espalier.compress.equalise import ChannelStatistics, equalise, passages, sc
 from espalier.compress.precision import Precision, cheapest_widths
 from espalier.data import Split, normalise
 from espalier.errors import FormatError
-from espalier.flow.checkpoint_state import real_weights
+from espalier.flow.checkpoint_state import real_parameters
 from espalier.flow.compress_images import Images, least_accuracy, recognised, recognised_of
 from espalier.flow.compress_request import CompressRequest
 from espalier.flow.source import FULL_BITS, RealNetwork, in_words
@@ -115,7 +115,7 @@ def with_fewest_bits(checkpoint: Checkpoint, images: Images, request: CompressRe
     """
     assert images.selection is not None and request.bit_loss is not None
     data = DeviceData(images.selection, checkpoint.graph.inputs[0].format, "cpu")
-    real, seen, widest = real_weights(checkpoint), _seen(checkpoint, images), weight_bits(checkpoint)
+    real, seen, widest = real_parameters(checkpoint), _seen(checkpoint, images), weight_bits(checkpoint)
     sizes = {name: int(checkpoint.live[name].sum()) for name in widest}
 
     def accuracy(widths: Mapping[str, int]) -> float:

@@ -15,7 +15,7 @@ from espalier.compress.ranking import Masks
 from espalier.compress.retraining_free import Rule, live_density, live_weights, lowest_density
 from espalier.data import normalise
 from espalier.errors import UnsupportedError
-from espalier.flow.checkpoint_state import live_masks, real_weights, with_live
+from espalier.flow.checkpoint_state import live_masks, real_parameters, with_live
 from espalier.flow.compress_images import Images, least_accuracy, recognised_of
 from espalier.flow.compress_request import CompressRequest, Method
 from espalier.flow.steps import Steps
@@ -45,7 +45,7 @@ class PruningSearch:
     def __init__(self, checkpoint: Checkpoint, images: Images, request: CompressRequest, steps: Steps) -> None:
         self.checkpoint, self.images, self.request, self.steps = checkpoint, images, request, steps
         graph = checkpoint.graph
-        self.real, self.live = real_weights(checkpoint), live_masks(checkpoint)
+        self.real, self.live = real_parameters(checkpoint), live_masks(checkpoint)
         self.weights = {layer.w.name: self.real[layer.w.name].reshape(conv_shape(graph, layer))
                         for layer in graph.layers()}
         chosen = images.selection

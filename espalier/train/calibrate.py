@@ -134,10 +134,13 @@ def with_weight_formats(graph: Graph, gradients: Mapping[str, Format], formats: 
         A value would have fewer fraction bits than the engine takes.
     """
     forward = _joined(graph)
-    for value in graph.values():
+    for value in _words(graph):
         forward.at_most(value.name, formats[value.name].frac if value.name in formats else _frac(value))
     for op in graph.layers():
         forward.at_most_sum(op.out.name, op.x.name, op.w.name)
+    for norm in _norms(graph):
+        forward.at_most(factor_name(norm.out.name), fixed(norm.factor).frac)
+        forward.at_most_sum(norm.out.name, norm.x.name, factor_name(norm.out.name))
     forward.settle()
     _check_fine(graph, forward)
     words = graph.with_formats({value.name: Fixed.of(formats.get(value.name, value.format).width,
@@ -148,6 +151,8 @@ def with_weight_formats(graph: Graph, gradients: Mapping[str, Format], formats: 
         backward.at_most(name, fixed(format_).frac)
     for op in words.layers():
         _limit_layer(backward, op, words)
+    for norm in _norms(words):
+        _limit_norm(backward, norm, words, slope_name(norm.out.name) in gradients)
     backward.settle()
     return words, {name: Fixed.of(fixed(format_).width, backward.frac(name)) for name, format_ in gradients.items()}
 
@@ -322,7 +327,7 @@ def _check_fine(graph: Graph, families: Families) -> None:
     """Raise FormatError where coarser weights leave a value fewer fraction bits than the engine takes."""
     bounds = _bounds(graph)
     whole = {*graph.outputs, *_beside_one(graph)}
-    for value in graph.values():
+    for value in _words(graph):
         lowest = max(0 if value in whole else COARSEST + 1,
                      _coarsest(bounds[value.name]) if value.name in bounds else COARSEST)
         if families.frac(value.name) < lowest:

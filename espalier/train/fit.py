@@ -49,6 +49,15 @@ def check_fit(config: TrainConfig, split: Split, graph: Graph, fixed: Collection
             _check_pipeline(config.pipeline)
     if config.structure is not None and not groups_of(graph, frozen):
         raise DataError(f"Network {graph.name!r} has no layer whose width may change: leave 'structure' out")
+    check_data(split, graph)
+    if config.batch > len(split.train):
+        raise DataError(f"A batch is at most the training set of {len(split.train)} images, not {config.batch}")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise DataError("This machine's torch sees no CUDA device: train on the cpu")
+
+
+def check_data(split: Split, graph: Graph) -> None:
+    """Raise DataError unless images and classes suit the network."""
     image, logits = graph.inputs[0], graph.outputs[0]
     if split.train.image_shape != image.shape:
         raise DataError(f"Network {graph.name!r} takes images of shape {image.shape}, and those of "
@@ -56,10 +65,6 @@ def check_fit(config: TrainConfig, split: Split, graph: Graph, fixed: Collection
     if (split.train.class_count,) != logits.shape:
         raise DataError(f"Network {graph.name!r} has logits of shape {logits.shape}, and {split.train.name!r} has "
                         f"{split.train.class_count} classes: build it for as many")
-    if config.batch > len(split.train):
-        raise DataError(f"A batch is at most the training set of {len(split.train)} images, not {config.batch}")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise DataError("This machine's torch sees no CUDA device: train on the cpu")
 
 
 def _check_pipeline(pipeline: Pipeline) -> None:

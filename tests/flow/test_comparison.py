@@ -72,7 +72,7 @@ def test_recipes_come_for_every_method():
                                config.prune.schedule.start == config.prune.schedule.end, config.prune.schedule.end > 0,
                                config.prune.exchange is not None, config.prune.lasso is not None)
              for config in configs if config.structure is config.tracking is None}
-    assert len(kinds) == 10 and len(RECIPES) == 13
+    assert len(kinds) == 10 and len(RECIPES) == 14
     assert None in kinds and {kind[0] for kind in kinds if kind} == {"magnitude", "lamp", "balanced"}
     assert {config.structure.growth is None for config in configs if config.structure} == {True, False}
     assert sum(config.tracking is not None for config in configs) == 1
@@ -84,7 +84,9 @@ def test_settings_of_every_recipe_differ():
     assert told["cgap"]["Widths"] == ("from 50% of the units; 60% of the units split 3 times, epochs 0.5 to 1.5, up to "
                                       "100% of the weights; units leave 4 times, epochs 2.5 to 4 until 36% of the "
                                       "weights are left")
-    assert told["procrustes"]["Pruning"] == "the 20% that have moved most are tracked (Procrustes)"
+    assert told["procrustes"]["Pruning"] == "the 20% that have moved most in the network are tracked (Procrustes)"
+    assert told["erdos-renyi"]["Pruning"] == ("single weights by magnitude in each layer, densities Erdős–Rényi, to "
+                                              "20%, epochs 0.5 to 4")
     assert "; group lasso of 0.0" in told["group-lasso"]["Pruning"]
     assert (told["dense"]["Widths"], told["dense"]["Frozen"]) == ("as they are", "none")
 

@@ -7,14 +7,24 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import bench.normed
 import numpy as np
 import pytest
 from bench.commands import tree
 
 from espalier.errors import DataError, FormatError, UnsupportedError
-from espalier.flow import CompileRequest, CompressRequest, compile_network, compress_network, train_network
+from espalier.flow import (
+    CompileRequest,
+    CompressRequest,
+    VerifyRequest,
+    compile_network,
+    compress_network,
+    train_network,
+    verify,
+)
 from espalier.flow.compression import COMPRESS, Method
 from espalier.ir.view import conv_shape
+from espalier.numerics.fixed import Fixed
 from espalier.numerics.live import expand_blocks, live_blocks
 from espalier.numerics.update import narrow
 from espalier.train.checkpoint import Checkpoint
@@ -70,6 +80,31 @@ def test_the_result_is_a_checkpoint_with_the_density_asked_for_and_zeros_where_d
             elif role == ".momentum":
                 assert not array.any()
     assert content["chosen"] in [tried.value for tried in Method(method).tried]
+
+
+@pytest.fixture(scope="module")
+def normed(tmp_path_factory) -> Path:
+    """A training of a residual network whose batch norms are trained in fixed point."""
+    folder = tmp_path_factory.mktemp("normed")
+    train_network(TrainConfig.from_json({
+        "network": f"{bench.normed.__file__}:residual", "data": "digits", "epochs": 3, "batch": 32,
+        "quantise": {"probe_steps": 10, "batch_norm": "trained"}}), folder)
+    return folder
+
+
+@pytest.mark.parametrize("asked", [
+    {"method": "lamp", "density": 0.4}, {"density": 0.4}, {"density": 0.4, "bit_loss": 5.0}], ids=str)
+def test_batch_norms_trained_in_fixed_point_stay_as_they_are(normed, tmp_path, asked):
+    content = figures(compress(normed, tmp_path / "out", **asked))
+    found, before = Checkpoint.load(tmp_path / "out" / CHECKPOINT), Checkpoint.load(normed / CHECKPOINT)
+    assert content["density"] == pytest.approx(0.4, abs=0.001)
+    assert content["test accuracy after"] > content["test accuracy before"] - 0.15
+    scalars = {value.name for value in before.graph.parameters if not isinstance(value.format, Fixed)}
+    assert len(scalars) == 16 and all(np.array_equal(found.state[name], before.state[name]) for name in scalars)
+    if "bit_loss" in asked:
+        assert content["weight bits"] < 12 * content["live weights"]
+        compile_network(tmp_path / "out", tmp_path / "build", CompileRequest(rows=1, lanes=2))
+        assert verify(tmp_path / "build", VerifyRequest(steps=1)).differing == 0
 
 
 def test_rebuilt_weights_are_their_masters_rounded(trained, tmp_path):
