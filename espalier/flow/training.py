@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from math import isfinite, prod
 from pathlib import Path
@@ -52,6 +53,8 @@ def train_network(config: TrainConfig, output: Path, *, data_root: Path | None =
     if in_a_group():
         with joined(config.pipeline.parts, config.device, patience) as crew:
             return _train(config, output, data_root, resume, dry_run, Steps() if crew.rank else steps, crew)
+    if config.pipeline.parts > (os.cpu_count() or 1):  # what is wrong shows before so many start
+        _train(config, output, data_root, resume, True, Steps(), ALONE)
     in_processes(config.pipeline.parts, partial(_one_process, config, output, data_root, resume, patience, steps.shown))
     steps.wrote(*_files(output))
     return finished(config, output)
@@ -79,7 +82,7 @@ def _train(config: TrainConfig, output: Path, data_root: Path | None, resume: bo
     steps.tell(_summary(config, split, network.graph))
     if dry_run:
         return None
-    done = finished(config, output) if resume else None
+    done = finished(config, output, crew) if resume else None
     if done is not None:
         return done
     with steps.step("train", spinner=False):

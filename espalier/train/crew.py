@@ -82,6 +82,13 @@ class Crew:
             dist.all_gather_object(found, own)
         return found
 
+    def given(self, own: T, rank: int) -> T:
+        """What process ``rank`` has."""
+        found = [own]
+        with talking_to("Another part"):
+            dist.broadcast_object_list(found, rank)
+        return found[0]
+
     def check_same(self, what: str, arrays: Iterable[NDArray]) -> None:
         """Raise DataError, in all processes, unless all have the same ``arrays``."""
         if self.alone:

@@ -84,7 +84,7 @@ def train(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[s
         Another process of a pipeline is gone; what all had trained when it last ran empty is saved.
     """
     check_fit(config, split, graph, fixed)
-    start = _resumed(config, folder) if resume and folder is not None else None
+    start = _resumed(config, folder, crew) if resume and folder is not None else None
     try:
         state = start or prepare(config, split, graph, parameters, fixed)
     except KeyboardInterrupt:
@@ -107,9 +107,9 @@ def train(config: TrainConfig, split: Split, graph: Graph, parameters: Mapping[s
         return _Run(config, split, state, folder, bar, named, crew).train(config.epochs)
 
 
-def finished(config: TrainConfig, folder: Path) -> Checkpoint | None:
-    """The last checkpoint of this run, if it is in ``folder``. Raises DataError as :func:`train` does."""
-    found = _resumed(config, folder)
+def finished(config: TrainConfig, folder: Path, crew: Crew = ALONE) -> Checkpoint | None:
+    """The last checkpoint of this run, if any process has it in ``folder``. Raises DataError as :func:`train` does."""
+    found = _resumed(config, folder, crew)
     return found if found is not None and found.position.epoch >= config.epochs else None
 
 
@@ -144,7 +144,16 @@ def _quantised(float_: Checkpoint, split: Split) -> Checkpoint:
                    state={**found.state, **momenta, **masks})
 
 
-def _resumed(config: TrainConfig, folder: Path) -> Checkpoint | None:
+def _resumed(config: TrainConfig, folder: Path, crew: Crew) -> Checkpoint | None:
+    """The checkpoint to go on from: where folders are not shared, the one that goes furthest, in all processes."""
+    found = _own(config, folder)
+    places = crew.gather(None if found is None else (found.position.epoch, found.position.step))
+    if all(place == places[0] for place in places):
+        return found
+    return crew.given(found, max(range(crew.size), key=lambda rank: places[rank] or (-1, 0)))
+
+
+def _own(config: TrainConfig, folder: Path) -> Checkpoint | None:
     path = folder / CHECKPOINT
     if not path.exists():
         return None

@@ -27,6 +27,7 @@ from espalier.compress.magnitude import Magnitude
 from espalier.compress.schedule import CubicSchedule
 from espalier.data import load
 from espalier.errors import DataError, EspalierError
+from espalier.flow import training
 from espalier.flow.training import train_network
 from espalier.train import loop, processes
 from espalier.train.checkpoint import Checkpoint
@@ -156,8 +157,10 @@ def test_another_number_of_parts_than_before(tmp_path: Path) -> None:
         train_network(config, tmp_path)
 
 
-def _loses_the_first(folder: Path) -> None:
-    """In the first epoch, after three stretches, before anything is saved."""
+def _train_apart(config: TrainConfig, folder: Path, shared: bool, loses_the_first: bool) -> None:
+    """In one folder or in one each; the first part may die in the first epoch, after three stretches, before anything
+    is saved.
+    """
     split, stretches, any_ = load("digits"), itertools.count(), Crew.any
     graph, parameters = tiny()
 
@@ -166,16 +169,31 @@ def _loses_the_first(folder: Path) -> None:
             os._exit(5)
         return any_(crew, flag)
 
-    with joined(2, "cpu", 20) as crew, patch.object(Crew, "any", any_ if crew.rank else dies):
-        train(replace(CONFIG, epochs=400, pipeline=Pipeline(2, ("pool",), stretch=10), prune=None, batch=4), split,
-              graph, parameters, folder, crew=crew)
+    with joined(2, "cpu", 20) as crew, patch.object(Crew, "any", dies if loses_the_first and not crew.rank else any_):
+        train(config, split, graph, parameters, folder if shared else folder / str(crew.rank), crew=crew)
+
+
+APART = replace(CONFIG, epochs=1, pipeline=Pipeline(2, ("pool",), stretch=10), prune=None, batch=4)
+GOES_ON = r"what was trained before is saved in .*: run the same command again to go on$"
 
 
 def test_what_is_left_is_saved_where_the_first_is_gone(tmp_path: Path) -> None:
-    with pytest.raises(WorkerError, match=r"what was trained before is saved in .*: run the same command again to go "
-                                          r"on$"):
-        in_processes(2, partial(_loses_the_first, tmp_path))
+    config = replace(APART, epochs=400)
+    with pytest.raises(WorkerError, match=GOES_ON):
+        in_processes(2, partial(_train_apart, config, tmp_path, True, True))
     assert Checkpoint.load(tmp_path / CHECKPOINT).position.epoch < 400
+
+
+def test_machines_that_share_no_folder_go_on_from_what_any_of_them_saved(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match=GOES_ON):
+        in_processes(2, partial(_train_apart, APART, tmp_path, False, True))
+    saved = Checkpoint.load(tmp_path / "1" / CHECKPOINT)
+    assert saved.position.step == 30 and not list(tmp_path.glob(f"0/{CHECKPOINT}"))
+    for _ in range(2):  # the second time all is done already
+        in_processes(2, partial(_train_apart, APART, tmp_path, False, False))
+    found, alone = Checkpoint.load(tmp_path / "0" / CHECKPOINT), train(APART, load("digits"), *tiny())
+    assert found.log == alone.log and found.position == alone.position
+    assert all(np.array_equal(found.state[name], alone.state[name]) for name in alone.state)
 
 
 def test_a_part_goes_between_two_stretches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,6 +322,13 @@ def test_what_every_process_finds_wrong_is_said_once(tmp_path: Path) -> None:
     with pytest.raises(EspalierError, match="none.npz"):
         train_network(config, tmp_path / "out", processes=True)
     assert not list(tmp_path.iterdir()) or not list((tmp_path / "out").glob("*"))
+
+
+def test_parts_that_the_network_has_not_are_not_started(tmp_path: Path) -> None:
+    config = replace(CONFIG, pipeline=Pipeline(99))
+    with (patch.object(training, "in_processes", side_effect=AssertionError),
+          pytest.raises(EspalierError, match="99")):
+        train_network(config, tmp_path / "out", processes=True)
 
 
 def test_torchrun_starts_them_too(tmp_path: Path) -> None:
