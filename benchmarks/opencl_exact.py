@@ -2,16 +2,17 @@
 
     python benchmarks/opencl_exact.py --data DATA
 
-LeNet-5 on MNIST and CNN 1X on CIFAR-10 with random weights, ResNet-20 with published ones, in words of 16 and of 8
-bits, formats calibrated on training images; every logit of IMAGES test images, with all optimisations, with none, and
-as tasks, against the interpreter; and with the largest tenth of each layer's weights, which makes lists of them. In
-float32 against torch's own logits, by the largest difference over the largest logit of an
-image. Operators one by one, and ONNX's own node cases, are compared in ``tests/opencl``.
+LeNet-5 on MNIST, CNN 1X on CIFAR-10 and ResNet-34 on ImageNet's images with random weights, ResNet-20 and MobileNetV1
+with published ones, in words of 16 and of 8 bits, formats calibrated on training images; every logit of some test
+images, with all optimisations, with none, and as tasks, against the interpreter; and with the largest tenth of each
+layer's weights, which makes lists of them. In float32 against torch's own logits, by the largest difference over the
+largest logit of an image. Operators one by one, and ONNX's own node cases, are compared in ``tests/opencl``.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,20 +33,35 @@ from espalier.train.calibrate import Headroom, Widths, calibrate
 from espalier.zoo import build
 from espalier.zoo.pretrained import standardised
 
-NETWORKS = {"lenet5": "mnist", "cnn1x": "cifar10", "pretrained:resnet20": "cifar10"}
-IMAGES, CALIBRATION, BATCH = 40, 32, 8
+CALIBRATION, BATCH = 32, 8
 TOLERANCE = 1e-5  #: of float32, relative to an image's largest logit
 FORMATS = {16: (Widths(16, 16, 16), Headroom()), 8: (Widths(8, 8, 16), Headroom(0, 0))}
 OPTIONS = {"all optimisations": ALL, "none": BASE, "as tasks": Optimisations(style=Style.PIPELINED)}
 DENSITIES = {1.0: "", 0.1: ", 90 % pruned"}
 
 
-def in_words(graph: Graph, parameters: dict[str, NDArray], split: Split, bits: int) -> tuple[Graph, dict[str, NDArray]]:
-    """The network in fixed point, its formats from the first training images."""
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A network, its data, how many test images it sees, and how many training images its formats are chosen from."""
+
+    name: str
+    data: str
+    images: int = 40
+    calibration: int = CALIBRATION
+
+
+CASES = (Case("lenet5", "mnist"), Case("cnn1x", "cifar10"), Case("pretrained:resnet20", "cifar10"),
+         Case("pretrained:mobilenet_v1_1.0_224", "imagenet-sample", 2, BATCH),
+         Case("resnet34", "imagenet-sample", 2, BATCH))
+
+
+def in_words(graph: Graph, parameters: dict[str, NDArray], split: Split, count: int, bits: int
+             ) -> tuple[Graph, dict[str, NDArray]]:
+    """The network in fixed point, its formats from the first ``count`` training images."""
     widths, headroom = FORMATS[bits]
     seen = split.train
-    found = calibrate(graph, parameters, normalise(seen.images[:CALIBRATION]), seen.labels[:CALIBRATION], widths, LOSS,
-                      batch=BATCH, headroom=headroom)
+    found = calibrate(graph, parameters, normalise(seen.images[:count]), seen.labels[:count], widths, LOSS, batch=BATCH,
+                      headroom=headroom)
     return found.graph, {value.name: found.state[value.name] for value in found.graph.parameters}
 
 
@@ -62,12 +78,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     figures, bars = [], []
-    for name, data in NETWORKS.items():
-        split = load(data, options.data)
-        images = normalise(split.test.images[:IMAGES])
+    for case in CASES:
+        name, split = case.name, load(case.data, options.data)
+        images = normalise(split.test.images[:case.images])
         network = import_network(name, split, root=options.data)
         for bits in FORMATS:
-            graph, whole = in_words(network.graph, network.parameters, split, bits)
+            graph, whole = in_words(network.graph, network.parameters, split, case.calibration, bits)
             image = graph.inputs[0]
             assert isinstance(image.format, Fixed), "the network is in fixed point"
             words = image.format.quantise(images)
