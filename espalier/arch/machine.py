@@ -79,6 +79,9 @@ class Machine:
     norm_depth : int
         Channels of batch norms that are trained: so many have their scalars on chip. 0: there are none, nor what
         computes with scalars.
+    grid_y, grid_x : int
+        Tiles, down and across, that the maps of an image are cut into; neighbouring lanes hold them, and read from each
+        other. The lanes hold so many times fewer images.
     """
 
     rows: int
@@ -101,12 +104,17 @@ class Machine:
     state_depth: int = 0
     run_depth: int = 0
     norm_depth: int = 0
+    grid_y: int = 1
+    grid_x: int = 1
 
     def __post_init__(self) -> None:
         if self.rows not in ROWS:
             raise FitError(f"Rows must be one of {', '.join(map(str, ROWS))}, not {self.rows}")
         if not 1 <= self.lanes <= 1024:
             raise FitError(f"Lanes must be in 1..1024, not {self.lanes}")
+        if self.grid_y < 1 or self.grid_x < 1 or self.lanes % self.tiles:
+            raise FitError(f"Lanes must be whole grids of tiles, and {self.lanes} are not of {self.grid_y} × "
+                           f"{self.grid_x}")
         if not 2 <= self.word_bits <= 16:
             raise FitError(f"Word width must be in 2..16 bits, not {self.word_bits}")
         if not 2 * self.word_bits <= self.acc_bits <= 62:
@@ -140,6 +148,21 @@ class Machine:
     def multipliers(self) -> int:
         """Multipliers of the lattice: products in a cycle."""
         return self.rows * self.lanes
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tiles of a map, down and across."""
+        return self.grid_y, self.grid_x
+
+    @property
+    def tiles(self) -> int:
+        """Lanes that hold the maps of one image."""
+        return self.grid_y * self.grid_x
+
+    @property
+    def images(self) -> int:
+        """Images that the lanes hold."""
+        return self.lanes // self.tiles
 
     @property
     def hard_multipliers(self) -> int:

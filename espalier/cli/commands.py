@@ -11,6 +11,7 @@ from espalier import __version__
 from espalier.arch.memory import MemoryTiming
 from espalier.cli import opencl
 from espalier.cli.frame import FAILED, AsJson, DataName, DataRoot, DryRun, done, flow, one_sentence, steps_told
+from espalier.errors import DataError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Train convolutional networks in compressed fixed point, and compile them to FPGA accelerators "
@@ -184,6 +185,16 @@ def _compressed(content: dict[str, Any], top: int) -> list[str]:
     return lines
 
 
+def _grid(text: str | None) -> tuple[int, int] | None:
+    """Two whole numbers with an x between."""
+    if text is None:
+        return None
+    parts = text.split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise DataError(f"A grid is tiles down and across, such as 4x4, not {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
 @app.command("compile")
 @one_sentence
 def compile_command(
@@ -193,6 +204,8 @@ def compile_command(
     rows: Annotated[int | None, typer.Option(help="Of the lattice, a power of two up to 64; default: the fastest up to "
                                                   "16.")] = None,
     lanes: Annotated[int | None, typer.Option(help="Images computed together; default: the fastest.")] = None,
+    grid: Annotated[str | None, typer.Option(help="Tiles, down and across, in which lanes hold the maps of an image, "
+                                                  "such as 4x4; default: 1x1, a lane an image.")] = None,
     trees: Annotated[int | None, typer.Option(help="Weights updated in a cycle, a power of two up to the rows; "
                                                    "default: 1.")] = None,
     pairs: Annotated[bool | None, typer.Option(help="Two products of words of at most 8 bits by each hard multiplier; "
@@ -219,9 +232,10 @@ def compile_command(
     """Compile a network for a machine: Verilog, Program and memory images."""
     steps = steps_told()
     request = flow.CompileRequest(
-        device=device, rows=rows, lanes=lanes, trees=trees, pairs=pairs, word_bits=word_bits, port_bits=port_bits,
-        stream_weights=stream_weights, multipliers=multipliers, block_rams=block_rams, machine=machine, batch=batch,
-        learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay, data=data, data_root=data_root)
+        device=device, rows=rows, lanes=lanes, grid=_grid(grid), trees=trees, pairs=pairs, word_bits=word_bits,
+        port_bits=port_bits, stream_weights=stream_weights, multipliers=multipliers, block_rams=block_rams,
+        machine=machine, batch=batch, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay,
+        data=data, data_root=data_root)
     design = flow.compile_network(source, output_dir, request, stop_after=stop_after, dump_passes=dump,
                                   dry_run=dry_run, steps=steps)
     if design is None:
@@ -231,6 +245,7 @@ def compile_command(
     done(steps, as_json, {"machine": chosen.to_json()},
          [f"{design.graph.name} on {chosen.rows} rows × {chosen.lanes} lanes ({chosen.multipliers} multipliers"
           f"{' in pairs' if chosen.pairs else ''}), "
+          + (f"{chosen.grid_y} × {chosen.grid_x} tiles an image, " if chosen.tiles > 1 else "") +
           f"{chosen.acc_bits}-bit accumulators" + (" (dry run: nothing was written)" if dry_run else ""),
           *(["weights stream from external memory" if chosen.panel_depth else
              "all weights stay on chip: two panels of any layer would take more"] if stream_weights else []),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from espalier.arch.machine import Machine
 from espalier.compiler.backward import Backward, Step, backward
-from espalier.compiler.legalise import Layer, Loss
+from espalier.compiler.legalise import Held, Layer, Loss
 from espalier.compiler.lists import Block, LayerBlocks
 from espalier.compiler.moves import LOSS, Moves, Part
 from espalier.compiler.panels import LayerPanels, Panel, Piece
@@ -95,11 +95,13 @@ def _placements(layers: tuple[Layer, ...], memory: Memory, plan: Backward, maker
     ``makers`` has the number of the command after which a value, or the gradients of a step, can be read.
     """
     found = [Placement(value=layer.out, memory="activations", base=memory.activations[layer.out],
-                       shape=layer.out_shape, format=layer.out_format, command=makers[layer.out], pooled=layer.pool)
+                       shape=layer.out_shape, format=layer.out_format, command=makers[layer.out], pooled=layer.pool,
+                       whole=layer.held is Held.VECTOR)
              for layer in layers]
     gradients = [Placement(value=gradient_name(layer.name), memory="gradients", base=memory.gradients[layer.out],
                            shape=layer.out_shape, format=layer.gradient_format,
-                           command=makers[plan.complete[layer.out]], pooled=layer.pool)
+                           command=makers[plan.complete[layer.out]], pooled=layer.pool,
+                           whole=layer.held is Held.VECTOR)
                  for layer in reversed(layers) if layer.out in plan.complete]
     return (*found, *sorted(gradients, key=lambda placement: placement.command))
 
@@ -274,7 +276,13 @@ class _Commands:
                 "out_y": layer.conv_shape[1], "out_x": layer.conv_shape[2],
                 "alternate": layer.in_shape[0] * height * width if image and not self.image_pages else 0,
                 "one": 1 << layer.x_format.frac if layer.bias is not None else 0,
-                "bias": int(layer.bias is not None), "table": self.tables[k], **self._blocks(layer.conv_shape[0])}
+                "bias": int(layer.bias is not None), "table": self.tables[k], **self._blocks(layer.conv_shape[0]),
+                **self._tile(layer.in_shape)}
+
+    def _tile(self, shape: MapShape) -> dict[str, int]:
+        """How large a tile of the map is that is read through the taps."""
+        names = ("tile_y", "tile_x") if self.machine.tiles > 1 else ()
+        return {name: size.bit_length() - 1 for name, size in zip(names, shape[1:], strict=False)}
 
     def forward(self, k: int, rules: Rules | None = None) -> list[Part]:
         """FP of a layer in training, by ``rules``, or for inference, where a batch norm has its running statistics."""
@@ -359,6 +367,7 @@ class _Commands:
             opcode=Opcode.BACKWARD, layer=layer.name, table=table, **self._blocks(channels),
             kernel_y=y.taps, kernel_x=x.taps, pad_y=y.pad, pad_x=x.pad,
             source_y=layer.conv_shape[1], source_x=layer.conv_shape[2], out_y=y.size, out_x=x.size,
+            **self._tile(layer.conv_shape),
             pool_source=int(layer.pool), gradient_x=layer.out_shape[2], out_base=base + first,
             out_block=height * width, out_plane=height * width, out_step=layer.stride[1],
             out_skip=layer.stride[0] * width - (x.size - 1) * layer.stride[1],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from math import prod
 from typing import NamedTuple, assert_never
 
@@ -42,6 +43,14 @@ POOL = Window((2, 2), (2, 2))
 Summing = Conv2d | Linear | BatchNorm | AveragePool | GlobalAveragePool
 SUPPORTED = (Conv2d, Linear, BatchNorm, AveragePool, GlobalAveragePool, Relu, ClippedRelu, MaxPool, Add, Reshape)
 OF_BATCH_NORM = (BatchMean, BatchVariance, RunningMean, RunningVariance)
+
+
+class Held(Enum):
+    """What a lane holds of a layer's result."""
+
+    MAP = auto()     #: all of an image's
+    TILE = auto()    #: a tile of it (``tiling.py``)
+    VECTOR = auto()  #: the first lane of an image all of it, the others nothing that counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +104,8 @@ class Layer:
         None where no weight is trained: without a ``weight``, with one that is frozen, and of a batch norm.
     norm : Norm or None
         Of a batch norm.
+    held : Held
+        What a lane holds of the result.
     """
 
     name: str
@@ -122,6 +133,7 @@ class Layer:
     input_gradient_format: Fixed | None
     weight_gradient_format: Fixed | None
     norm: Norm | None = None
+    held: Held = Held.MAP
 
     @property
     def trained(self) -> bool:

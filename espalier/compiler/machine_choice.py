@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,11 @@ from espalier.arch.machine import (
     Machine,
 )
 from espalier.compiler.fit import required_acc_bits, required_depths
-from espalier.compiler.legalise import Layer, Loss
+from espalier.compiler.legalise import Held, Layer, Loss
 from espalier.compiler.lists import LayerBlocks, aligned_groups, blocks_of, live_weights, whole_blocks
 from espalier.compiler.panels import laid_out, layer_panels, least_depths
 from espalier.compiler.place import Memory, place
+from espalier.compiler.tiling import Grid, tiled
 from espalier.errors import FitError
 from espalier.program.memories import memory_banks
 
@@ -71,6 +73,8 @@ class Constraints:
     batch : int or None
         Images of a training step; more than ``lanes`` adds the memory that sums gradients over groups.
         None makes every step one group.
+    grid : (int, int)
+        Tiles, down and across, in which lanes hold the maps of an image.
     """
 
     name: str = "any part"
@@ -88,6 +92,7 @@ class Constraints:
     stream: bool = False
     pairs: bool | None = None
     batch: int | None = None
+    grid: Grid = (1, 1)
 
     def block_rams_of(self, machine: Machine) -> int:
         """Block RAMs that the memories of ``machine`` take."""
@@ -135,6 +140,7 @@ def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDA
         Nothing fits, with the numbers of the smallest machine that was tried; or rows, lanes, batch and pairs
         contradict the live set, the part or each other.
     """
+    layers, (grid_y, grid_x) = tiled(layers, constraints.grid), constraints.grid
     _check_pairs(_word_bits(layers, constraints), constraints)
     found: list[tuple[float, int, Machine]] = []
     smallest: Machine | None = None
@@ -147,8 +153,8 @@ def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDA
         narrowest = _narrowest(layers, live, loss, blocks, rows, constraints)
         cycles = sum(estimated_cycles(item, narrowest.tree_rows) for item in blocks)
         for lanes in _lane_counts(narrowest, constraints):
-            groups = constraints.batch is not None and constraints.batch > lanes
-            machine = replace(narrowest, lanes=lanes, groups=groups)
+            groups = constraints.batch is not None and constraints.batch * grid_y * grid_x > lanes
+            machine = replace(narrowest, lanes=lanes, groups=groups, grid_y=grid_y, grid_x=grid_x)
             if constraints.hold(machine):
                 found.append((cycles / lanes, -rows, machine))
                 break
@@ -208,30 +214,36 @@ def _lane_counts(narrowest: Machine, constraints: Constraints) -> Iterator[int]:
 
     ``narrowest`` has one lane. With batch norms, as many as the batch has images.
     """
-    batch, given = constraints.batch, constraints.lanes
+    batch, given, tiles = constraints.batch, constraints.lanes, prod(constraints.grid)
+    if tiles < 1:
+        raise FitError(f"A grid has at least one tile, not {constraints.grid[0]} × {constraints.grid[1]}")
     if batch is not None and batch < 1:
         raise FitError(f"A batch must hold at least one image, not {batch}")
     if given is not None:
         if not 1 <= given <= MAX_LANES:
             raise FitError(f"Lanes must be in 1..{MAX_LANES}, not {given}")
-        if batch is not None and batch != given and narrowest.norm_depth:
-            raise FitError(f"A batch norm takes the statistics of a batch at once, so {batch} images need {batch} "
-                           f"lanes, not {given}")
-        if batch is not None and batch % given:
-            raise FitError(f"A batch must be whole groups of lanes, and {batch} images are not whole groups of {given}")
+        if given % tiles:
+            raise FitError(f"Lanes must be whole grids of {tiles} tiles, not {given}")
+        images = given // tiles
+        if batch is not None and batch != images and narrowest.norm_depth:
+            raise FitError(f"A batch norm takes the statistics of a batch at once, so {batch} images need "
+                           f"{batch * tiles} lanes, not {given}")
+        if batch is not None and batch % images:
+            raise FitError(f"A batch must be whole groups of lanes, and {batch} images are not whole groups of "
+                           f"{images}")
         yield given
         return
     if batch is not None and narrowest.norm_depth:
-        yield batch
+        yield batch * tiles
         return
     if constraints.multipliers is None:
         raise FitError(f"{constraints.name} sets no limit to multipliers, so the number of lanes must be given")
     lane = narrowest.hard_multipliers
     beside = multipliers_of(narrowest) - lane
-    most = max(1, min(MAX_LANES, (constraints.multipliers - beside) // lane))
-    for lanes in range(min(most, batch or most), 0, -1):
-        if batch is None or batch % lanes == 0:
-            yield lanes
+    most = max(1, min(MAX_LANES, (constraints.multipliers - beside) // lane) // tiles)
+    for images in range(min(most, batch or most), 0, -1):
+        if batch is None or batch % images == 0:
+            yield images * tiles
 
 
 def _narrowest(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], loss: Loss,
@@ -296,7 +308,9 @@ def phase_estimates(item: LayerBlocks, tree_rows: int) -> tuple[int, int, int]:
 
 
 def _inside(layer: Layer, ky: int, kx: int) -> int:
-    """Output pixels whose tap (ky, kx) falls inside the source map."""
+    """Output pixels whose tap (ky, kx) falls inside the source map; of tiles all, as others hold what they have not."""
+    if layer.held is not Held.MAP:
+        return layer.conv_shape[1] * layer.conv_shape[2]
     spans = []
     for axis, tap in enumerate((ky, kx)):
         shift, stride = tap - layer.pad[axis], layer.stride[axis]

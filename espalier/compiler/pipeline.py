@@ -17,6 +17,7 @@ from espalier.compiler.legalise import Layer, Loss, legalise
 from espalier.compiler.lists import LayerBlocks
 from espalier.compiler.panels import LayerPanels, laid_out, layer_panels
 from espalier.compiler.place import Memory
+from espalier.compiler.tiling import tiled
 from espalier.ir.differentiate import differentiate
 from espalier.ir.graph import Graph
 from espalier.ir.types import Format
@@ -48,9 +49,9 @@ def step_differentiate(build: Build) -> Build:
 
 
 def step_legalise(build: Build) -> Build:
-    """Recognise the layers that the engine runs; refuse the rest by name."""
+    """Recognise the layers that the engine runs, as each lane does them; refuse the rest by name."""
     layers, loss = legalise(build.graph, {value.name for value in build.graph.parameters} - set(build.rules))
-    return replace(build, layers=layers, loss_layer=loss)
+    return replace(build, layers=tiled(layers, build.machine.grid), loss_layer=loss)
 
 
 def step_place(build: Build) -> Build:

@@ -7,6 +7,7 @@ from typing import assert_never
 
 import numpy as np
 
+from espalier.arch.machine import Machine
 from espalier.cost.issue import Stopwatch
 from espalier.cost.latencies import (
     CONTROL_CYCLES,
@@ -83,7 +84,7 @@ def _update(command: Command, lists: Lists) -> tuple[int, int]:
     if not entries.any():
         return int(nothing[-1]), 0
     counts = np.array(lists.counts[pointers[0, 0]: pointers[-1, -1]])
-    inside = np.repeat(np.tile(_pixels(command), command.blocks), np.diff(pointers, axis=1).ravel())
+    inside = np.repeat(np.tile(_pixels(command, lists.machine), command.blocks), np.diff(pointers, axis=1).ravel())
     pixels = np.maximum(inside, 1)  # a tap that is inside nowhere takes a step of nothing
     rows = np.repeat([min(lists.rows(command, block), lists.machine.tree_rows) for block in blocks], entries)
     before = np.repeat(nothing, entries)
@@ -92,8 +93,10 @@ def _update(command: Command, lists: Lists) -> tuple[int, int]:
     return int((first + others).sum() + nothing[-1] - before[-1]), int((counts * inside).sum())
 
 
-def _pixels(command: Command) -> list[int]:
+def _pixels(command: Command, machine: Machine) -> list[int]:
     """For each segment pointer of a block, the pixels at which its entries are inside the map."""
+    if machine.tiles > 1:
+        return [command.out_y * command.out_x] * (1 + command.kernel_y * command.kernel_x)
     size = ConvolutionSize(
         in_shape=(0, command.source_y, command.source_x), out_shape=(0, command.out_y, command.out_x),
         kernel=(command.kernel_y, command.kernel_x), pad=(command.pad_y, command.pad_x),

@@ -57,9 +57,9 @@ def update_cycles(machine: Machine) -> int:
 
 
 def loss_cycles(machine: Machine, classes: int, *, hinge: bool) -> int:
-    """Of the loss unit on one group: a fetch, two or three walks over the logits, and a division for each lane."""
-    slots = max(machine.lanes, LOSS_BEST_CYCLES + 1, LOSS_READ_CYCLES + 1)
-    walk = 1 + classes * slots + max(0, LOSS_RESULT_CYCLES - (slots - machine.lanes))
+    """Of the loss unit on one group: a fetch, two or three walks over the logits, and a division for each image."""
+    slots = max(machine.images, LOSS_BEST_CYCLES + 1, LOSS_READ_CYCLES + 1)
+    walk = 1 + classes * slots + max(0, LOSS_RESULT_CYCLES - (slots - machine.images))
     quotient = -(-(RECIPROCAL_FRAC - EXP_FRAC + 1) // QUOTIENT_BITS_A_CYCLE)
-    divide = machine.lanes * (quotient + 3)
+    divide = machine.images * (quotient + 3)
     return 1 + LOSS_READ_CYCLES + (2 * walk if hinge else 3 * walk + divide)

@@ -47,7 +47,8 @@ class Lists:
 def work_of(command: Command, lists: Lists) -> Loop:
     """All tiles of an FP or BP command in the order of the TileCounter: by block, then by pixel or by pool window."""
     size = 2 if command.pool_out else 1
-    ys, xs = ([*_runs(_windows(taps_inside(command, axis), size))] for axis in "yx")
+    find = taps_inside if lists.machine.tiles == 1 else all_taps
+    ys, xs = ([*_runs(_windows(find(command, axis), size))] for axis in "yx")
     known: dict[tuple[object, ...], Loop] = {}
     blocks = []
     for block in range(command.blocks):
@@ -69,6 +70,11 @@ def taps_inside(command: Command, axis: str) -> list[Taps]:
     source, kernel, pad, stride, out = (getattr(command, f"{name}_{axis}")
                                         for name in ("source", "kernel", "pad", "stride", "out"))
     return [(max(0, pad - at), max(0, min(kernel, source + pad - at))) for at in range(0, out << stride, 1 << stride)]
+
+
+def all_taps(command: Command, axis: str) -> list[Taps]:
+    """The same where lanes hold tiles: what one has not another has, or it is zero."""
+    return [(0, getattr(command, f"kernel_{axis}"))] * int(getattr(command, f"out_{axis}"))
 
 
 class _BlockTiles(dict[tuple[Taps, Taps], Tile]):

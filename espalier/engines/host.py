@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.arch.machine import CODE_BITS
+from espalier.arch.machine import CODE_BITS, Machine
 from espalier.program.program import Placement, Program
 from espalier.program.words import (
     BUS_BITS,
@@ -104,11 +104,29 @@ def _state_order(program: Program) -> NDArray[np.int64]:
     return places.reshape(-1, machine.trees, machine.tree_rows).transpose(0, 2, 1).ravel()
 
 
+def in_lanes(machine: Machine, images: NDArray) -> NDArray:
+    """What each lane holds of images (N, C, H, W): (lanes, C, h, w), its tile, or all."""
+    count, channels, height, width = images.shape
+    y, x = machine.grid_y, machine.grid_x
+    return images.reshape(count, channels, y, height // y, x, width // x).transpose(0, 2, 4, 1, 3, 5).reshape(
+        count * y * x, channels, height // y, width // x)
+
+
+def of_lanes(machine: Machine, held: NDArray, *, whole: bool) -> NDArray:
+    """The inverse; ``whole`` ones are in the first lane of each image."""
+    if whole:
+        return held[:: machine.tiles]
+    lanes, channels, height, width = held.shape
+    y, x = machine.grid_y, machine.grid_x
+    return held.reshape(lanes // (y * x), y, x, channels, height, width).transpose(0, 3, 1, 4, 2, 5).reshape(
+        lanes // (y * x), channels, y * height, x * width)
+
+
 def image_bytes(program: Program, images: NDArray[np.int64], parity: int) -> tuple[int, NDArray[np.uint8]]:
-    """Where in external memory one group of images (lanes, C, H, W) goes, and its bytes: vectors with codes of zero."""
+    """Where in external memory one group of images (N, C, H, W) goes, and its bytes: vectors with codes of zero."""
     machine = program.machine
     size = machine.word_bits + CODE_BITS
-    words = images.reshape(machine.lanes, -1).T & (1 << machine.word_bits) - 1
+    words = in_lanes(machine, images).reshape(machine.lanes, -1).T & (1 << machine.word_bits) - 1
     bits = (words[:, :, None] >> np.arange(size) & 1).astype(np.uint8).reshape(len(words), -1)
     padded = np.zeros((len(bits), machine.vector_beats * machine.port_bits), dtype=np.uint8)
     padded[:, : bits.shape[1]] = bits
@@ -116,12 +134,12 @@ def image_bytes(program: Program, images: NDArray[np.int64], parity: int) -> tup
 
 
 def image_writes(program: Program, images: NDArray[np.int64], labels: NDArray[np.int64], parity: int) -> Writes:
-    """Load one group of images (lanes, C, H, W), as words, where they go to the chip, and its labels."""
+    """Load one group of images (N, C, H, W), as words, where they go to the chip, and its labels."""
     machine, count = program.machine, vector_words(program.machine)
-    told = address(Space.LABELS, parity * machine.lanes + np.arange(machine.lanes)), labels.astype(np.uint32)
+    told = address(Space.LABELS, parity * machine.images + np.arange(machine.images)), labels.astype(np.uint32)
     if program.image_pages:
         return told
-    vectors = images.reshape(machine.lanes, -1).T & 0xFFFF
+    vectors = in_lanes(machine, images).reshape(machine.lanes, -1).T & 0xFFFF
     padded = np.zeros((len(vectors), 2 * count), dtype=np.int64)
     padded[:, : machine.lanes] = vectors
     data = padded[:, 0::2] | padded[:, 1::2] << 16

@@ -119,29 +119,29 @@ class RtlEngine:
         return self._groups(images, labels, "train", batch)
 
     def infer(self, images: NDArray[np.int64], labels: NDArray[np.int64]) -> Totals:
-        return self._groups(images, labels, "infer", self.machine.lanes)
+        return self._groups(images, labels, "infer", self.machine.images)
 
     def _groups(self, images: NDArray[np.int64], labels: NDArray[np.int64], entry: str, batch: int) -> Totals:
         """Run groups one after another; the next group's images are written while one is in work."""
-        lanes = self.machine.lanes
-        per_batch, left = divmod(batch, lanes)
+        size = self.machine.images
+        per_batch, left = divmod(batch, size)
         if left or len(images) % batch or (per_batch > 1 and not self.machine.groups):
-            raise DataError(f"{len(images)} images do not make whole batches of {batch} in groups of {lanes} lanes"
+            raise DataError(f"{len(images)} images do not make whole batches of {batch} in groups of {size}"
                             + ("" if self.machine.groups else ", one group a batch"))
         if per_batch > MAX_GROUPS:
-            raise DataError(f"A batch may have at most {MAX_GROUPS} groups of {lanes} images, not {per_batch}")
+            raise DataError(f"A batch may have at most {MAX_GROUPS} groups of {size} images, not {per_batch}")
         self._check(images, labels)
-        count = len(images) // lanes
+        count = len(images) // size
         idle = (np.array([WAIT_IDLE], dtype=np.uint32), np.zeros(1, dtype=np.uint32))
         if count:
-            self._send(self._image_writes(images[:lanes], labels[:lanes], 0))
+            self._send(self._image_writes(images[:size], labels[:size], 0))
         pending: list[host.Writes] = []
         for group in range(count):
             position = group % per_batch
             pending.append(host.start_write(self.program.entries_at[entry], parity=group % 2, first=position == 0,
                                             last=position == per_batch - 1, clear=group == 0))
             if group + 1 < count:
-                chosen = slice((group + 1) * lanes, (group + 2) * lanes)
+                chosen = slice((group + 1) * size, (group + 2) * size)
                 pending.append(self._image_writes(images[chosen], labels[chosen], (group + 1) % 2))
             pending.append(idle)
             if len(pending) >= 3 * GROUPS_AT_ONCE or group + 1 == count or self.program.image_pages:
@@ -175,16 +175,18 @@ class RtlEngine:
         return Totals(loss=int(loss[0]), correct=correct)
 
     def read_tensor(self, name: str) -> NDArray[np.int64]:
-        """A stored tensor (lanes, C, H, W) by its name, as it is in memory now."""
+        """A stored tensor (N, C, H, W) by its name, as it is in memory now."""
         return self._tensor(name)[0]
 
     def _tensor(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         placement = next(p for p in self.program.placements if p.value == name)
-        return host.lane_words(self.program, self._read(host.tensor_addresses(self.program, placement)))
+        found = host.lane_words(self.program, self._read(host.tensor_addresses(self.program, placement)))
+        words, codes = (host.of_lanes(self.machine, part, whole=placement.whole) for part in found)
+        return words, codes
 
     def traced_step(self, images: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-        if len(images) != self.machine.lanes:
-            raise DataError(f"A traced step takes one group of {self.machine.lanes} images, not {len(images)}")
+        if len(images) != self.machine.images:
+            raise DataError(f"A traced step takes one group of {self.machine.images} images, not {len(images)}")
         self._check(images, labels)
         found: dict[str, NDArray[np.int64]] = {}
         self._send(self._image_writes(images, labels, 0))

@@ -224,7 +224,7 @@ def outcome(checkpoint: Checkpoint, folder: str, images: int, request: CompareRe
     try:
         own = on_lattice(checkpoint, own_lattice(config, request))
         figures += [Column.INDEX.figure(own.index_bytes),
-                    Column.OWN_CYCLES.figure(own.step_cycles / own.machine.lanes)]
+                    Column.OWN_CYCLES.figure(own.step_cycles / own.machine.images)]
         lattice = f"{own.machine.rows}×{own.machine.lanes}"
     except EspalierError as error:
         missing += [Fact(column.value, str(error)) for column in (Column.INDEX, Column.OWN_CYCLES)]

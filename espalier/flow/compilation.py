@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
+from math import prod
 from pathlib import Path
 
 from espalier import __version__
@@ -15,6 +16,7 @@ from espalier.compiler.fit import required_acc_bits, required_depths
 from espalier.compiler.legalise import legalise
 from espalier.compiler.machine_choice import Constraints, choose_machine
 from espalier.compiler.pipeline import PIPELINE, Build
+from espalier.compiler.tiling import Grid
 from espalier.cost.cycles import predict
 from espalier.cost.resources import block_rams_for, luts_for
 from espalier.errors import DataError, UnsupportedError
@@ -63,6 +65,8 @@ class CompileRequest:
         A part of ``espalier.targets``; sets the limits.
     rows, lanes, word_bits : int or None
         Given, or chosen.
+    grid : (int, int) or None
+        Tiles, down and across, in which neighbouring lanes hold the maps of an image; None is one, the whole map.
     trees : int or None
         Lane trees, each with an update unit; None is one.
     port_bits : int or None
@@ -89,6 +93,7 @@ class CompileRequest:
     device: str = "ecp5-85f"
     rows: int | None = None
     lanes: int | None = None
+    grid: Grid | None = None
     trees: int | None = None
     pairs: bool | None = None
     word_bits: int | None = None
@@ -105,17 +110,18 @@ class CompileRequest:
     data_root: Path | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("rows", "lanes", "trees", "pairs", "word_bits", "port_bits", "stream_weights",
-                                   "multipliers", "block_rams")
+        given = [name for name in ("rows", "lanes", "grid", "trees", "pairs", "word_bits", "port_bits",
+                                   "stream_weights", "multipliers", "block_rams")
                  if getattr(self, name) is not None]
         if self.machine is not None and given:
             raise DataError(f"A given machine has its {given[0].replace('_', ' ')} already: leave out that or the "
                             f"machine")
         if self.stream_weights and not self.port_bits:
             raise DataError("Weights stream through a port to external memory: give its port bits")
-        if self.stream_weights and self.batch is not None and self.batch != self.lanes:
+        if self.stream_weights and self.batch is not None and (
+                self.batch * prod(self.grid or (1, 1)) != self.lanes):
             raise DataError("Weights that stream are updated after each group of lanes: give as many lanes as images "
-                            "of a batch")
+                            "of a batch, each times its tiles")
 
     def sgd(self, recipe: TrainConfig, batch: int) -> Sgd:
         """The optimiser's settings on the machine, for steps of ``batch`` images."""
@@ -132,6 +138,7 @@ class CompileRequest:
             block_rams_for=partial(block_rams_for, device=device), luts=device.luts,
             luts_for=partial(luts_for, device=device),
             word_bits=self.word_bits, rows=self.rows, lanes=self.lanes, batch=self.batch,
+            grid=self.grid or (1, 1),
             trees=1 if self.trees is None else self.trees, pairs=self.pairs, pair_bits=device.pair_bits,
             port_bits=self.port_bits or 0, stream=bool(self.stream_weights))
 
@@ -171,7 +178,7 @@ def compile_network(source: Path, output: Path, request: CompileRequest, *, stop
         checkpoint = read_source(source, request)
     with steps.step("choose machine"):
         machine = choose(checkpoint, request)
-    batch = machine.lanes if request.batch is None else request.batch
+    batch = machine.images if request.batch is None else request.batch
     design = Design(checkpoint, machine, request.sgd(checkpoint.config, batch), batch, find_device(request.device).name)
 
     build = Build(graph=checkpoint.graph, loss=design.loss, gradient_formats=checkpoint.gradient_formats,

@@ -112,7 +112,7 @@ def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[
 
 def model_figures(design: Design, counted: tuple[PhaseCycles, ...]) -> tuple[Figure, ...]:
     """What a training step moves to and from external memory and waits for it, and what energy it would cost."""
-    program, groups = design.network().program, design.batch // design.machine.lanes
+    program, groups = design.network().program, design.batch // design.machine.images
     memory: tuple[Figure, ...] = ()
     if design.machine.port_bits:
         moved = traffic(program)

@@ -49,9 +49,9 @@ class Design:
     device: str
 
     def __post_init__(self) -> None:
-        lanes = self.machine.lanes
-        if self.batch < 1 or self.batch % lanes or (self.batch > lanes and not self.machine.groups):
-            wanted = f"a multiple of {lanes} lanes" if self.machine.groups else f"the {lanes} lanes of this machine"
+        size, what = self.machine.images, "lanes" if self.machine.tiles == 1 else "images"
+        if self.batch < 1 or self.batch % size or (self.batch > size and not self.machine.groups):
+            wanted = f"a multiple of {size} {what}" if self.machine.groups else f"the {size} {what} of this machine"
             raise UnsupportedError(f"The batch of a step must be {wanted}, not {self.batch}")
 
     @property

@@ -206,7 +206,7 @@ def _resource_figures(manifest: Manifest) -> tuple[Figure, ...]:
 
 def _cycle_estimates(cycles: Cycles, manifest: Manifest, design: Design) -> list[Estimate]:
     """The cycle model against the simulation, phase by phase."""
-    groups = design.batch // design.machine.lanes
+    groups = design.batch // design.machine.images
     foretold = {(entry.layer, phase): count * groups for entry in manifest.estimated_cycles
                 for phase, count in ((Phase.FP, entry.FP), (Phase.BP, entry.BP), (Phase.WU, entry.WU))}
     strange = next((row for row in cycles.layers if (row.layer, row.phase) not in foretold), None)

@@ -130,9 +130,9 @@ class _Run:
                  reference: InterpreterEngine, request: SimulateRequest, steps: Steps) -> None:
         self.design, self.split, self.order, self.request, self.steps = design, split, order, request, steps
         self.rtl, self.reference = rtl, reference
-        self.traced = min(request.traced, len(order)) if design.batch == design.machine.lanes else 0
+        self.traced = min(request.traced, len(order)) if design.batch == design.machine.images else 0
         self.tests: list[Totals] = []
-        self.test_images = min(request.test_images, len(split.test)) // design.machine.lanes * design.machine.lanes
+        self.test_images = min(request.test_images, len(split.test)) // design.machine.images * design.machine.images
         self.totals = Totals(loss=0, correct=0)
         self.final: dict[str, NDArray[np.int64]] = {}
         self.speed = 0.0

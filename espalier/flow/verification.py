@@ -53,7 +53,7 @@ def verify(folder: Path, request: VerifyRequest, steps: Steps | None = None) -> 
         require_replaceable(folder / BUNDLE, MACHINE)
         network = design.network()
         split = load(request.data or design.checkpoint.config.data, request.data_root)
-        order = training_order(split.train, design.machine.lanes, request.seed, request.steps)
+        order = training_order(split.train, design.machine.images, request.seed, request.steps)
         batches = [(image_words(design.graph, split.train, index), split.train.labels[index]) for index in order]
     with steps.step("build simulator"):
         candidate = RtlEngine(network)

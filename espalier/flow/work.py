@@ -152,8 +152,8 @@ def on_lattice(checkpoint: Checkpoint, constraints: Constraints) -> OnLattice:
     step = differentiate(checkpoint.graph, config.loss, checkpoint.gradient_formats)
     layers, loss = legalise(step, checkpoint.frozen)
     machine = choose_machine(layers, loss, live, constraints)
-    batch = machine.lanes if constraints.batch is None else constraints.batch
+    batch = machine.images if constraints.batch is None else constraints.batch
     design = Design(checkpoint, machine, config.sgd.scaled(min(1.0, batch / config.batch)), batch, constraints.name)
     design.rules()  # refuses what the machine does not train
     cycles = sum(estimated_cycles(item, machine.tree_rows) for item in blocks_of(layers, live, machine.rows))
-    return OnLattice(design, batch // machine.lanes * cycles)
+    return OnLattice(design, batch // machine.images * cycles)

@@ -85,7 +85,7 @@ class Accelerator(wiring.Component):
         self.activations = BankedRam(vector_layout(machine), machine.activation_depth)
         self.gradients, self.weights, self.lattice = GradientBanks(machine), WeightBanks(machine), Lattice(machine)
         self.rows, self.drain = RowCounter(machine), Drain(machine)
-        self.loss = LossUnit(lanes=machine.lanes, word_bits=machine.word_bits, max_classes=machine.max_classes,
+        self.loss = LossUnit(lanes=machine.images, word_bits=machine.word_bits, max_classes=machine.max_classes,
                              read_latency=3)
         if machine.port_bits:
             self.spiller = Spiller(machine, sums + Drain.latency_cycles + 2 * machine.rows + HOLD_CYCLES)
@@ -284,7 +284,8 @@ class Accelerator(wiring.Component):
                          memory.write_address.eq(self.command.out_base + (loss.out_class >> bank_bits))]
             for lane in range(self.machine.lanes):
                 word = memory.write_data[lane]
-                m.d.data += [word.value.eq(loss.out_vector[lane]), word.code.eq(0)]
+                image, tile = divmod(lane, self.machine.tiles)  # the first lane of an image holds its logits
+                m.d.data += [word.value.eq(0 if tile else loss.out_vector[image]), word.code.eq(0)]
         with m.Else():
             m.d.data += [memory.write_en.eq(drain.gradient_write), memory.write_bank.eq(drain.write.row),
                          memory.write_address.eq(drain.write.out), memory.write_data.eq(drain.write_data)]
@@ -402,12 +403,13 @@ class Accelerator(wiring.Component):
         m.d.comb += reader.update_word.eq(Array(update.host_read for update in self.updates)[asked])
 
     def _loss(self, m: Module) -> None:
-        loss, command, lanes = self.loss, self.command, self.machine.lanes
+        loss, command, machine = self.loss, self.command, self.machine
+        firsts = range(0, machine.lanes, machine.tiles)
         m.d.comb += [
             loss.start.eq(self.sequencer.launch_loss), self.sequencer.loss_done.eq(loss.done),
-            loss.logit_vector.eq(Cat(*(word.value for word in self.activations.read_data)))]
+            loss.logit_vector.eq(Cat(*(self.activations.read_data[lane].value for lane in firsts)))]
         for field, _ in loss.rule.shape():
             m.d.comb += loss.rule[field].eq(command[field])
-        for lane in range(lanes):
-            m.d.comb += loss.labels[lane].eq(Mux(self.sequencer.parity, self.writer.labels[lanes + lane],
-                                                 self.writer.labels[lane]))
+        for image in range(machine.images):
+            m.d.comb += loss.labels[image].eq(Mux(self.sequencer.parity, self.writer.labels[machine.images + image],
+                                                  self.writer.labels[image]))

@@ -92,6 +92,7 @@ class EntryFetcher(wiring.Component):
 class SpanFinder(wiring.Component):
     """Finds the pixels of a task. One task per cycle, latency 3 cycles, never stalls.
 
+    Where lanes hold tiles, a tap is inside the map at all.
     Cycle 1: the task, out of its memory; 2: the tap's distances to the borders; 3: the pixels.
     """
 
@@ -110,7 +111,8 @@ class SpanFinder(wiring.Component):
         outside = Signal(2)
         for k, axis in enumerate("yx"):
             m.d.comb += outside[k].eq(self._axis(m, axis, tasks[1], tasks[2], update))
-        m.d.sync += p.never.eq(update & outside.any() & ~tasks[2].entry.one)
+        if self.machine.tiles == 1:
+            m.d.sync += p.never.eq(update & outside.any() & ~tasks[2].entry.one)
         nothing = p.never | p.task.none
         m.d.comb += [self.o.valid.eq(delay_line(m, self.i.valid, 3, "valid")[-1]), p.task.eq(tasks[3]),
                      p.y_single.eq(nothing | (p.y_low == p.y_high)), p.x_single.eq(nothing | (p.x_low == p.x_high))]
@@ -128,11 +130,11 @@ class SpanFinder(wiring.Component):
                      ahead.eq(pad + (C(1) << stride) - 1)]
         m.d.sync += [offset.eq(Mux(one, 0, tap - pad)), first.eq(Mux(one, 0, (ahead - tap) >> stride)),
                      room.eq((border - tap) >> stride), reach.eq(edge + tap)]
-        cut = (room < last) & ~then.entry.one
+        cut, tiled = (room < last) & ~then.entry.one, C(self.machine.tiles > 1, 1)
         own = then.tile[axis]
         m.d.sync += [p[f"offset_{axis}"].eq(offset),
-                     p[f"{axis}_low"].eq(Mux(update, Mux(first < 0, 0, first), own)),
-                     p[f"{axis}_high"].eq(Mux(update, Mux(cut, room, last), own))]
+                     p[f"{axis}_low"].eq(Mux(update, Mux((first < 0) | tiled, 0, first), own)),
+                     p[f"{axis}_high"].eq(Mux(update, Mux(cut & ~tiled, room, last), own))]
         return (reach < 0) | (room < 0)
 
 

@@ -63,7 +63,7 @@ class HostWriter(wiring.Component):
             "momentum_en": Out(1), "activation_en": Out(1), "write_any": Out(1),
             "offset": Out(SPACE_SHIFT), "item": Out(SPACE_SHIFT),
             "command": Out(self.command_bits), "entry": Out(self.entry_bits), "vector": Out(vector_layout(machine)),
-            "labels": Out(data.ArrayLayout(self.bits, 2 * machine.lanes)), "external": Out(EXTERNAL_BITS)})
+            "labels": Out(data.ArrayLayout(self.bits, 2 * machine.images)), "external": Out(EXTERNAL_BITS)})
 
     def _in(self, space: Space) -> Value:
         """Whether the write is to a space."""
@@ -93,7 +93,7 @@ class HostWriter(wiring.Component):
             m.d.comb += enable.eq(here & (offset[:stride_bits] == count - 1))
             item |= Mux(self._in(target), offset >> stride_bits, 0)
         with m.If(self.valid & self._in(Space.LABELS)):
-            m.d.sync += self.labels[offset[: bits_for(2 * self.machine.lanes)]].eq(self.write.data)
+            m.d.sync += self.labels[offset[: bits_for(2 * self.machine.images)]].eq(self.write.data)
         with m.If(self.valid & self._in(Space.EXTERNAL)):
             m.d.sync += self.external.eq(self.write.data)
         command, entry, vector = (Cat(before[:words[space] - 1], self.write.data)

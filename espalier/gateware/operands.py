@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
+
+from amaranth.hdl import Array, C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import CODE_BITS, COORDINATE_BITS, Machine
 from espalier.gateware.arithmetic import delay_line
 from espalier.gateware.entries import step_layout
-from espalier.gateware.layouts import address_bits, command_layout, values_layout, vector_layout
+from espalier.gateware.layouts import (
+    address_bits,
+    command_layout,
+    values_layout,
+    vector_layout,
+    word_layout,
+)
 from espalier.program.words import Opcode, bits_for
 
 
@@ -79,6 +89,7 @@ class Operands(wiring.Component):
         turn, bank = (Signal((self.machine.rows - 1).bit_length(), name=name) for name in ("turn", "bank"))
         m.d.sync += [turn.eq(Mux(self.probe.active, self.probe.bank, steps[5].term)), bank.eq(turn)]
         turned = self._weights(m, steps[3], turn)
+        self._distances(m, steps[5])
         source, passes = self._source(m, steps[7], bank, from_gradients)
         self._operands(m, steps[7], source, passes, turned)
         m.d.comb += [self.done.eq(steps[8]), self.last.eq(steps[8].last), self.source.eq(source),
@@ -93,12 +104,13 @@ class Operands(wiring.Component):
         m.d.sync += [halve_source.eq(self.backward & command.pool_source),
                      alternate.eq(Mux(self.parity, command.alternate, 0)),
                      pitch.eq(Mux(self.backward, command.gradient_x, command.source_x))]
+        at_y, at_x = self._in_tile(m, "y"), self._in_tile(m, "x")
         y, x, tile_y, tile_x = (Signal(COORDINATE_BITS, name=name) for name in ("y", "x", "tile_y", "tile_x"))
         base, row, column, gradient_row, gradient_column, address, gradient_address, late, later = (
             Signal(bits, name=name) for name in ("base", "row", "column", "gradient_row", "gradient_column", "address",
                                                  "gradient_address", "late", "later"))
         m.d.sync += [
-            y.eq(Mux(halve_source, step.y >> 1, step.y)), x.eq(Mux(halve_source, step.x >> 1, step.x)),
+            y.eq(Mux(halve_source, at_y >> 1, at_y)), x.eq(Mux(halve_source, at_x >> 1, at_x)),
             tile_y.eq(step.tile.y >> command.pool_source), tile_x.eq(step.tile.x >> command.pool_source),
             base.eq(step.channel + Mux(step.add, 0, alternate))]
         m.d.sync += [
@@ -108,6 +120,44 @@ class Operands(wiring.Component):
             gradient_address.eq(gradient_row + gradient_column), late.eq(gradient_address),
             later.eq(late), self.activation_address.eq(address),
             self.gradient_address.eq(Mux(self.update, later, self.activation_address))]
+
+    def _in_tile(self, m: Module, axis: str) -> Value:
+        """Where in its lane's tile the pixel is that a step reads."""
+        if self.machine.tiles == 1:
+            return self.step[axis]
+        inside = Signal(COORDINATE_BITS, name=f"inside_{axis}")
+        m.d.sync += inside.eq((C(1, COORDINATE_BITS) << self.command[f"tile_{axis}"]) - 1)
+        return self.step[axis] & inside
+
+    def _distances(self, m: Module, step: data.View) -> None:
+        """How many tiles further, down and across, the pixel is that a step reads; ``step`` is in cycle 5.
+
+        One signal is high: of ``down`` in cycle 7, of ``across`` in 8; none where it is in no tile of any lane.
+        """
+        self.down: dict[int, Value] = {}
+        self.across: dict[int, Value] = {}
+        for axis, size, found, cycles in (("y", self.machine.grid_y, self.down, 2),
+                                          ("x", self.machine.grid_x, self.across, 3)):
+            tiles = Signal(signed(COORDINATE_BITS + 2), name=f"tiles_{axis}")
+            if self.machine.tiles > 1:
+                m.d.sync += tiles.eq(Mux(step.valid, step[axis].as_signed() >> self.command[f"tile_{axis}"], 0))
+                for distance in range(1 - size, size):
+                    found[distance] = delay_line(m, tiles == distance, cycles - 1, f"{axis}_{distance + size}")[-1]
+
+    def _moved(self, lanes: Sequence[Value], distances: Mapping[int, Value], pitch: int, size: int) -> list[Value]:
+        """To each lane what the one so many tiles further along an axis has; zero where the grid ends.
+
+        Lanes of ``size`` tiles that are neighbours along the axis are ``pitch`` apart.
+        """
+        if self.machine.tiles == 1:
+            return [*lanes]
+        found = []
+        for lane, word in enumerate(lanes):
+            own = lane // pitch % size
+            found.append(reduce(or_, (
+                lanes[lane + (other - own) * pitch] & distances[other - own].replicate(len(word))
+                for other in range(size))))
+        return found
 
     def _weights(self, m: Module, early: data.View, turn: Signal) -> data.View:
         """Banks' addresses a cycle after ``early``, and the words turned by ``turn`` places in two cycles."""
@@ -137,10 +187,13 @@ class Operands(wiring.Component):
         m.d.comb += found.eq(self.activation)
         with m.If(from_gradients):
             m.d.comb += found.eq(self.gradients[bank] if self.machine.rows > 1 else self.gradients[0])
-        m.d.sync += [source.eq(found), unpool.eq(self.command.pool_source & self.backward)]
+        machine = self.machine
+        moved = self._moved([word.as_value() for word in found], self.down, machine.grid_x, machine.grid_y)
+        m.d.sync += [source.eq(Cat(*moved)), unpool.eq(self.command.pool_source & self.backward)]
         position = Cat(step.x[0], step.y[0])
-        for lane in range(self.machine.lanes):
-            m.d.sync += passes[lane].eq(step.valid & (~unpool | (found[lane].code == position)))
+        for lane, word in enumerate(moved):
+            code = data.View(word_layout(machine), word).code
+            m.d.sync += passes[lane].eq(step.valid & (~unpool | (code == position)))
         return source, passes
 
     def _operands(self, m: Module, coming: data.View, source: data.View, passes: Signal, turned: data.View) -> None:
@@ -150,9 +203,10 @@ class Operands(wiring.Component):
         m.d.sync += [one.eq(coming.one & coming.valid),
                      accepted.eq(Cat(self.update & (~self.command.pool_source | (position == code))
                                      for code in range(1 << CODE_BITS)))]
-        for lane in range(self.machine.lanes):
-            m.d.comb += self.x[lane].eq(Mux(one, self.command.one.as_signed(),
-                                            Mux(passes[lane], source[lane].value, 0)))
+        words = self._moved([Mux(passes[lane], source[lane].value, 0) for lane in range(self.machine.lanes)],
+                            self.across, 1, self.machine.grid_x)
+        for lane, word in enumerate(words):
+            m.d.comb += self.x[lane].eq(Mux(one, self.command.one.as_signed(), word.as_signed()))
             for row in range(self.machine.rows):
                 gradient = self.gradients[row][lane]
                 m.d.comb += self.b[row][lane].eq(

@@ -111,6 +111,7 @@ class TileCounter(wiring.Component):
 class ReachFinder(wiring.Component):
     """Finds which taps stay inside the source map. Latency 4 cycles, one tile per cycle, never stalls.
 
+    Where lanes hold tiles, all do.
     Cycle 1: distances of a tile to the borders; 2: taps; 3: products with the kernel's width; 4: pointers.
     """
 
@@ -153,7 +154,7 @@ class ReachFinder(wiring.Component):
         m.d.sync += [border.eq(source + pad), slack.eq(source + pad - kernel), origin.eq(at - pad),
                      after.eq(border - at), room.eq(slack - at)]
         m.d.sync += [low.eq(Mux(origin < 0, -origin, 0)), end.eq(Mux(after < 0, 0, Mux(room < 0, after, kernel))),
-                     inside.eq((origin >= 0) & (room >= 0))]
+                     inside.eq((origin >= 0) & (room >= 0) | (self.machine.tiles > 1))]
         return low, end, inside
 
     def _pointers(self, m: Module, low: Value, end: Value, table: Value, whole: Value) -> None:

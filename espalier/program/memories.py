@@ -39,7 +39,7 @@ def memory_banks(machine: Machine) -> tuple[tuple[int, int, int], ...]:
 
 
 def _loss(machine: Machine) -> tuple[tuple[int, int, int], ...]:
-    lanes, classes = machine.lanes, machine.max_classes
+    lanes, classes = machine.images, machine.max_classes
     total_bits = max((classes << EXP_FRAC).bit_length(), RECIPROCAL_FRAC - EXP_FRAC + 1)
     return ((1, lanes * classes, LOSS_WORD_BITS), (1, max(2, lanes), machine.word_bits + 1),
             (1, max(2, lanes), total_bits), (1, 2 << TABLE_BITS, LOSS_WORD_BITS))

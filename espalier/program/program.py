@@ -97,6 +97,8 @@ class Command:
     bound : int
         Where something is rectified, FP: the largest result, to which larger ones are clipped; BP: the largest
         activation at which a gradient passes.
+    tile_y, tile_x : int
+        FP, BP, WU: the logarithms of height and width of what a lane holds of the map that is read through the taps.
     """
 
     opcode: Opcode
@@ -171,6 +173,8 @@ class Command:
     norm_momentum: int = 0
     norm_rate: int = 0
     norm_decay: int = 0
+    tile_y: int = 0
+    tile_x: int = 0
 
     @property
     def phase(self) -> Opcode:
@@ -222,6 +226,9 @@ class Placement:
         Index of the command after which it can be read.
     pooled : bool
         Each word has a code, the position in its 2×2 window that won.
+    whole : bool
+        Where lanes hold tiles: whether the first lane of an image holds all of it, and the others nothing that counts.
+        Else each holds a tile of ``shape``.
     """
 
     value: str
@@ -231,6 +238,7 @@ class Placement:
     format: Fixed
     command: int
     pooled: bool
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +266,7 @@ class Program:
     placements : tuple of Placement
         Of all activations and gradients, in the order in which they come to be.
     image : tuple
-        (C, H, W) of the input, at addresses ``image_base`` (even groups), plus ``image_size`` (odd).
+        (C, H, W) of the input (in each lane), at addresses ``image_base`` (even groups), plus ``image_size`` (odd).
     image_pages : int
         Where images come from external memory: they are at its beginning (even groups) and so many pages behind
         (odd), vector by vector as on chip, each in whole beats. 0: the host writes them to the chip.

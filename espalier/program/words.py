@@ -20,6 +20,7 @@ from espalier.program.scalar import FRAC_BITS
 BUS_BITS = 32      #: bits of a host data word
 SPACE_SHIFT = 28   #: a host address is ``space << SPACE_SHIFT | offset``
 STRIDE_BITS = MAX_STRIDE_SHIFT.bit_length()
+TILE_BITS = COORDINATE_BITS.bit_length()  #: of the logarithm of a tile's height or width
 NORM_SCALARS = ("share", "epsilon", "following", "norm_momentum", "norm_rate", "norm_decay")
 PAGE_SHIFT = (BURST_BYTES - 1).bit_length()
 PAGE_BITS = EXTERNAL_BITS - PAGE_SHIFT  #: of a tensor's place in external memory
@@ -118,6 +119,7 @@ def command_fields(machine: Machine) -> dict[str, int]:
             "norm_count": bits_for(machine.norm_depth + 1), "norm_column": bits_for(machine.weight_depth),
             "sum_frac": FRAC_BITS, "word_frac": FRAC_BITS, "word_limit": machine.word_bits,
             **dict.fromkeys(NORM_SCALARS, SCALAR_BITS)} if machine.norm_depth else {}
+    grid = dict.fromkeys(("tile_y", "tile_x"), TILE_BITS) if machine.tiles > 1 else {}
     return {
         "opcode": 4 if machine.norm_depth else 3,
         "table": bits_for(machine.table_depth), "blocks": bits_for(machine.table_depth),
@@ -134,7 +136,7 @@ def command_fields(machine: Machine) -> dict[str, int]:
         "gradient_shift": 6, "weight_width": 5, "diagonal": 1,
         "rate": 16, "rate_shift": 6, "momentum": 16, "momentum_shift": 6, "decay": 16, "decay_shift": 6,
         "classes": bits_for(machine.max_classes + 1), "logit_frac": 5, "gradient_frac": 5, "gradient_width": 5,
-        "hinge": 1, **external, **panels, **clip, **norm,
+        "hinge": 1, **external, **panels, **clip, **norm, **grid,
     }
 
 

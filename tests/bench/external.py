@@ -46,8 +46,8 @@ def steady_timing(rng: np.random.Generator) -> MemoryTiming:
 
 def images(rng: np.random.Generator, network: Network, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Random ones of five classes."""
-    program = network.program
-    return random_words(rng, program.image_format, (count, *program.image), 0.4), rng.integers(0, 5, count)
+    shape, format_ = network.graph.inputs[0].shape, network.program.image_format
+    return random_words(rng, format_, (count, *shape), 0.4), rng.integers(0, 5, count)
 
 
 def check_steps(rng: np.random.Generator, network: Network, state: State) -> None:
@@ -55,12 +55,12 @@ def check_steps(rng: np.random.Generator, network: Network, state: State) -> Non
     program, machine = network.program, network.program.machine
     rtl, reference = RtlEngine(network, timing=random_timing(rng)), InterpreterEngine(network)
     for _ in range(2):
-        verify_step(network, state, *images(rng, network, machine.lanes), reference=reference, candidate=rtl).check()
+        verify_step(network, state, *images(rng, network, machine.images), reference=reference, candidate=rtl).check()
         state = reference.state()
     rtl.load(state)
     assert_equal_states(state, rtl.state())
     groups = 1 + machine.groups
-    batch = groups * machine.lanes
+    batch = groups * machine.images
     batches = images(rng, network, 2 * batch)
     assert rtl.train(*batches, batch) == reference.train(*batches, batch)
     assert_equal_states(reference.state(), rtl.state())
@@ -68,7 +68,7 @@ def check_steps(rng: np.random.Generator, network: Network, state: State) -> Non
     assert found.broken_rules == 0
     assert found.beats_read * machine.port_bits // 8 == steps * expected.read
     assert found.beats_written * machine.port_bits // 8 == steps * expected.written
-    batches = images(rng, network, 2 * machine.lanes)
+    batches = images(rng, network, 2 * machine.images)
     assert rtl.infer(*batches) == reference.infer(*batches)
     rtl.close()
 
@@ -80,13 +80,13 @@ def assert_equal_states(ours: Mapping[str, NDArray], theirs: Mapping[str, NDArra
 def check_predicted_waits(rng: np.random.Generator, network: Network, timing: MemoryTiming | None = None) -> None:
     """A training step and inference take the cycles that the model says, command by command."""
     timing, program = timing or steady_timing(rng), network.program
-    lanes, step = program.machine.lanes, program.entries_at["infer"]
+    count, step = program.machine.images, program.entries_at["infer"]
     expected = with_memory(program, predict(program), timing)
     rtl = RtlEngine(network, timing=timing)
-    rtl.train(*images(rng, network, lanes), lanes)
+    rtl.train(*images(rng, network, count), count)
     assert tuple(rtl.phase_cycles())[:step] == expected[:step]
     rtl.clear_cycles()
-    rtl.infer(*images(rng, network, lanes))
+    rtl.infer(*images(rng, network, count))
     assert tuple(rtl.phase_cycles())[step:] == expected[step:]
     rtl.close()
 

@@ -22,6 +22,7 @@ from espalier.numerics.update import GRADIENT_BITS, Factor, ScalarSgd
 from espalier.numerics.window import Window
 
 MAX_LOGIT_FRAC = 16
+ALONE = (1, 1)  #: the grid of a lane that holds whole maps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -44,7 +45,8 @@ class Example:
         """Words of ``count`` images, and labels."""
         program = self.network.program
         classes = self.network.graph.outputs[1].shape[0]
-        words = random_words(self.rng, program.image_format, (count, *program.image), self.image_scale)
+        shape = self.network.graph.inputs[0].shape
+        words = random_words(self.rng, program.image_format, (count, *shape), self.image_scale)
         return words, self.rng.integers(0, classes, count)
 
 
@@ -93,9 +95,31 @@ def factors(draw) -> dict[str, Factor]:
             "decay": Factor(draw(st.integers(0, 0xffff)), draw(st.integers(14, 47)))}
 
 
+def in_halves(chain: Chain, grid: tuple[int, int]) -> bool:
+    """Whether what a lane holds of the end divides in halves."""
+    return not any(size // tiles % 2 for size, tiles in zip(chain.x.shape[1:], grid, strict=True))
+
+
 @st.composite
-def windows(draw, size: tuple[int, ...], dilations: tuple[int, ...] = (1, 1, 1, 2)) -> Window:
+def tile_windows(draw, size: tuple[int, ...], grid: tuple[int, int], dilations: tuple[int, ...]) -> Window:
+    """A window that makes of a map of ``size`` one that is as many tiles."""
+    held = [length // tiles for length, tiles in zip(size, grid, strict=True)]
+    steps = [[1, 1, 2, 4][: 1 + length.bit_length()] for length in held]
+    kernel, dilation = (tuple(draw(st.sampled_from(values)) for _ in size)
+                        for values in ((1, 2, 3, 3, 4, 5), dilations))
+    stride = tuple(draw(st.sampled_from(values)) for values in steps)
+    taps = [(kernel[axis] - 1) * dilation[axis] + 1 for axis in (0, 1)]
+    pads = [draw(st.integers(max(0, taps[axis] - stride[axis]), taps[axis] - 1)) for axis in (0, 1)]
+    before = [draw(st.integers(0, pad)) for pad in pads]
+    return Window(kernel, stride, (*before, *(pad - first for pad, first in zip(pads, before, strict=True))), dilation)
+
+
+@st.composite
+def windows(draw, size: tuple[int, ...], dilations: tuple[int, ...] = (1, 1, 1, 2), grid: tuple[int, int] = ALONE
+            ) -> Window:
     """A window that fits a map of ``size``."""
+    if grid != ALONE:
+        return draw(tile_windows(size, grid, dilations))
     kernel, stride, dilation = (tuple(draw(st.sampled_from(values)) for _ in size)
                                 for values in ((1, 2, 3, 3, 4, 5), (1, 1, 1, 2, 2, 4), dilations))
     taps = [(kernel[axis] - 1) * dilation[axis] + 1 for axis in (0, 1)]
@@ -136,15 +160,15 @@ def scalar_rules(draw) -> ScalarSgd:
 
 @st.composite
 def convolved(draw, chain: Chain, rows: int, bias: bool, formats: Formats, clips: bool, norm: bool = False,
-              word_bits: int = 0, next_biased: bool = False) -> Formats:
+              word_bits: int = 0, next_biased: bool = False, grid: tuple[int, int] = ALONE) -> Formats:
     """Append a convolution, with a batch norm or not, rectified and pooled or not; the formats of the end."""
     channels = chain.x.shape[0]
     groups = draw(st.sampled_from([1, 1, 1, channels, 2]))
     if groups == 2:
         assume(channels % (2 * rows) == 0)
     outs = channels if groups == channels > 1 else groups * (rows if groups == 2 else draw(st.integers(1, 9)))
-    window = draw(windows(chain.x.shape[1:]))
-    if not any(size % 2 for size in chain.x.shape[1:]) and draw(st.booleans()):  # the result can be pooled
+    window = draw(windows(chain.x.shape[1:], grid=grid))
+    if in_halves(chain, grid) and draw(st.booleans()):  # the result can be pooled
         taps = draw(st.sampled_from([1, 3, 5]))
         window = Window((taps, taps), pad=(taps // 2,) * 4)
     chain.conv(outs, window.kernel, bias=bias, formats=formats, window=window, groups=groups)
@@ -154,7 +178,7 @@ def convolved(draw, chain: Chain, rows: int, bias: bool, formats: Formats, clips
             step()
         formats = draw(normed(chain, word_bits, formats, next_biased=next_biased, hinge=False))
     steps = [lambda: draw(rectified(chain, clips))] if draw(st.booleans()) else []
-    if not (chain.x.shape[1] % 2 or chain.x.shape[2] % 2) and draw(st.booleans()):
+    if in_halves(chain, grid) and draw(st.booleans()):
         steps.insert(draw(st.integers(0, len(steps))), chain.pool)
     for step in steps:
         step()
@@ -162,13 +186,14 @@ def convolved(draw, chain: Chain, rows: int, bias: bool, formats: Formats, clips
 
 
 @st.composite
-def added(draw, chain: Chain, word_bits: int, clips: bool) -> None:
+def added(draw, chain: Chain, word_bits: int, clips: bool, grid: tuple[int, int] = ALONE) -> None:
     """Append a sum of the end and of one or two layers on it, with a projection or without."""
     start, gradient = chain.x, chain.gradient_formats[gradient_name(chain.x.name)]
     width = draw(widths(word_bits))
     formats = Formats(weight=Fixed.of(width, draw(st.integers(max(0, width - 4), width + 1))), result=start.format,
                       gradient=gradient, weight_gradient=Fixed.of(GRADIENT_BITS, start.format.frac + gradient.frac - 2))
-    stride = draw(st.sampled_from([1, 2])) if min(start.shape[1:]) > 1 else 1
+    halves = in_halves(chain, grid) if grid != ALONE else min(start.shape[1:]) > 1
+    stride = draw(st.sampled_from([1, 2])) if halves else 1
     channels = start.shape[0] if stride == 1 else draw(st.integers(1, 9))
 
     def convolution(kernel: int, step: int, made: int) -> None:
@@ -193,38 +218,43 @@ def added(draw, chain: Chain, word_bits: int, clips: bool) -> None:
 
 
 @st.composite
-def averaged(draw, chain: Chain, formats: Formats, source_gradient: Fixed) -> None:
+def averaged(draw, chain: Chain, formats: Formats, source_gradient: Fixed, grid: tuple[int, int] = ALONE) -> None:
     """Append an average pool, of a window or of the whole map, that gives no more fraction bits than it has."""
     assume(formats.result.frac <= chain.x.format.frac + AVERAGE_FRAC)
     assume(source_gradient.frac <= formats.gradient.frac + AVERAGE_FRAC)
-    chain.average(None if draw(st.booleans()) else draw(windows(chain.x.shape[1:], (1,))), formats)
+    chain.average(None if draw(st.booleans()) else draw(windows(chain.x.shape[1:], (1,), grid)), formats)
 
 
 @st.composite
-def chains(draw, word_bits: int, rows: int, hinge: bool, clips: bool = True, norms: bool = False) -> Chain:
+def chains(draw, word_bits: int, rows: int, hinge: bool, clips: bool = True, norms: bool = False,
+           grid: tuple[int, int] = ALONE) -> Chain:
     """Up to two convolutions, with sums behind them or without, a mean or none, then up to two linear layers.
 
-    The last may be a convolution that leaves one pixel. With ``norms`` there may be batch norms.
+    The last may be a convolution that leaves one pixel. With ``norms`` there may be batch norms. Maps are such as a
+    ``grid`` of lanes can hold in tiles.
     """
     convolutions, linears = draw(st.sampled_from([2, 1, 0, 1, 2])), draw(st.integers(1, 2))
     means = int(convolutions > 0 and draw(st.booleans()))
     biases = [draw(st.booleans()) for _ in range(convolutions + means + linears)]
     image = draw(activation_formats(word_bits, biased=biases[0]))
-    chain = Chain((draw(st.integers(1, 5)), draw(st.integers(1, 8)), draw(st.integers(1, 8))), image)
+    size = [tiles * draw(st.sampled_from([1, 2, 4])) for tiles in grid] if grid != ALONE else [
+        draw(st.integers(1, 8)), draw(st.integers(1, 8))]
+    chain = Chain((draw(st.integers(1, 5)), *size), image)
     source_gradient: Fixed | None = None
     for k, bias in enumerate(biases):
         last = k + 1 == len(biases)
         next_biased = not last and biases[k + 1]
-        norm = norms and not last and not convolutions <= k < convolutions + means and draw(st.booleans())
+        normable = k < convolutions or (grid == ALONE and k >= convolutions + means)
+        norm = norms and not last and normable and draw(st.booleans())
         formats = draw(layer_formats(word_bits, chain.x.format, next_biased=next_biased or norm, last=last,
                                      hinge=hinge, source_gradient=source_gradient))
         if k < convolutions:
-            formats = draw(convolved(chain, rows, bias, formats, clips, norm, word_bits, next_biased))
+            formats = draw(convolved(chain, rows, bias, formats, clips, norm, word_bits, next_biased, grid))
             if draw(st.booleans()):
-                draw(added(chain, word_bits, clips))
+                draw(added(chain, word_bits, clips, grid))
         elif k < convolutions + means:
             assert source_gradient is not None, "a convolution came first"
-            draw(averaged(chain, formats, source_gradient))
+            draw(averaged(chain, formats, source_gradient, grid))
         elif last and len(chain.x.shape) > 1 and draw(st.booleans()):  # the same as a convolution
             chain.conv(draw(st.integers(2, 12)), chain.x.shape[1:], bias=bias, formats=formats).flatten()
         else:
@@ -242,7 +272,7 @@ def examples(draw, machine: Machine) -> Example:
     """A random network compiled for ``machine``; networks that the machine cannot hold are not drawn."""
     loss = draw(st.sampled_from(["softmax_cross_entropy", "square_hinge"]))
     chain = draw(chains(machine.word_bits, machine.rows, loss == "square_hinge", machine.clips,
-                        machine.norm_depth > 0))
+                        machine.norm_depth > 0, (machine.grid_y, machine.grid_x)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     layers = chain.layers()
     choices = draw(st.sampled_from([(1.0,), (1.0, 0.8, 0.6), (1.0, 0.9, 0.5, 0.2, 0.0)]))  # dead layers kill gradients

@@ -1,0 +1,66 @@
+"""Maps cut into tiles that neighbouring lanes hold: RTL equals interpreter, and takes the cycles predicted."""
+
+import numpy as np
+import pytest
+from bench.external import FORMATS, check_predicted_waits, check_steps
+from bench.networks import Chain, compiled, random_live, random_state
+from bench.random_networks import examples
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from espalier.arch.machine import Machine
+from espalier.cost.cycles import predict
+from espalier.engines.interpreter import InterpreterEngine
+from espalier.engines.rtl import RtlEngine
+from espalier.engines.verify import verify_step
+
+EXAMPLES = settings(deadline=None, max_examples=20, derandomize=True, phases=[Phase.explicit, Phase.generate],
+                    suppress_health_check=list(HealthCheck))
+DEPTHS = {"activation_depth": 2048, "gradient_depth": 1024, "weight_depth": 2048, "index_depth": 4096,
+          "table_depth": 4096, "program_depth": 512}
+MACHINES = (Machine(rows=2, lanes=8, grid_y=2, grid_x=2, acc_bits=48, clips=True, trees=2, **DEPTHS),
+            Machine(rows=1, lanes=4, grid_y=1, grid_x=4, acc_bits=48, groups=True, **DEPTHS),
+            Machine(rows=4, lanes=12, grid_y=4, grid_x=1, acc_bits=48, norm_depth=64, **DEPTHS),
+            Machine(rows=2, lanes=6, grid_y=3, grid_x=2, word_bits=8, acc_bits=40, pairs=True, **DEPTHS))
+
+
+def named(machine):
+    return f"{machine.rows}x{machine.lanes}-{machine.grid_y}x{machine.grid_x}"
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=named)
+@EXAMPLES
+@given(data=st.data())
+def test_random_networks(machine, data):
+    """Two steps, inference, and the cycles of both."""
+    example = data.draw(examples(machine))
+    network, state, count = example.network, example.state, machine.images
+    rtl, reference = RtlEngine(network), InterpreterEngine(network)
+    for _ in range(2):
+        verify_step(network, state, *example.images(count), reference=reference, candidate=rtl).check()
+        state = reference.state()
+    expected = predict(network.program)
+    batch = example.images(count)
+    rtl.clear_cycles()
+    assert (rtl.train(*batch, count), rtl.infer(*batch)) == (reference.train(*batch, count), reference.infer(*batch))
+    assert rtl.phase_cycles() == expected
+
+
+@pytest.mark.parametrize("machine", [
+    Machine(rows=2, lanes=8, grid_y=2, grid_x=2, acc_bits=48, port_bits=64, **{
+        **DEPTHS, "activation_depth": 130, "weight_depth": 128, "panel_depth": 256, "state_depth": 64,
+        "run_depth": 256}),
+    Machine(rows=1, lanes=4, grid_y=2, grid_x=2, acc_bits=48, port_bits=32, groups=True, **{
+        **DEPTHS, "activation_depth": 130})], ids=named)
+def test_external_memory(machine):
+    """Images, activations and weights there, with random stalls; and the waits that are predicted."""
+    rng = np.random.default_rng(machine.rows)
+    chain = Chain((2, 8, 8), FORMATS[16].result).conv(4, (3, 3), (1, 1, 1, 1), formats=FORMATS[16]).relu()
+    start = chain.conv(4, (3, 3), (1, 1, 1, 1), formats=FORMATS[16]).relu().pool().x
+    chain.conv(4, (3, 3), (1, 1, 1, 1), formats=FORMATS[16]).add(start).linear(12, formats=FORMATS[16]).relu()
+    chain.linear(5, formats=FORMATS[16])
+    live = random_live(rng, chain, machine.rows, 0.9)
+    network = compiled(chain, machine, live=live)
+    assert network.program.image_pages and (network.program.external_columns > 0) == (machine.panel_depth > 0)
+    check_steps(rng, network, random_state(rng, chain, live))
+    check_predicted_waits(rng, network)
