@@ -2,7 +2,7 @@
 
 LeNet-5 and CNN 1X on several lattices, dense and pruned; the large networks, with residual connections, strides,
 depthwise convolutions and means, on one lattice and pruned, for the sake of the simulation; ResNet-20 and MobileNetV1
-also with batch norms that are trained, not folded.
+also with batch norms that are trained, not folded; CNN 1X and ResNet-20 also with one image in tiles.
 
 The training path is both of its ways: torch operations, which give every tensor, and the native step, which gives loss,
 logits and the state after the update.
@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 
 import numpy as np
 import torch
 from harness import SGD, Prepared, prepare, training_optimiser, write_results
 
+from espalier.compiler.tiling import Grid
 from espalier.engines.interpreter import InterpreterEngine
 from espalier.engines.rtl import RtlEngine
 from espalier.ir.differentiate import gradient_name
@@ -37,20 +40,26 @@ class Case:
     density: float
     large: bool = False
     norms: bool = False
+    grid: Grid = (1, 1)
 
     @property
     def lanes(self) -> int | None:
-        """Where the simulation of a large network allows no more."""
-        return 2 if self.large else None
+        """Those of one image in tiles; or where the simulation of a large network allows no more."""
+        tiles = prod(self.grid)
+        return tiles if tiles > 1 else 2 if self.large else None
 
     def __str__(self) -> str:
-        return f"{self.network}{' with batch norms' if self.norms else ''} rows={self.rows} density={self.density:g}"
+        tiles = "" if self.lanes != prod(self.grid) else f" in {self.grid[0]}×{self.grid[1]} tiles"
+        return (f"{self.network}{' with batch norms' if self.norms else ''}{tiles} rows={self.rows} "
+                f"density={self.density:g}")
 
 
 CASES = (*(Case(network, data, rows, density) for network, data in (("lenet5", "mnist"), ("cnn1x", "cifar10"))
            for rows in (1, 4, 8) for density in (1.0, 0.1)),
          *(Case(network, "cifar10", 8, 0.1, large=True) for network in ("resnet20", "mobilenetv1", "alexnet", "vgg16")),
-         *(Case(network, "cifar10", 8, 0.1, large=True, norms=True) for network in ("resnet20", "mobilenetv1")))
+         *(Case(network, "cifar10", 8, 0.1, large=True, norms=True) for network in ("resnet20", "mobilenetv1")),
+         Case("cnn1x", "cifar10", 8, 1.0, grid=(4, 4)), Case("resnet20", "cifar10", 8, 0.1, large=True, grid=(8, 8)),
+         Case("resnet20", "cifar10", 8, 0.1, large=True, norms=True, grid=(4, 4)))
 
 
 def training_path(prepared: Prepared, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -91,9 +100,10 @@ def differing(a: dict, b: dict) -> tuple[int, int, int]:
 def compared(case: Case, lanes: int) -> dict[str, tuple[int, int, int]]:
     """What :func:`differing` says of one step on each pair of engines."""
     prepared = prepare(case.network, case.data, rows=case.rows, lanes=lanes, density=case.density,
-                       probe=32 if case.large else 256, dense_depths=not case.large, norms=case.norms)
+                       probe=32 if case.large else 256, dense_depths=not case.large, norms=case.norms, grid=case.grid)
     rtl, reference = RtlEngine(prepared.network), InterpreterEngine(prepared.network)
-    images, labels = prepared.images[:lanes], prepared.labels[:lanes]
+    count = prepared.network.program.machine.images
+    images, labels = prepared.images[:count], prepared.labels[:count]
     for engine in (rtl, reference):
         engine.load(prepared.state)
     from_rtl, expected = rtl.traced_step(images, labels), reference.traced_step(images, labels)
@@ -108,10 +118,13 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=8, help="of the small networks; the large ones have 2")
     parser.add_argument("--networks", nargs="+", choices=sorted({case.network for case in CASES}))
     parser.add_argument("--norms", action="store_true", help="only those with batch norms")
+    parser.add_argument("--tiles", action="store_true", help="only those in tiles")
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     figures, bars = [], []
     for case in CASES:
-        if options.networks and case.network not in options.networks or options.norms and not case.norms:
+        if options.networks and case.network not in options.networks or (
+                options.norms and not case.norms) or (options.tiles and case.grid == (1, 1)):
             continue
         for pair, (tensors, words, wrong) in compared(case, case.lanes or options.lanes).items():
             provenance = Provenance.SIMULATED if pair.startswith("RTL") else Provenance.MEASURED
@@ -120,7 +133,7 @@ def main() -> None:
                         Figure(f"{case}: {pair}, differing", wrong, "words", provenance)]
             bars.append(Bar(f"{case}: {pair}, differing words", wrong, "==", 0))
             print(case, pair, tensors, words, wrong, flush=True)
-    write_results("bit_exact", seeds=[0], figures=figures, bars=bars)
+    write_results("bit_exact", seeds=[0], figures=figures, bars=bars, output=options.output)
 
 
 if __name__ == "__main__":

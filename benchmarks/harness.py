@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from espalier.compiler.lists import LayerBlocks, blocks_of
 from espalier.compiler.machine_choice import streaming
 from espalier.compiler.pipeline import compile_program
 from espalier.compiler.place import place
+from espalier.compiler.tiling import Grid, tiled
 from espalier.compress.magnitude import Magnitude
 from espalier.compress.ranking import keep_layer, mean_saliency, rank
 from espalier.data import load, normalise
@@ -56,25 +58,26 @@ class Prepared:
 
 def prepare(name: str, data: str, *, rows: int, lanes: int, density: float = 1.0, seed: int = 0,
             sgd: Sgd = SGD, probe: int = 256, exceptions: dict[str, float] | None = None,
-            dense_depths: bool = True, port_bits: int = 0, stream: bool = False, norms: bool = False) -> Prepared:
+            dense_depths: bool = True, port_bits: int = 0, stream: bool = False, norms: bool = False,
+            grid: Grid = (1, 1)) -> Prepared:
     """Calibrate zoo network ``name`` on ``data``, prune it at once by magnitude, compile it.
 
-    Pruning is per layer to one density in ``rows × rows`` blocks (``exceptions`` by weight name). Batch
-    equals lanes. The machine has exactly the depths and accumulators that the *dense* network needs,
-    so that dense and pruned run on one machine; without ``dense_depths`` those that the pruned one needs. With a port
-    to external memory all activations are spilled that can be, and if weights ``stream`` the fewest are on chip.
-    With ``norms`` batch norms are trained, not folded.
+    Pruning is per layer to one density in ``rows × rows`` blocks (``exceptions`` by weight name). The batch is what the
+    lanes hold, in a ``grid`` of tiles an image. The machine has exactly the depths and accumulators that the *dense*
+    network needs, so that dense and pruned run on one machine; without ``dense_depths`` those that the pruned one
+    needs. With a port to external memory all activations are spilled that can be, and if weights ``stream`` the fewest
+    are on chip. With ``norms`` batch norms are trained, not folded.
     """
-    split = normalise(load(data))
+    split, batch = normalise(load(data)), lanes // prod(grid)
     graph, parameters = from_torch(build(name, seed=seed), input_shape(name), name, keep_batch_norm=norms)
     chosen = np.random.RandomState(seed).permutation(len(split.train.images))[:probe]
-    fixed = calibrate(graph, parameters, split.train.images[chosen], split.train.labels[chosen], loss=LOSS, batch=lanes)
+    fixed = calibrate(graph, parameters, split.train.images[chosen], split.train.labels[chosen], loss=LOSS, batch=batch)
     live = prune(fixed, parameters, rows, density, exceptions or {})
     step = differentiate(fixed.graph, LOSS, fixed.gradient_formats)
-    rules = {value.name: buffered_rule(sgd, lanes, value.format, fixed.gradient_formats[gradient_name(value.name)])
-             if isinstance(value.format, Fixed) else scalar_rule(sgd, lanes) for value in fixed.graph.learned()}
+    rules = {value.name: buffered_rule(sgd, batch, value.format, fixed.gradient_formats[gradient_name(value.name)])
+             if isinstance(value.format, Fixed) else scalar_rule(sgd, batch) for value in fixed.graph.learned()}
     dense = {value.name: np.ones(value.shape, dtype=np.bool_) for value in fixed.graph.parameters}
-    machine, _ = fitted_machine(step, dense if dense_depths else live, rows, lanes, port_bits, stream=stream)
+    machine, _ = fitted_machine(step, dense if dense_depths else live, rows, lanes, port_bits, stream=stream, grid=grid)
     program = compile_program(fixed.graph, loss=LOSS, gradient_formats=fixed.gradient_formats, live=live, rules=rules,
                               machine=machine)
     state = {key: np.where(live[parameter], fixed.state[key], 0) for parameter in live
@@ -83,7 +86,7 @@ def prepare(name: str, data: str, *, rows: int, lanes: int, density: float = 1.0
     assert isinstance(image_format, Fixed)
     return Prepared(
         network=Network(graph=step, program=program, rules=rules, live=live),
-        blocks=fitted_machine(step, live, rows, lanes, port_bits)[1], state=state,
+        blocks=fitted_machine(step, live, rows, lanes, port_bits, grid=grid)[1], state=state,
         images=image_format.quantise(split.train.images), labels=split.train.labels,
         test_images=image_format.quantise(split.test.images), test_labels=split.test.labels,
         float_parameters=parameters)
@@ -109,18 +112,18 @@ def plain_rules(parameters: Iterable[Value]) -> dict[str, BufferedSgd]:
 
 
 def fitted_machine(step: Graph, live: dict[str, NDArray[np.bool_]], rows: int, lanes: int, port_bits: int = 0,
-                   *, stream: bool = False) -> tuple[Machine, tuple[LayerBlocks, ...]]:
+                   *, stream: bool = False, grid: Grid = (1, 1)) -> tuple[Machine, tuple[LayerBlocks, ...]]:
     """The smallest machine of ``rows × lanes`` that holds the network, and the network's blocks.
 
     With ``stream`` the fewest columns of weights are on chip.
     """
-    layers, _ = legalise(step)
+    layers = tiled(legalise(step)[0], grid)
     memory = place(layers, rows, spill=port_bits > 0)
     blocks = blocks_of(layers, live, rows)
     depths = required_depths(layers, blocks, memory, rows)
     acc_bits = max(32, required_acc_bits(layers, blocks))
     machine = Machine(rows=rows, lanes=lanes, acc_bits=acc_bits, port_bits=port_bits,
-                      clips=any(layer.clip for layer in layers), **depths)
+                      clips=any(layer.clip for layer in layers), grid_y=grid[0], grid_x=grid[1], **depths)
     return streaming(layers, live, memory, machine) if stream else machine, blocks
 
 
@@ -128,9 +131,9 @@ def training_optimiser(prepared: Prepared, sgd: Sgd) -> Optimiser:
     """The training path's optimiser, holding the network's state."""
     graph, network = prepared.network.graph, prepared.network
     gradients = (gradient_name(value.name) for value in graph.learned())
-    lanes = network.program.machine.lanes
+    batch = network.program.machine.images
     optimiser = Optimiser(graph.learned(), {name: graph.value(name).format for name in gradients}, Update.BUFFERED,
-                          lanes, statistics=graph.statistics())
+                          batch, statistics=graph.statistics())
     optimiser.load({**prepared.state, **{f"{name}.live": live for name, live in network.live.items()}})
     optimiser.set(sgd)
     return optimiser

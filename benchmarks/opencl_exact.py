@@ -65,9 +65,9 @@ def in_words(graph: Graph, parameters: dict[str, NDArray], split: Split, count: 
     return found.graph, {value.name: found.state[value.name] for value in found.graph.parameters}
 
 
-def torch_logits(name: str, images: NDArray, root: Path | None) -> NDArray:
+def torch_logits(name: str, images: NDArray, root: Path | None, classes: int) -> NDArray:
     """What torch's own module gives."""
-    module = standardised(read_pretrained(name, root)).module if ":" in name else build(name)
+    module = standardised(read_pretrained(name, root)).module if ":" in name else build(name, classes)
     with torch.no_grad():
         return module.eval()(torch.from_numpy(images)).numpy()
 
@@ -97,7 +97,7 @@ def main() -> None:
                     place = f"{name}{pruned}, {bits} bits, {title}"
                     figures.append(Figure(f"{place}: words compared", expected.size, "words", Provenance.MEASURED))
                     bars.append(Bar(f"{place}: differing words", differ, "==", 0))
-        expected = torch_logits(name, images, options.data)
+        expected = torch_logits(name, images, options.data, split.train.class_count)
         for title, chosen in OPTIONS.items():
             got = Session(compile_kernels(network.graph, network.parameters, chosen)).run(images)
             error = (np.abs(got - expected).max(axis=1) / np.abs(expected).max(axis=1)).max()

@@ -13,8 +13,8 @@ Then, on 16 rows, with all activations and images in external memory that can be
 weights, masters and momenta of the largest layers there, too, so that the fewest columns are on chip. The roofline
 is what bandwidth leaves: the cycles of a phase over those, or over those in which the port moves what belongs to it
 (FP: all that is spilled, and weights; BP and WU together: all that comes back, and weights, masters and momenta both
-ways), whichever are more. A phase has a bar where that is the bar at least. For a batch of one image, one lane of 16
-works, on the most rows there are.
+ways), whichever are more. A phase has a bar where that is the bar at least. A batch of one image has its maps in tiles, on the
+lattice of 8 to 64 rows and in the grid, up to 16 × 16, that are busiest.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
 
 import numpy as np
 from harness import LOSS, fitted_machine, plain_rules, write_results
@@ -32,9 +34,11 @@ from espalier.arch.memory import MemoryTiming
 from espalier.compiler.legalise import legalise
 from espalier.compiler.lists import weight_numbers
 from espalier.compiler.pipeline import compile_program
+from espalier.compiler.tiling import Grid
 from espalier.cost.cycles import PhaseCycles, predict
 from espalier.cost.memory import with_memory
 from espalier.cost.traffic import traffic
+from espalier.errors import UnsupportedError
 from espalier.flow.cycles import by_phase, layer_macs
 from espalier.frontend.torch_export import from_torch
 from espalier.ir.differentiate import differentiate, gradient_name
@@ -66,7 +70,8 @@ class Setting:
 
 
 SETTINGS = (Setting(16, 1.0, 95), Setting(32, 1.0, 95), Setting(16, 0.1, 90), Setting(4, 0.1, 90))
-ONE_IMAGE = Setting(64, 1.0, 70)
+ONE_IMAGE = 70  #: percent, at least, of the multipliers for a batch of one
+ROWS_OF_ONE_IMAGE, POWERS = (8, 16, 32, 64), (1, 2, 4, 8, 16)
 MHZ = 240  #: at which the bandwidths hold: bits / 8 × MHZ / beat_cycles
 MEMORIES = {"DDR3-class, 7.7 GB/s": (512, MemoryTiming(latency=60, beat_cycles=2, queue=8)),
             "DDR4-class, 15.4 GB/s": (512, MemoryTiming(latency=60, queue=8)),
@@ -108,10 +113,11 @@ class Network:
         self.live = random_live(self.step, setting)
         self.useful = {layer.name: layer_macs(layer, self.live) for layer in legalise(self.step)[0]}
 
-    def program(self, lanes: int, port_bits: int = 0, *, stream: bool = False) -> Program:
+    def program(self, lanes: int, port_bits: int = 0, *, stream: bool = False, grid: Grid = (1, 1)) -> Program:
         """For the smallest machine that holds it."""
         rows = self.setting.rows
-        machine = replace(fitted_machine(self.step, self.live, rows, lanes, port_bits, stream=stream)[0], trees=rows)
+        machine = replace(fitted_machine(self.step, self.live, rows, lanes, port_bits, stream=stream, grid=grid)[0],
+                          trees=rows)
         return compile_program(self.graph, loss=LOSS, gradient_formats=self.gradients, live=self.live,
                                rules=plain_rules(self.graph.parameters), machine=machine)
 
@@ -200,13 +206,27 @@ def on_chip_mb(program: Program) -> float:
 
 
 def one_image(name: str) -> Iterator[Figure | Bar]:
-    """A batch of one image: all lanes but one are idle."""
-    network, multipliers = Network(name, ONE_IMAGE), MULTIPLIERS[0]
-    lanes = multipliers // ONE_IMAGE.rows
-    program = network.program(lanes)
-    percent = network.busy(predict(program)[: program.entries_at["infer"]])["step"] / lanes
-    yield Bar(f"{name}, {ONE_IMAGE}, {multipliers} multipliers, batch 1: step", round(percent, 2), ">=",
-              ONE_IMAGE.least)
+    """A batch of one image, its maps in tiles, on the lattice and in the grid that are busiest."""
+    multipliers = MULTIPLIERS[0]
+    found: dict[tuple[int, Grid], float] = {}
+    for rows in ROWS_OF_ONE_IMAGE:
+        network, lanes = Network(name, Setting(rows, 1.0, ONE_IMAGE)), multipliers // rows
+        for grid in product(POWERS, POWERS):
+            if prod(grid) > lanes or lanes % prod(grid):
+                continue
+            try:
+                program = network.program(prod(grid), grid=grid)
+            except UnsupportedError:  # no such tiles
+                continue
+            percent = network.busy(predict(program)[: program.entries_at["infer"]])["step"] / lanes
+            found[rows, grid] = percent
+    rows, grid = max(found, key=lambda key: found[key])
+    yield Figure(f"{name}, {multipliers} multipliers, batch 1, 64 rows, without tiles: step",
+                 round(found[64, (1, 1)], 2), "% of multipliers", Provenance.ESTIMATED)
+    yield Figure(f"{name}, {multipliers} multipliers, batch 1: rows of the busiest", rows, "rows", Provenance.ESTIMATED)
+    yield Figure(f"{name}, {multipliers} multipliers, batch 1: tiles down", grid[0], "tiles", Provenance.ESTIMATED)
+    yield Figure(f"{name}, {multipliers} multipliers, batch 1: tiles across", grid[1], "tiles", Provenance.ESTIMATED)
+    yield Bar(f"{name}, {multipliers} multipliers, batch 1: step", round(found[rows, grid], 2), ">=", ONE_IMAGE)
 
 
 def memory_waits(program: Program, base: Sequence[PhaseCycles], timing: MemoryTiming) -> int:
