@@ -13,8 +13,8 @@ Then, on 16 rows, with all activations and images in external memory that can be
 weights, masters and momenta of the largest layers there, too, so that the fewest columns are on chip. The roofline
 is what bandwidth leaves: the cycles of a phase over those, or over those in which the port moves what belongs to it
 (FP: all that is spilled, and weights; BP and WU together: all that comes back, and weights, masters and momenta both
-ways), whichever are more. A phase has a bar where that is the bar at least. A batch of one image has its maps in tiles, on the
-lattice of 8 to 64 rows and in the grid, up to 16 × 16, that are busiest.
+ways), whichever are more. A phase has a bar where that is the bar at least. A batch of one image has its maps in tiles,
+on the lattice of 8 to 64 rows and in the grid, up to 16 × 16, that are busiest.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from espalier.compiler.legalise import Layer, legalise
 from espalier.compiler.lists import Live, blocks_of, live_weights, weight_numbers
 from espalier.compiler.machine_choice import streaming
 from espalier.compiler.place import place
+from espalier.compiler.tiling import tiled
 from espalier.cost.cycles import PhaseCycles, predict
 from espalier.cost.energy import step_activity
 from espalier.cost.macs import ConvolutionSize, useful_macs
@@ -59,7 +60,7 @@ def dense_engine(design: Design, timing: MemoryTiming | None = None) -> RtlEngin
 
 def dense_machine(design: Design) -> Machine:
     """The machine of ``design`` with depths and accumulators for the dense network."""
-    machine, layers = design.machine, layers_of(design)
+    machine, layers = design.machine, tiled(layers_of(design), design.machine.grid)
     live = {name: np.ones_like(mask) for name, mask in design.live.items()}
     blocks = blocks_of(layers, live, machine.rows)
     memory = place(layers, machine.rows, machine.activation_depth, spill=machine.port_bits > 0)
@@ -72,7 +73,7 @@ def dense_machine(design: Design) -> Machine:
 
 
 def layers_of(design: Design) -> tuple[Layer, ...]:
-    """The layers as the machine runs them."""
+    """The layers as the machine runs them, on whole maps."""
     step = differentiate(design.graph, design.loss, design.checkpoint.gradient_formats)
     return legalise(step, design.checkpoint.frozen)[0]
 

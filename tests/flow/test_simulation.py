@@ -57,6 +57,19 @@ def test_what_a_machine_with_external_memory_moves_and_waits_for(made, tmp_path)
     assert waits[0] > 0 and waits[0] + 500 <= waits[500]
 
 
+def test_maps_in_tiles(made, tmp_path):
+    """Two groups of two images a batch, each in four lanes; beside the dense network in tiles, too."""
+    request = CompileRequest(rows=2, lanes=8, grid=(2, 2), batch=4)
+    design = compile_network(made / "train", tmp_path / "tiles", request)
+    assert design is not None and (design.machine.images, design.machine.groups) == (2, True)
+    content = simulate(tmp_path / "tiles", SimulateRequest(steps=2, test_images=6))
+    assert all(decode(Verification, check, "check").passed for check in content["verifications"])
+    cycles = decode(Cycles, content["cycles"], "cycles")
+    assert cycles.images == 4 and cycles.step_speedup > 1
+    single = compile_network(made / "train", tmp_path / "one", CompileRequest(rows=2, lanes=4, grid=(2, 2)))
+    assert single is not None and (single.machine.images, single.batch) == (1, 1)
+
+
 def test_weights_that_stream(made, tmp_path):
     """The largest layer's lie in external memory, in files of their own, and the dense network's on its machine too."""
     folder = tmp_path / "streaming"
