@@ -205,7 +205,8 @@ def compile_command(
                                                   "16.")] = None,
     lanes: Annotated[int | None, typer.Option(help="Images computed together; default: the fastest.")] = None,
     grid: Annotated[str | None, typer.Option(help="Tiles, down and across, in which lanes hold the maps of an image, "
-                                                  "such as 4x4; default: 1x1, a lane an image.")] = None,
+                                                  "such as 4x4; default: 1x1, a lane an image, unless a batch leaves "
+                                                  "lanes over.")] = None,
     trees: Annotated[int | None, typer.Option(help="Weights updated in a cycle, a power of two up to the rows; "
                                                    "default: 1.")] = None,
     pairs: Annotated[bool | None, typer.Option(help="Two products of words of at most 8 bits by each hard multiplier; "

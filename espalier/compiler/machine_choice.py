@@ -22,12 +22,14 @@ from espalier.compiler.lists import LayerBlocks, aligned_groups, blocks_of, live
 from espalier.compiler.panels import laid_out, layer_panels, least_depths
 from espalier.compiler.place import Memory, place
 from espalier.compiler.tiling import Grid, tiled
-from espalier.errors import FitError
+from espalier.errors import FitError, UnsupportedError
 from espalier.program.memories import memory_banks
 
 MAX_LANES = 1024
 MOST_CHOSEN_ROWS = 16  #: more are taken where asked for: no lattice with more of them has been routed
 STATE_COLUMNS = 1024  #: of a panel of masters and momenta: enough for the latency of memory to be a small part
+WHOLE = (1, 1)        #: the grid of lanes that hold whole maps
+GRIDS = ((1, 2), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8))  #: that are chosen from, fewest tiles first
 DEPTH_STEP = 64  #: depths are rounded up to a multiple of this, so that a small change still fits
 
 
@@ -73,8 +75,9 @@ class Constraints:
     batch : int or None
         Images of a training step; more than ``lanes`` adds the memory that sums gradients over groups.
         None makes every step one group.
-    grid : (int, int)
-        Tiles, down and across, in which lanes hold the maps of an image.
+    grid : (int, int) or None
+        Tiles, down and across, in which lanes hold the maps of an image. None leaves the choice: whole maps, unless the
+        images of a batch leave lanes over.
     """
 
     name: str = "any part"
@@ -92,7 +95,7 @@ class Constraints:
     stream: bool = False
     pairs: bool | None = None
     batch: int | None = None
-    grid: Grid = (1, 1)
+    grid: Grid | None = WHOLE
 
     def block_rams_of(self, machine: Machine) -> int:
         """Block RAMs that the memories of ``machine`` take."""
@@ -132,7 +135,8 @@ def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDA
     """The machine within ``constraints`` with the fewest estimated cycles per image of a training step.
 
     Every number of rows whose blocks the live set is made of is tried with the most lanes that fit;
-    depths are what the network needs, rounded up to a multiple of :data:`DEPTH_STEP`.
+    depths are what the network needs, rounded up to a multiple of :data:`DEPTH_STEP`. Where a grid may be chosen, those
+    of :data:`GRIDS` are tried that divide the network's maps.
 
     Raises
     ------
@@ -140,7 +144,23 @@ def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDA
         Nothing fits, with the numbers of the smallest machine that was tried; or rows, lanes, batch and pairs
         contradict the live set, the part or each other.
     """
-    layers, (grid_y, grid_x) = tiled(layers, constraints.grid), constraints.grid
+    _, machine = best = _on_grid(layers, loss, live, constraints, constraints.grid or WHOLE)
+    if constraints.grid is not None or constraints.lanes is not None or machine.lanes != constraints.batch:
+        return machine
+    for grid in GRIDS:
+        try:
+            best = min(best, _on_grid(layers, loss, live, constraints, grid), key=lambda item: item[0])
+        except (FitError, UnsupportedError):
+            continue
+    return best[1]
+
+
+def _on_grid(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDArray[np.bool_]], constraints: Constraints,
+             grid: Grid) -> tuple[float, Machine]:
+    """The cycles per image of the best machine with ``grid``, and that machine."""
+    if min(grid) < 1:
+        raise FitError(f"A grid has at least one tile, not {grid[0]} × {grid[1]}")
+    layers, tiles = tiled(layers, grid), prod(grid)
     _check_pairs(_word_bits(layers, constraints), constraints)
     found: list[tuple[float, int, Machine]] = []
     smallest: Machine | None = None
@@ -152,15 +172,16 @@ def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDA
         blocks = blocks_of(layers, live, rows)
         narrowest = _narrowest(layers, live, loss, blocks, rows, constraints)
         cycles = sum(estimated_cycles(item, narrowest.tree_rows) for item in blocks)
-        for lanes in _lane_counts(narrowest, constraints):
-            groups = constraints.batch is not None and constraints.batch * grid_y * grid_x > lanes
-            machine = replace(narrowest, lanes=lanes, groups=groups, grid_y=grid_y, grid_x=grid_x)
+        for lanes in _lane_counts(narrowest, constraints, tiles):
+            groups = constraints.batch is not None and constraints.batch * tiles > lanes
+            machine = replace(narrowest, lanes=lanes, groups=groups, grid_y=grid[0], grid_x=grid[1])
             if constraints.hold(machine):
-                found.append((cycles / lanes, -rows, machine))
+                found.append((cycles / machine.images, -rows, machine))
                 break
             smallest = min(smallest or machine, machine, key=constraints.takes)
     if found:
-        return min(found, key=lambda item: item[:2])[2]
+        fewest, _, machine = min(found, key=lambda item: item[:2])
+        return fewest, machine
     if smallest is None:
         raise FitError("Pairs of products are those of two rows, and the live weights are not whole 2×2 blocks: leave "
                        "out the pairs, or prune in blocks")
@@ -209,14 +230,12 @@ def _word_bits(layers: tuple[Layer, ...], constraints: Constraints) -> int:
     return widest if constraints.word_bits is None else constraints.word_bits
 
 
-def _lane_counts(narrowest: Machine, constraints: Constraints) -> Iterator[int]:
+def _lane_counts(narrowest: Machine, constraints: Constraints, tiles: int) -> Iterator[int]:
     """Numbers of lanes to try, the most first; at least one, even where the multipliers do not suffice for it.
 
-    ``narrowest`` has one lane. With batch norms, as many as the batch has images.
+    ``narrowest`` has one lane, an image ``tiles``. With batch norms, as many as the batch has images.
     """
-    batch, given, tiles = constraints.batch, constraints.lanes, prod(constraints.grid)
-    if tiles < 1:
-        raise FitError(f"A grid has at least one tile, not {constraints.grid[0]} × {constraints.grid[1]}")
+    batch, given = constraints.batch, constraints.lanes
     if batch is not None and batch < 1:
         raise FitError(f"A batch must hold at least one image, not {batch}")
     if given is not None:

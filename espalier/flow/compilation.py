@@ -66,7 +66,8 @@ class CompileRequest:
     rows, lanes, word_bits : int or None
         Given, or chosen.
     grid : (int, int) or None
-        Tiles, down and across, in which neighbouring lanes hold the maps of an image; None is one, the whole map.
+        Tiles, down and across, in which neighbouring lanes hold the maps of an image; None is one, the whole map,
+        unless the images of a ``batch`` leave lanes over.
     trees : int or None
         Lane trees, each with an update unit; None is one.
     port_bits : int or None
@@ -138,7 +139,7 @@ class CompileRequest:
             block_rams_for=partial(block_rams_for, device=device), luts=device.luts,
             luts_for=partial(luts_for, device=device),
             word_bits=self.word_bits, rows=self.rows, lanes=self.lanes, batch=self.batch,
-            grid=self.grid or (1, 1),
+            grid=self.grid,
             trees=1 if self.trees is None else self.trees, pairs=self.pairs, pair_bits=device.pair_bits,
             port_bits=self.port_bits or 0, stream=bool(self.stream_weights))
 

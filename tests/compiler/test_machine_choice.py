@@ -83,6 +83,24 @@ def test_a_batch_is_whole_groups():
     assert 24 % machine.lanes == 0 and machine.groups == (machine.lanes < 24)
 
 
+@pytest.mark.parametrize(("batch", "grid", "groups"), [(1, (4, 4), False), (3, (2, 4), False), (24, (1, 1), False)])
+def test_a_small_batch_leaves_no_lanes_over(batch, grid, groups):
+    """Maps in tiles, where whole images would leave multipliers idle."""
+    net = chain()
+    machine = chosen(net, all_live(net), part(batch=batch, rows=4, grid=None))
+    assert (machine.grid, machine.images, machine.groups) == (grid, batch, groups)
+    compiled(net, machine)
+    assert chosen(net, all_live(net), part(batch=batch, rows=4)).lanes == batch
+    assert chosen(net, all_live(net), part(batch=batch, rows=4, grid=None, lanes=batch)).lanes == batch
+
+
+def test_a_network_without_tiles_has_a_lane_an_image():
+    net = Chain((1, 7, 7)).conv(8, (3, 3)).relu().linear(10)
+    assert chosen(net, all_live(net), part(batch=2, grid=None)).lanes == 2
+    with pytest.raises(FitError, match=r"^A grid has at least one tile, not 0 × 2$"):
+        chosen(net, all_live(net), part(grid=(0, 2)))
+
+
 def test_words_are_as_wide_as_the_widest_format():
     assert chosen(chain(), all_live(chain()), part(rows=1, lanes=1)).word_bits == 16
 
