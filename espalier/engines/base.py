@@ -46,7 +46,10 @@ class Totals:
 
 
 class Engine(Protocol):
-    """Trains and runs one network. Images are words of the image format (N, C, H, W), in whole groups of lanes."""
+    """Trains and runs one network.
+
+    Images are words of the image format (N, C, H, W), in whole groups of as many as the lanes hold.
+    """
 
     def load(self, state: State) -> None:
         """Set all weights, masters and momenta, and the scalars of batch norms."""

@@ -34,7 +34,7 @@ FACTORS = ("momentum", "rate", "decay")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A compiled network, a parameter state, and one group of images (lanes, C, H, W) with labels (lanes,)."""
+    """A compiled network, a parameter state, and one group of images (N, C, H, W) with labels (N,)."""
 
     network: Network
     state: State

@@ -109,7 +109,7 @@ def verify_step(network: Network, state: State, images: NDArray[np.int64], label
                 reference: Engine, candidate: Engine, bundle: Path | None = None) -> Verification:
     """Load ``state`` into both engines, run one traced step on each, and compare.
 
-    ``images`` (lanes, C, H, W) are words of the image format. Where the engines differ, and a
+    ``images`` (N, C, H, W) are words of the image format. Where the engines differ, and a
     ``bundle`` folder is named, what is needed to run the step again is written there.
     """
     reference.load(state)
