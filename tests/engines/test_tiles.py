@@ -14,7 +14,7 @@ from espalier.engines.interpreter import InterpreterEngine
 from espalier.engines.rtl import RtlEngine
 from espalier.engines.verify import verify_step
 
-EXAMPLES = settings(deadline=None, max_examples=20, derandomize=True, phases=[Phase.explicit, Phase.generate],
+EXAMPLES = settings(deadline=None, max_examples=7, derandomize=True, phases=[Phase.explicit, Phase.generate],
                     suppress_health_check=list(HealthCheck))
 DEPTHS = {"activation_depth": 2048, "gradient_depth": 1024, "weight_depth": 2048, "index_depth": 4096,
           "table_depth": 4096, "program_depth": 512}
