@@ -155,6 +155,8 @@ class Bundle:
             if buffer.loaded and (array is None or array.size != buffer.elements or array.dtype != buffer.type):
                 raise ValueError(f"no fitting weights for buffer {buffer.name}")
         sizes = {buffer.name: buffer.elements for buffer in self.buffers}
+        if len(sizes) < len(self.buffers):
+            raise ValueError(f"{len(self.buffers)} buffers have {len(sizes)} names")
         self._check_launches(sizes)
         for end in (*self.images, self.result):
             _check_layout(end)
@@ -162,16 +164,30 @@ class Bundle:
                 raise ValueError(f"buffer {end.buffer} is missing or has another size")
 
     def _check_launches(self, names: Collection[str]) -> None:
-        """Each is one that a device can be given, and runs after those that it waits for; no buffer has two writers."""
-        written: set[str] = set()
+        """Raise ValueError unless each is one that a device can be given."""
         for number, launch in enumerate(self.launches):
             if unknown := set(launch.arguments) - set(names):
                 raise ValueError(f"kernel {launch.kernel} reads unknown buffer {min(unknown)}")
             _check_numbers(number, launch)
-            if launch.written not in launch.arguments or launch.written in written:
+        self._check_order()
+
+    def _check_order(self) -> None:
+        """Raise ValueError unless each waits for those whose results it reads, and no buffer has two writers."""
+        writers: dict[str, int] = {}
+        for number, launch in enumerate(self.launches):
+            if launch.written not in launch.arguments or launch.written in writers:
                 raise ValueError(f"kernel {launch.kernel} writes {launch.written}, which is no argument of it or is "
                                  f"written twice")
-            written.add(launch.written)
+            writers[launch.written] = number
+        done: list[set[int]] = []  # before each launch: the one before in its queue, those it waits for, and so on
+        last: dict[int, int] = {}
+        for number, launch in enumerate(self.launches):
+            waited = {*launch.after, *({last[launch.queue]} if launch.queue in last else ())}
+            done.append(waited.union(*(done[other] for other in waited)))
+            last[launch.queue] = number
+            for name in launch.arguments:
+                if writers.get(name, number) not in {number, *done[-1]}:
+                    raise ValueError(f"kernel {launch.kernel} does not wait for the one that writes {name}")
 
 
 def _are_whole(*numbers: object, least: int = 0, most: int = LONG_MAX) -> bool:

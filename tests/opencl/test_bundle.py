@@ -39,6 +39,18 @@ def twice(manifest: Manifest) -> None:
     last["written"] = first["written"]
 
 
+def in_queues_of_their_own(manifest: Manifest) -> None:
+    """Nothing waits."""
+    for number, launch in enumerate(manifest["launches"]):
+        launch.update(queue=number, after=[])
+
+
+def backwards(manifest: Manifest) -> None:
+    manifest["launches"].reverse()
+    for launch in manifest["launches"]:
+        launch.update(queue=0, after=[])
+
+
 def of_first(name: str, value: object) -> Callable[[Manifest], None]:
     """Another value of the first launch."""
     return lambda manifest: manifest["launches"][0].update({name: value})
@@ -62,6 +74,9 @@ def of_image(name: str, value: object) -> Callable[[Manifest], None]:
     (of_first("after", [0]), r"kernel \w+ waits for one that does not run before"),
     (of_image("block", 0), r"buffer \w+ holds no \(4, 7, 9\) as Layout\(.*\)"),
     (of_image("shape", [4, 7, 8]), r"buffer \w+ holds no \(4, 7, 9\) as Layout\(.*\)"),
+    (lambda manifest: manifest["buffers"].append(manifest["buffers"][0]), r"(\d+) buffers have \d+ names"),
+    (in_queues_of_their_own, r"kernel \w+ does not wait for the one that writes \w+"),
+    (backwards, r"kernel \w+ does not wait for the one that writes \w+"),
     (twice, r"kernel \w+ writes \w+, which is no argument of it or is written twice"),
     (of_first("written", "nothing"),
      r"kernel \w+ writes nothing, which is no argument of it or is written twice"),
