@@ -187,9 +187,9 @@ def findings(results: list[dict]) -> Findings:
                          f"{chosen.macs / 1e9:.0f} GMAC")
     notes += [f"{network} has {len(seeds)} seed(s)" for network in sorted({run["network"] for run in results})
               if len(seeds := {run["seed"] for run in results if run["network"] == network}) < 3]
-    notes += [f"{name} is trained {grid.epochs} epochs, not the {grid.task.epochs} of accuracy.py"
-              for name, grid in GRIDS.items() if grid.epochs < grid.task.epochs
-              and any(run["network"] == name for run in results)]
+    notes += [f"{name} is trained {epochs} epochs, not the {GRIDS[name].task.epochs} of accuracy.py"
+              for name, epochs in sorted({(run["network"], run["epochs"]) for run in results})
+              if epochs < GRIDS[name].task.epochs]
     return Findings(figures=figures, notes=notes, more={"density": DENSITY, "fronts": fronts, "recommended": defaults})
 
 
