@@ -51,7 +51,9 @@ def same(a: Checkpoint, b: Checkpoint) -> bool:
 
 
 def interrupt_at(patch: pytest.MonkeyPatch, step: int) -> None:
-    """Press Control-C in the middle of a step (counting those of calibration)."""
+    """Press Control-C in the middle of a step (counting those of calibration), also where a shell has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     call, count = TrainingStep.__call__, iter(range(1, 1000))
 
     def pressed(self: TrainingStep, index: torch.Tensor, moves: torch.Tensor | None = None) -> None:

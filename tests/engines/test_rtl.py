@@ -123,14 +123,14 @@ def test_cycles_are_counted_by_phase():
                                                        (6, 3, ", one group a batch")])
 def test_batch_wrong(count, batch, remark):
     rtl, _, network = engine()
-    sentence = f"{count} images do not make whole batches of {batch} in groups of 4 lanes{remark}"
+    sentence = f"{count} images do not make whole batches of {batch} in groups of 4{remark}"
     with pytest.raises(DataError, match=f"^{re.escape(sentence)}$"):
         rtl.train(*images(network, count), batch)
 
 
 def test_batch_of_groups_wrong():
     rtl, _, network = engine(GROUPED)
-    with pytest.raises(DataError, match="^10 images do not make whole batches of 4 in groups of 2 lanes$"):
+    with pytest.raises(DataError, match="^10 images do not make whole batches of 4 in groups of 2$"):
         rtl.train(*images(network, 10), 4)
 
 
