@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from harness import SGD, Prepared, prepare, training_optimiser, write_results
 
-from espalier.compiler.tiling import Grid
+from espalier.compiler.tiling import WHOLE, Grid
 from espalier.engines.interpreter import InterpreterEngine
 from espalier.engines.rtl import RtlEngine
 from espalier.ir.differentiate import gradient_name
@@ -40,16 +40,17 @@ class Case:
     density: float
     large: bool = False
     norms: bool = False
-    grid: Grid = (1, 1)
+    grid: Grid = WHOLE
 
     @property
     def lanes(self) -> int | None:
         """Those of one image in tiles; or where the simulation of a large network allows no more."""
-        tiles = prod(self.grid)
-        return tiles if tiles > 1 else 2 if self.large else None
+        if self.grid != WHOLE:
+            return prod(self.grid)
+        return 2 if self.large else None
 
     def __str__(self) -> str:
-        tiles = "" if self.lanes != prod(self.grid) else f" in {self.grid[0]}×{self.grid[1]} tiles"
+        tiles = "" if self.grid == WHOLE else f" in {self.grid[0]}×{self.grid[1]} tiles"
         return (f"{self.network}{' with batch norms' if self.norms else ''}{tiles} rows={self.rows} "
                 f"density={self.density:g}")
 
@@ -124,7 +125,7 @@ def main() -> None:
     figures, bars = [], []
     for case in CASES:
         if options.networks and case.network not in options.networks or (
-                options.norms and not case.norms) or (options.tiles and case.grid == (1, 1)):
+                options.norms and not case.norms) or (options.tiles and case.grid == WHOLE):
             continue
         for pair, (tensors, words, wrong) in compared(case, case.lanes or options.lanes).items():
             provenance = Provenance.SIMULATED if pair.startswith("RTL") else Provenance.MEASURED

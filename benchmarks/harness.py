@@ -20,7 +20,7 @@ from espalier.compiler.lists import LayerBlocks, blocks_of
 from espalier.compiler.machine_choice import streaming
 from espalier.compiler.pipeline import compile_program
 from espalier.compiler.place import place
-from espalier.compiler.tiling import Grid, tiled
+from espalier.compiler.tiling import WHOLE, Grid, tiled
 from espalier.compress.magnitude import Magnitude
 from espalier.compress.ranking import keep_layer, mean_saliency, rank
 from espalier.data import load, normalise
@@ -59,7 +59,7 @@ class Prepared:
 def prepare(name: str, data: str, *, rows: int, lanes: int, density: float = 1.0, seed: int = 0,
             sgd: Sgd = SGD, probe: int = 256, exceptions: dict[str, float] | None = None,
             dense_depths: bool = True, port_bits: int = 0, stream: bool = False, norms: bool = False,
-            grid: Grid = (1, 1)) -> Prepared:
+            grid: Grid = WHOLE) -> Prepared:
     """Calibrate zoo network ``name`` on ``data``, prune it at once by magnitude, compile it.
 
     Pruning is per layer to one density in ``rows × rows`` blocks (``exceptions`` by weight name). The batch is what the
@@ -112,7 +112,7 @@ def plain_rules(parameters: Iterable[Value]) -> dict[str, BufferedSgd]:
 
 
 def fitted_machine(step: Graph, live: dict[str, NDArray[np.bool_]], rows: int, lanes: int, port_bits: int = 0,
-                   *, stream: bool = False, grid: Grid = (1, 1)) -> tuple[Machine, tuple[LayerBlocks, ...]]:
+                   *, stream: bool = False, grid: Grid = WHOLE) -> tuple[Machine, tuple[LayerBlocks, ...]]:
     """The smallest machine of ``rows × lanes`` that holds the network, and the network's blocks.
 
     With ``stream`` the fewest columns of weights are on chip.

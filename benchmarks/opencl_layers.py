@@ -23,7 +23,7 @@ from statistics import median
 
 import numpy as np
 from harness import write_results
-from opencl_speed import GROUPS, NETWORKS, SUMS, TURNS, _seconds, environment, multiply_and_add
+from opencl_speed import GROUPS, NETWORKS, SUMS, TURNS, environment, multiply_and_add, seconds_of
 
 from espalier.frontend.torch_export import from_torch
 from espalier.ir.graph import Graph
@@ -69,8 +69,8 @@ def kinds(graph: Graph) -> dict[str, str]:
 def limits() -> tuple[float, float]:
     """Multiplications, each with an addition, and bytes a second."""
     source, target = np.ones(COPIED_BYTES // 8), np.empty(COPIED_BYTES // 8)
-    copy = _seconds(lambda: np.copyto(target, source), 3)
-    return GROUPS * TURNS * SUMS * 16 / _seconds(multiply_and_add(), 3), 2 * COPIED_BYTES / copy
+    copy = seconds_of(lambda: np.copyto(target, source), 3)
+    return GROUPS * TURNS * SUMS * 16 / seconds_of(multiply_and_add(), 3), 2 * COPIED_BYTES / copy
 
 
 def figures(name: str) -> list[Figure]:

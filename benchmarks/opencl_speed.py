@@ -142,7 +142,7 @@ def measured(name: str, threads: int, rows: int, rounds: int) -> dict[str, float
     import torch
 
     every = dict(contenders(name, threads, rows))
-    once = {title: _seconds(run, 1) for title, run in every.items()}
+    once = {title: seconds_of(run, 1) for title, run in every.items()}
     times = {title: [seconds] if seconds > SLOW else [] for title, seconds in once.items()}
     square, peak = torch.ones(PEAK_SIZE, PEAK_SIZE), multiply_and_add()
     products, peaks = [], []
@@ -150,9 +150,9 @@ def measured(name: str, threads: int, rows: int, rounds: int) -> dict[str, float
         for title, run in every.items():
             if once[title] <= SLOW:
                 run()
-                times[title].append(_seconds(run, max(1, min(100, int(SECONDS / once[title])))))
-        products.append(_seconds(lambda: square @ square, 3))
-        peaks.append(_seconds(peak, 3))
+                times[title].append(seconds_of(run, max(1, min(100, int(SECONDS / once[title])))))
+        products.append(seconds_of(lambda: square @ square, 3))
+        peaks.append(seconds_of(peak, 3))
     return {**{title: median(found) for title, found in times.items()}, "product": PEAK_SIZE ** 3 / median(products),
             "peak": GROUPS * TURNS * SUMS * 16 / min(peaks)}
 
@@ -180,7 +180,7 @@ def multiply_and_add() -> Callable[[], object]:
     return run
 
 
-def _seconds(run: Callable[[], object], repeats: int) -> float:
+def seconds_of(run: Callable[[], object], repeats: int) -> float:
     """Of one run, the median of some."""
     found = []
     for _ in range(repeats):

@@ -34,7 +34,7 @@ from espalier.arch.memory import MemoryTiming
 from espalier.compiler.legalise import legalise
 from espalier.compiler.lists import weight_numbers
 from espalier.compiler.pipeline import compile_program
-from espalier.compiler.tiling import Grid
+from espalier.compiler.tiling import WHOLE, Grid
 from espalier.cost.cycles import PhaseCycles, predict
 from espalier.cost.memory import with_memory
 from espalier.cost.traffic import traffic
@@ -113,7 +113,7 @@ class Network:
         self.live = random_live(self.step, setting)
         self.useful = {layer.name: layer_macs(layer, self.live) for layer in legalise(self.step)[0]}
 
-    def program(self, lanes: int, port_bits: int = 0, *, stream: bool = False, grid: Grid = (1, 1)) -> Program:
+    def program(self, lanes: int, port_bits: int = 0, *, stream: bool = False, grid: Grid = WHOLE) -> Program:
         """For the smallest machine that holds it."""
         rows = self.setting.rows
         machine = replace(fitted_machine(self.step, self.live, rows, lanes, port_bits, stream=stream, grid=grid)[0],
@@ -212,7 +212,7 @@ def one_image(name: str) -> Iterator[Figure | Bar]:
     for rows in ROWS_OF_ONE_IMAGE:
         network, lanes = Network(name, Setting(rows, 1.0, ONE_IMAGE)), multipliers // rows
         for grid in product(POWERS, POWERS):
-            if prod(grid) > lanes or lanes % prod(grid):
+            if lanes % prod(grid):
                 continue
             try:
                 program = network.program(prod(grid), grid=grid)
@@ -222,7 +222,7 @@ def one_image(name: str) -> Iterator[Figure | Bar]:
             found[rows, grid] = percent
     rows, grid = max(found, key=lambda key: found[key])
     yield Figure(f"{name}, {multipliers} multipliers, batch 1, 64 rows, without tiles: step",
-                 round(found[64, (1, 1)], 2), "% of multipliers", Provenance.ESTIMATED)
+                 round(found[64, WHOLE], 2), "% of multipliers", Provenance.ESTIMATED)
     yield Figure(f"{name}, {multipliers} multipliers, batch 1: rows of the busiest", rows, "rows", Provenance.ESTIMATED)
     yield Figure(f"{name}, {multipliers} multipliers, batch 1: tiles down", grid[0], "tiles", Provenance.ESTIMATED)
     yield Figure(f"{name}, {multipliers} multipliers, batch 1: tiles across", grid[1], "tiles", Provenance.ESTIMATED)

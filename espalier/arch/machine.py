@@ -40,7 +40,7 @@ class Machine:
     rows : int
         Output channels computed together, and edge of a weight block: a power of two up to 64.
     lanes : int
-        Images computed together.
+        Images computed together, or tiles of fewer.
     word_bits : int
         Bits of an activation, gradient or weight word, 2..16; narrower formats run in wider words.
     acc_bits : int

@@ -96,9 +96,9 @@ def _sum_bits(a: Fixed, b: Fixed, terms: int) -> int:
     return (terms << a.width + b.width - 2).bit_length() + 1
 
 
-def _norm_sum_bits(layer: Layer, images: int) -> int:
+def _norm_sum_bits(layer: Layer, lanes: int) -> int:
     """Bits, without a sign, of the largest sums that a batch norm makes scalars of: of x², and of gx."""
-    terms = images * layer.conv_shape[1] * layer.conv_shape[2]
+    terms = lanes * layer.conv_shape[1] * layer.conv_shape[2]
     widths = max(layer.x_format.width, layer.gradient_format.width)
     return ((terms << layer.x_format.width + widths - 2) - 1).bit_length()
 
@@ -133,8 +133,9 @@ def check_fit(machine: Machine, layers: tuple[Layer, ...], loss: Loss, blocks: t
                        f"clips")
     for layer in layers:
         if layer.norm and (sums := _norm_sum_bits(layer, machine.lanes)) > SUM_BITS:
-            raise FitError(f"The statistics of batch norm {layer.name!r} are sums of {sums} bits over {machine.lanes} "
-                           f"images, and scalars are made of {SUM_BITS}: take fewer lanes or narrower words")
+            raise FitError(f"The statistics of batch norm {layer.name!r} are sums of {sums} bits over "
+                           f"{machine.images} images, and scalars are made of {SUM_BITS}: take fewer lanes or narrower "
+                           f"words")
         for what, fmt in (("input", layer.x_format), ("weight", layer.weight_format), ("output", layer.out_format),
                           ("gradient", layer.gradient_format),
                           ("slope", layer.norm.slope_format if layer.norm and layer.norm.slope_format

@@ -21,14 +21,13 @@ from espalier.compiler.legalise import Held, Layer, Loss
 from espalier.compiler.lists import LayerBlocks, aligned_groups, blocks_of, live_weights, whole_blocks
 from espalier.compiler.panels import laid_out, layer_panels, least_depths
 from espalier.compiler.place import Memory, place
-from espalier.compiler.tiling import Grid, tiled
+from espalier.compiler.tiling import WHOLE, Grid, tiled
 from espalier.errors import FitError, UnsupportedError
 from espalier.program.memories import memory_banks
 
 MAX_LANES = 1024
 MOST_CHOSEN_ROWS = 16  #: more are taken where asked for: no lattice with more of them has been routed
 STATE_COLUMNS = 1024  #: of a panel of masters and momenta: enough for the latency of memory to be a small part
-WHOLE = (1, 1)        #: the grid of lanes that hold whole maps
 GRIDS = ((1, 2), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8))  #: that are chosen from, fewest tiles first
 DEPTH_STEP = 64  #: depths are rounded up to a multiple of this, so that a small change still fits
 

@@ -16,6 +16,7 @@ from espalier.errors import UnsupportedError
 from espalier.ir.types import MapShape
 
 Grid = tuple[int, int]  #: tiles of a map, down and across
+WHOLE: Grid = (1, 1)    #: that of lanes that hold whole maps
 
 
 def tiled(layers: tuple[Layer, ...], grid: Grid) -> tuple[Layer, ...]:
@@ -23,7 +24,7 @@ def tiled(layers: tuple[Layer, ...], grid: Grid) -> tuple[Layer, ...]:
 
     Raises UnsupportedError for a layer that cannot be done in tiles.
     """
-    return layers if grid == (1, 1) else tuple(_tiled(layer, grid) for layer in layers)
+    return layers if grid == WHOLE else tuple(_tiled(layer, grid) for layer in layers)
 
 
 def _tiled(layer: Layer, grid: Grid) -> Layer:

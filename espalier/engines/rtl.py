@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.arch.machine import MAX_GROUPS, REGION_BITS, STATE_BITS, Machine
+from espalier.arch.machine import CHANNEL_SCALARS, MAX_GROUPS, REGION_BITS, STATE_BITS, Machine
 from espalier.arch.memory import MemoryTiming
 from espalier.cost.cycles import PhaseCycles
 from espalier.engines import host
@@ -16,7 +16,6 @@ from espalier.gateware.accelerator import RESET_CYCLES
 from espalier.gateware.host import READ_CYCLES
 from espalier.gateware.verilog import verilog
 from espalier.ir.differentiate import gradient_name
-from espalier.program.norm import SLOTS
 from espalier.program.program import Command, Program
 from espalier.program.words import PAGE_SHIFT, Opcode, Space, Status, region_of
 
@@ -102,10 +101,10 @@ class RtlEngine:
 
     def _scalars(self) -> dict[str, NDArray[np.float32]]:
         """Scale, shift and statistics of batch norms."""
-        slots = np.arange(self.machine.norm_depth * SLOTS)
+        slots = np.arange(self.machine.norm_depth * CHANNEL_SCALARS)
         if not self.program.scalars:
             return {}
-        return self.program.scalars_of(self._read(host.address(Space.SCALARS, slots)).reshape(-1, SLOTS))
+        return self.program.scalars_of(self._read(host.address(Space.SCALARS, slots)).reshape(-1, CHANNEL_SCALARS))
 
     def _external_images(self) -> dict[str, NDArray[np.int64]]:
         """Weights, masters and momenta in external memory."""

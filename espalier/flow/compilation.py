@@ -16,7 +16,7 @@ from espalier.compiler.fit import required_acc_bits, required_depths
 from espalier.compiler.legalise import legalise
 from espalier.compiler.machine_choice import Constraints, choose_machine
 from espalier.compiler.pipeline import PIPELINE, Build
-from espalier.compiler.tiling import Grid
+from espalier.compiler.tiling import WHOLE, Grid
 from espalier.cost.cycles import predict
 from espalier.cost.resources import block_rams_for, luts_for
 from espalier.errors import DataError, UnsupportedError
@@ -120,7 +120,7 @@ class CompileRequest:
         if self.stream_weights and not self.port_bits:
             raise DataError("Weights stream through a port to external memory: give its port bits")
         if self.stream_weights and self.batch is not None and (
-                self.batch * prod(self.grid or (1, 1)) != self.lanes):
+                self.batch * prod(self.grid or WHOLE) != self.lanes):
             raise DataError("Weights that stream are updated after each group of lanes: give as many lanes as images "
                             "of a batch, each times its tiles")
 

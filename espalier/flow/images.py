@@ -37,7 +37,7 @@ def program_images(program: Program, state: Mapping[str, NDArray]) -> dict[str, 
     as declared in ``espalier.program.words``, the first lowest); ``weights``, ``masters`` and ``momenta``
     hold place ``column * rows + bank``. Of weights in external memory there are ``runs``, and two files of bytes: their
     names end with where in the machine's part of that memory they go. Of batch norms there are ``scalars``, binary32 at
-    ``channel * SLOTS + slot``.
+    ``channel * CHANNEL_SCALARS + slot``.
     """
     machine = program.machine
     memories = {name: image[: machine.master_depth] for name, image in program.memory_images(state).items()}

@@ -92,7 +92,7 @@ class EntryFetcher(wiring.Component):
 class SpanFinder(wiring.Component):
     """Finds the pixels of a task. One task per cycle, latency 3 cycles, never stalls.
 
-    Where lanes hold tiles, a tap is inside the map at all.
+    Where lanes hold tiles, every tap is inside at every pixel.
     Cycle 1: the task, out of its memory; 2: the tap's distances to the borders; 3: the pixels.
     """
 

@@ -6,10 +6,9 @@ from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from espalier.arch.machine import EXTERNAL_BITS, SCALAR_BITS, Machine
+from espalier.arch.machine import CHANNEL_SCALARS, EXTERNAL_BITS, SCALAR_BITS, Machine
 from espalier.gateware.layouts import command_layout, entry_layout, struct, vector_layout
 from espalier.gateware.operands import Operands, probe_layout
-from espalier.program.norm import SLOTS
 from espalier.program.words import (
     BUS_BITS,
     SPACE_SHIFT,
@@ -113,7 +112,7 @@ class HostReader(wiring.Component):
 
     def __init__(self, machine: Machine):
         self.machine = machine
-        scalars = {"scalar_address": Out(bits_for(machine.norm_depth * SLOTS)),
+        scalars = {"scalar_address": Out(bits_for(machine.norm_depth * CHANNEL_SCALARS)),
                    "scalar": In(SCALAR_BITS)} if machine.norm_depth else {}
         super().__init__({
             **scalars, "address": In(32), "data": Out(BUS_BITS), "busy": In(1), "probe": Out(probe_layout(machine)),

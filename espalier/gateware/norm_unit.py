@@ -9,14 +9,14 @@ from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from espalier.arch.machine import Machine
+from espalier.arch.machine import CHANNEL_SCALARS, Machine
 from espalier.gateware.arithmetic import delay_line
 from espalier.gateware.ram import BankedRam
 from espalier.gateware.scalar_round import SCALAR
 from espalier.gateware.scalar_unit import ScalarUnit
 from espalier.numerics.batch_norm import FOLLOWING
 from espalier.numerics.scalar import binary32
-from espalier.program.norm import SLOTS, NormMode
+from espalier.program.norm import NormMode
 from espalier.program.norm_schedule import ROW_FIELDS, ROWS, Source
 from espalier.program.words import BUS_BITS, NORM_SCALARS, bits_for, command_fields, pack
 
@@ -110,7 +110,7 @@ class NormUnit(wiring.Component):
     word_valid, word_channel, word_which, word : Out
         A :class:`~espalier.program.norm.Word` of a channel, counted from the layer's first.
     host_write, host_address, host_data : In
-        Write a scalar at ``channel * SLOTS + slot``, only while not ``busy``, as is reading.
+        Write a scalar at ``channel * CHANNEL_SCALARS + slot``, only while not ``busy``, as is reading.
     host_read : Out(32)
         The scalar at the address of READ_CYCLES ago.
     """
@@ -123,8 +123,8 @@ class NormUnit(wiring.Component):
             "sum": In(data.ArrayLayout(signed(machine.sum_bits), machine.trees)),
             "word_valid": Out(1), "word_channel": Out(bits_for(machine.norm_depth)), "word_which": Out(1),
             "word": Out(signed(machine.word_bits)),
-            "host_write": In(1), "host_address": In(bits_for(machine.norm_depth * SLOTS)), "host_data": In(BUS_BITS),
-            "host_read": Out(BUS_BITS)})
+            "host_write": In(1), "host_address": In(bits_for(machine.norm_depth * CHANNEL_SCALARS)),
+            "host_data": In(BUS_BITS), "host_read": Out(BUS_BITS)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -150,7 +150,7 @@ class NormUnit(wiring.Component):
 
     def _memory(self, m: Module, unit: ScalarUnit, row: data.View, place: Value) -> Signal:
         """The scalars of all channels; the host has the memory while no layer does."""
-        m.submodules.scalars = ram = BankedRam(BUS_BITS, self.machine.norm_depth * SLOTS)
+        m.submodules.scalars = ram = BankedRam(BUS_BITS, self.machine.norm_depth * CHANNEL_SCALARS)
         word = Signal(SCALAR)
         m.d.sync += word.eq(ram.read_data)
         m.d.comb += [

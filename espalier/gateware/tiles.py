@@ -111,7 +111,7 @@ class TileCounter(wiring.Component):
 class ReachFinder(wiring.Component):
     """Finds which taps stay inside the source map. Latency 4 cycles, one tile per cycle, never stalls.
 
-    Where lanes hold tiles, all do.
+    Where lanes hold tiles, all of them do.
     Cycle 1: distances of a tile to the borders; 2: taps; 3: products with the kernel's width; 4: pointers.
     """
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
-from espalier.arch.machine import CHANNEL_SCALARS
 from espalier.program.scalar import ScalarOperation
 
 ADD, SUB, EXCESS, MUL = (ScalarOperation.ADD, ScalarOperation.SUB, ScalarOperation.EXCESS, ScalarOperation.MUL)
 INVERSE_ROOT, OF_SUM = ScalarOperation.INVERSE_ROOT, ScalarOperation.OF_SUM
 TO_WORD, TO_NEGATED = ScalarOperation.TO_WORD, ScalarOperation.TO_NEGATED
-SLOTS = CHANNEL_SCALARS  #: what the formulas name themselves lies in those that are left
 
 
 class NormMode(IntEnum):

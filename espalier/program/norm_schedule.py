@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import count
 
+from espalier.arch.machine import CHANNEL_SCALARS
 from espalier.program.norm import (
     BACKWARD,
     FORWARD,
     RUNNING,
-    SLOTS,
     Constant,
     Frac,
     NormMode,
@@ -98,7 +98,7 @@ class _Plan:
     def places(self) -> dict[Value, int]:
         """The slot of each value that has one; those without a name share what slots are left."""
         last_read = {value: cycle for cycle, value in sorted(self.reads.items())}
-        free_at = dict.fromkeys(range(len(Slot), SLOTS), 0)
+        free_at = dict.fromkeys(range(len(Slot), CHANNEL_SCALARS), 0)
         places: dict[Value, int] = {slot: slot.value for slot in Slot}
         for done, step in sorted(self.results.items()):
             result = self.steps[step].result

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.arch.machine import Machine
+from espalier.arch.machine import CHANNEL_SCALARS, Machine
 from espalier.numerics.fixed import Fixed
-from espalier.program.norm import SLOTS, NormMode
+from espalier.program.norm import NormMode
 from espalier.program.words import Opcode, command_fields, entry_fields, pack, run_fields
 
 Run = tuple[int, int]  #: columns one behind the other in external memory: the first, counted there, and how many
@@ -327,7 +327,7 @@ class Program:
 
     def scalar_image(self, state: Mapping[str, NDArray]) -> NDArray[np.uint32]:
         """The memory of scalars (channel, slot), as binary32, for a parameter state."""
-        image = np.zeros((self.machine.norm_depth, SLOTS), dtype=np.float32)
+        image = np.zeros((self.machine.norm_depth, CHANNEL_SCALARS), dtype=np.float32)
         for name, (first, count, slot) in self.scalars.items():
             image[first: first + count, slot] = state[name]
         return image.view(np.uint32)

@@ -55,7 +55,7 @@ class Space(IntEnum):
     LABELS = 9       #: offset ``parity * lanes + lane``
     EXTERNAL = 10    #: write, at any offset: where in external memory the machine's own part begins, in bytes
     RUNS = 11        #: runs of columns in external memory
-    SCALARS = 12     #: of batch norms, as binary32: offset ``channel * SLOTS + slot`` (see program.norm.Slot)
+    SCALARS = 12     #: of batch norms, as binary32: offset ``channel * CHANNEL_SCALARS + slot`` (see program.norm.Slot)
 
 
 class Status(IntEnum):

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from espalier.arch.machine import Machine
+from espalier.compiler.tiling import WHOLE, Grid
+from espalier.cost.cycles import predict
 from espalier.engines.base import Network
+from espalier.engines.interpreter import InterpreterEngine
+from espalier.engines.rtl import RtlEngine
+from espalier.engines.verify import verify_step
 from espalier.errors import FitError, GraphError
 from espalier.ir.differentiate import gradient_name
 from espalier.ir.text import dump
@@ -22,7 +27,6 @@ from espalier.numerics.update import GRADIENT_BITS, Factor, ScalarSgd
 from espalier.numerics.window import Window
 
 MAX_LOGIT_FRAC = 16
-ALONE = (1, 1)  #: the grid of a lane that holds whole maps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -95,13 +99,13 @@ def factors(draw) -> dict[str, Factor]:
             "decay": Factor(draw(st.integers(0, 0xffff)), draw(st.integers(14, 47)))}
 
 
-def in_halves(chain: Chain, grid: tuple[int, int]) -> bool:
+def in_halves(chain: Chain, grid: Grid) -> bool:
     """Whether what a lane holds of the end divides in halves."""
     return not any(size // tiles % 2 for size, tiles in zip(chain.x.shape[1:], grid, strict=True))
 
 
 @st.composite
-def tile_windows(draw, size: tuple[int, ...], grid: tuple[int, int], dilations: tuple[int, ...]) -> Window:
+def tile_windows(draw, size: tuple[int, ...], grid: Grid, dilations: tuple[int, ...]) -> Window:
     """A window that makes of a map of ``size`` one that is as many tiles."""
     held = [length // tiles for length, tiles in zip(size, grid, strict=True)]
     steps = [[1, 1, 2, 4][: 1 + length.bit_length()] for length in held]
@@ -115,10 +119,10 @@ def tile_windows(draw, size: tuple[int, ...], grid: tuple[int, int], dilations: 
 
 
 @st.composite
-def windows(draw, size: tuple[int, ...], dilations: tuple[int, ...] = (1, 1, 1, 2), grid: tuple[int, int] = ALONE
+def windows(draw, size: tuple[int, ...], dilations: tuple[int, ...] = (1, 1, 1, 2), grid: Grid = WHOLE
             ) -> Window:
     """A window that fits a map of ``size``."""
-    if grid != ALONE:
+    if grid != WHOLE:
         return draw(tile_windows(size, grid, dilations))
     kernel, stride, dilation = (tuple(draw(st.sampled_from(values)) for _ in size)
                                 for values in ((1, 2, 3, 3, 4, 5), (1, 1, 1, 2, 2, 4), dilations))
@@ -160,7 +164,7 @@ def scalar_rules(draw) -> ScalarSgd:
 
 @st.composite
 def convolved(draw, chain: Chain, rows: int, bias: bool, formats: Formats, clips: bool, norm: bool = False,
-              word_bits: int = 0, next_biased: bool = False, grid: tuple[int, int] = ALONE) -> Formats:
+              word_bits: int = 0, next_biased: bool = False, grid: Grid = WHOLE) -> Formats:
     """Append a convolution, with a batch norm or not, rectified and pooled or not; the formats of the end."""
     channels = chain.x.shape[0]
     groups = draw(st.sampled_from([1, 1, 1, channels, 2]))
@@ -186,13 +190,13 @@ def convolved(draw, chain: Chain, rows: int, bias: bool, formats: Formats, clips
 
 
 @st.composite
-def added(draw, chain: Chain, word_bits: int, clips: bool, grid: tuple[int, int] = ALONE) -> None:
+def added(draw, chain: Chain, word_bits: int, clips: bool, grid: Grid = WHOLE) -> None:
     """Append a sum of the end and of one or two layers on it, with a projection or without."""
     start, gradient = chain.x, chain.gradient_formats[gradient_name(chain.x.name)]
     width = draw(widths(word_bits))
     formats = Formats(weight=Fixed.of(width, draw(st.integers(max(0, width - 4), width + 1))), result=start.format,
                       gradient=gradient, weight_gradient=Fixed.of(GRADIENT_BITS, start.format.frac + gradient.frac - 2))
-    halves = in_halves(chain, grid) if grid != ALONE else min(start.shape[1:]) > 1
+    halves = in_halves(chain, grid) if grid != WHOLE else min(start.shape[1:]) > 1
     stride = draw(st.sampled_from([1, 2])) if halves else 1
     channels = start.shape[0] if stride == 1 else draw(st.integers(1, 9))
 
@@ -218,7 +222,7 @@ def added(draw, chain: Chain, word_bits: int, clips: bool, grid: tuple[int, int]
 
 
 @st.composite
-def averaged(draw, chain: Chain, formats: Formats, source_gradient: Fixed, grid: tuple[int, int] = ALONE) -> None:
+def averaged(draw, chain: Chain, formats: Formats, source_gradient: Fixed, grid: Grid = WHOLE) -> None:
     """Append an average pool, of a window or of the whole map, that gives no more fraction bits than it has."""
     assume(formats.result.frac <= chain.x.format.frac + AVERAGE_FRAC)
     assume(source_gradient.frac <= formats.gradient.frac + AVERAGE_FRAC)
@@ -227,7 +231,7 @@ def averaged(draw, chain: Chain, formats: Formats, source_gradient: Fixed, grid:
 
 @st.composite
 def chains(draw, word_bits: int, rows: int, hinge: bool, clips: bool = True, norms: bool = False,
-           grid: tuple[int, int] = ALONE) -> Chain:
+           grid: Grid = WHOLE) -> Chain:
     """Up to two convolutions, with sums behind them or without, a mean or none, then up to two linear layers.
 
     The last may be a convolution that leaves one pixel. With ``norms`` there may be batch norms. Maps are such as a
@@ -237,14 +241,14 @@ def chains(draw, word_bits: int, rows: int, hinge: bool, clips: bool = True, nor
     means = int(convolutions > 0 and draw(st.booleans()))
     biases = [draw(st.booleans()) for _ in range(convolutions + means + linears)]
     image = draw(activation_formats(word_bits, biased=biases[0]))
-    size = [tiles * draw(st.sampled_from([1, 2, 4])) for tiles in grid] if grid != ALONE else [
+    size = [tiles * draw(st.sampled_from([1, 2, 4])) for tiles in grid] if grid != WHOLE else [
         draw(st.integers(1, 8)), draw(st.integers(1, 8))]
     chain = Chain((draw(st.integers(1, 5)), *size), image)
     source_gradient: Fixed | None = None
     for k, bias in enumerate(biases):
         last = k + 1 == len(biases)
         next_biased = not last and biases[k + 1]
-        normable = k < convolutions or (grid == ALONE and k >= convolutions + means)
+        normable = k < convolutions or (grid == WHOLE and k >= convolutions + means)
         norm = norms and not last and normable and draw(st.booleans())
         formats = draw(layer_formats(word_bits, chain.x.format, next_biased=next_biased or norm, last=last,
                                      hinge=hinge, source_gradient=source_gradient))
@@ -272,7 +276,7 @@ def examples(draw, machine: Machine) -> Example:
     """A random network compiled for ``machine``; networks that the machine cannot hold are not drawn."""
     loss = draw(st.sampled_from(["softmax_cross_entropy", "square_hinge"]))
     chain = draw(chains(machine.word_bits, machine.rows, loss == "square_hinge", machine.clips,
-                        machine.norm_depth > 0, (machine.grid_y, machine.grid_x)))
+                        machine.norm_depth > 0, machine.grid))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     layers = chain.layers()
     choices = draw(st.sampled_from([(1.0,), (1.0, 0.8, 0.6), (1.0, 0.9, 0.5, 0.2, 0.0)]))  # dead layers kill gradients
@@ -291,3 +295,23 @@ def examples(draw, machine: Machine) -> Example:
         assume(False)
         raise
     return Example(network=network, state=state, image_scale=draw(st.sampled_from([0.1, 0.5, 5.0])), rng=rng)
+
+
+def check_engine(example: Example) -> None:
+    """Two steps, a batch and inference equal the interpreter, and take the cycles that are predicted."""
+    network, state, count = example.network, example.state, example.network.program.machine.images
+    rtl, reference = RtlEngine(network), InterpreterEngine(network)
+    for _ in range(2):
+        verify_step(network, state, *example.images(count), reference=reference, candidate=rtl).check()
+        state = reference.state()
+    expected, step = predict(network.program), network.program.entries_at["infer"]
+    rtl.clear_cycles()
+    batch = example.images(count)
+    assert rtl.train(*batch, count) == reference.train(*batch, count)
+    assert rtl.phase_cycles()[:step] == expected[:step]
+    rtl.clear_cycles()
+    batch = example.images(2 * count)
+    assert rtl.infer(*batch) == reference.infer(*batch)
+    once = [phase.cycles for phase in expected[step:]]
+    assert [phase.cycles for phase in rtl.phase_cycles()[step:]] == [2 * cycles for cycles in once]
+    rtl.close()

@@ -13,13 +13,12 @@ from bench.networks import (
     random_words,
     rules_of,
 )
-from bench.random_networks import examples
+from bench.random_networks import check_engine, examples
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from espalier.arch.machine import Machine
 from espalier.arch.memory import MemoryTiming
-from espalier.cost.cycles import predict
 from espalier.engines.bundle import read_bundle, write_bundle
 from espalier.engines.interpreter import InterpreterEngine
 from espalier.engines.rtl import RtlEngine
@@ -49,24 +48,7 @@ def named(machine):
 @EXAMPLES
 @given(data=st.data())
 def test_random_networks(machine, data):
-    """Two steps, inference by the running statistics, and the cycles of both."""
-    example = data.draw(examples(machine))
-    network, state, lanes = example.network, example.state, machine.lanes
-    rtl, reference = RtlEngine(network), InterpreterEngine(network)
-    for _ in range(2):
-        verify_step(network, state, *example.images(lanes), reference=reference, candidate=rtl).check()
-        state = reference.state()
-    expected, step = predict(network.program), network.program.entries_at["infer"]
-    rtl.clear_cycles()
-    batch = example.images(lanes)
-    assert rtl.train(*batch, lanes) == reference.train(*batch, lanes)
-    assert rtl.phase_cycles()[:step] == expected[:step]
-    rtl.clear_cycles()
-    batch = example.images(2 * lanes)
-    assert rtl.infer(*batch) == reference.infer(*batch)
-    once = [phase.cycles for phase in expected[step:]]
-    assert [phase.cycles for phase in rtl.phase_cycles()[step:]] == [2 * cycles for cycles in once]
-    rtl.close()
+    check_engine(data.draw(examples(machine)))
 
 
 def residual(rng, formats=FORMATS):

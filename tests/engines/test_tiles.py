@@ -4,15 +4,11 @@ import numpy as np
 import pytest
 from bench.external import FORMATS, check_predicted_waits, check_steps
 from bench.networks import Chain, compiled, random_live, random_state
-from bench.random_networks import examples
+from bench.random_networks import check_engine, examples
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from espalier.arch.machine import Machine
-from espalier.cost.cycles import predict
-from espalier.engines.interpreter import InterpreterEngine
-from espalier.engines.rtl import RtlEngine
-from espalier.engines.verify import verify_step
 
 EXAMPLES = settings(deadline=None, max_examples=7, derandomize=True, phases=[Phase.explicit, Phase.generate],
                     suppress_health_check=list(HealthCheck))
@@ -32,18 +28,7 @@ def named(machine):
 @EXAMPLES
 @given(data=st.data())
 def test_random_networks(machine, data):
-    """Two steps, inference, and the cycles of both."""
-    example = data.draw(examples(machine))
-    network, state, count = example.network, example.state, machine.images
-    rtl, reference = RtlEngine(network), InterpreterEngine(network)
-    for _ in range(2):
-        verify_step(network, state, *example.images(count), reference=reference, candidate=rtl).check()
-        state = reference.state()
-    expected = predict(network.program)
-    batch = example.images(count)
-    rtl.clear_cycles()
-    assert (rtl.train(*batch, count), rtl.infer(*batch)) == (reference.train(*batch, count), reference.infer(*batch))
-    assert rtl.phase_cycles() == expected
+    check_engine(data.draw(examples(machine)))
 
 
 @pytest.mark.parametrize("machine", [

@@ -7,14 +7,14 @@ import pytest
 from bench.ported import NOTHING, Ported, Running
 from bench.simulation import simulate
 
-from espalier.arch.machine import Machine
+from espalier.arch.machine import CHANNEL_SCALARS, Machine
 from espalier.engines.verilator import WAIT_IDLE
 from espalier.gateware.norm_unit import READ_CYCLES, NormUnit, norm_rule
 from espalier.numerics import fixed_batch_norm as norm
 from espalier.numerics.fixed import Fixed
 from espalier.numerics.scalar import binary32, of_words, scalar
 from espalier.numerics.update import ScalarSgd
-from espalier.program.norm import SLOTS, NormMode, Slot
+from espalier.program.norm import NormMode, Slot
 from espalier.program.norm_schedule import CHANNEL_CYCLES
 
 STATE = (Slot.SCALE, Slot.SHIFT, Slot.SCALE_VELOCITY, Slot.SHIFT_VELOCITY, Slot.RUNNING_MEAN, Slot.RUNNING_VARIANCE)
@@ -139,7 +139,7 @@ async def write_state(ctx, unit, layer):
     for slot, scalars in layer.state.items():
         for channel, word in enumerate(bits(scalars).tolist()):
             ctx.set(unit.host_write, 1)
-            ctx.set(unit.host_address, (layer.first + channel) * SLOTS + slot.value)
+            ctx.set(unit.host_address, (layer.first + channel) * CHANNEL_SCALARS + slot.value)
             ctx.set(unit.host_data, word)
             await ctx.tick()
     ctx.set(unit.host_write, 0)
@@ -148,7 +148,7 @@ async def write_state(ctx, unit, layer):
 async def check_state(ctx, unit, layer):
     for slot, scalars in layer.state.items():
         for channel, expected in enumerate(scalars):
-            ctx.set(unit.host_address, (layer.first + channel) * SLOTS + slot.value)
+            ctx.set(unit.host_address, (layer.first + channel) * CHANNEL_SCALARS + slot.value)
             await ctx.tick().repeat(READ_CYCLES)
             assert np.uint32(ctx.get(unit.host_read)).view(np.float32) == expected, (slot, channel)
 
@@ -214,7 +214,7 @@ class Verilated:
         writes = []
         for slot, scalars in layer.state.items():
             for channel, word in enumerate(bits(scalars).tolist()):
-                writes += [*self.ported.sets("host_address", (layer.first + channel) * SLOTS + slot.value),
+                writes += [*self.ported.sets("host_address", (layer.first + channel) * CHANNEL_SCALARS + slot.value),
                            *self.ported.sets("host_data", word), *self.ported.pulse("host_write")]
         running.write(*zip(*writes, strict=True))
 
@@ -248,7 +248,7 @@ def test_many_channels_in_verilog():
                 assert np.array_equal(words, layer.step(mode))
         for slot, scalars in layer.state.items():
             for channel in range(0, count, 7):
-                word = bench.read(running, (layer.first + channel) * SLOTS + slot.value)
+                word = bench.read(running, (layer.first + channel) * CHANNEL_SCALARS + slot.value)
                 assert word.view(np.float32) == scalars[channel], (slot, channel)
 
 
