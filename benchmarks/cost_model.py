@@ -133,7 +133,7 @@ def simulated(rng: np.random.Generator, network: Network, timing: MemoryTiming
     engine.infer(images[: machine.lanes], labels[: machine.lanes])
     counted = engine.phase_cycles()
     engine.close()
-    one = [replace(phase, cycles=phase.cycles / groups, issued=phase.issued / groups) for phase in counted[:step]]
+    one = [replace(phase, cycles=phase.cycles / groups, steps=(phase.issued / groups,)) for phase in counted[:step]]
     return [*one, *counted[step:]], sum(phase.cycles for phase in counted), moved
 
 

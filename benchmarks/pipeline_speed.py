@@ -7,7 +7,9 @@ what else the machine does hits all alike; figures are medians over rounds of im
 medians of each round's ratio to one process of the same arithmetic.
 
 - 16 bit, and float32 by the same code: one process; a pipeline of two on stale weights; the same, synchronous, each
-  batch in MICRO_BATCHES. Where the network is cut follows from measured times (``train/balance.py``).
+  batch in MICRO_BATCHES. Where the network is cut follows from measured times (``train/balance.py``). ``two runs side
+  by side`` are two processes that share nothing and each train the whole network: what the cores of the machine, with
+  the memory and caches that they share, give at most.
 - float32 by PyTorch as a user writes it: one process; data parallel (DDP), half of each batch each; GPipe and 1F1B of
   ``torch.distributed.pipelining``, batches in MICRO_BATCHES, cut where the MACs of both parts are closest.
 
@@ -74,7 +76,7 @@ PUBLISHED = 1.65  #: times as fast, of two GPUs (arXiv 1912.12675, ResNet-56; up
 ERROR = 15.0      #: of the predicted speed-up, in %, at most
 ONE, STALE, SYNCHRONOUS = "one process", "stale", f"synchronous in {MICRO_BATCHES}"
 FIXED = "16 bit"
-STALE_FEW, FULL = f"stale, {FEW} batches", "stale, once full"
+STALE_FEW, FULL, APART = f"stale, {FEW} batches", "stale, once full", "two runs side by side"
 
 Step = Callable[[], None]
 
@@ -108,6 +110,7 @@ def ours(start: Checkpoint, data: Dataset, batches: int, crew: Crew) -> tuple[di
     if not crew.rank:
         print(f"{start.graph.name}: cut at {', '.join(cuts)}", flush=True)
     return {ONE: (lambda: None) if crew.rank else partial(alone.run, [whole], feed),
+            APART: partial(alone.run, [whole], feed),
             STALE: partial(worker.take_part, mine, feed, rings),
             STALE_FEW: partial(worker.take_part, mine, replace(feed, index=feed.index[:FEW]), rings),
             SYNCHRONOUS: partial(worker.take_part_synchronously, mine, feed, MICRO_BATCHES, rings)}, mine
@@ -213,6 +216,8 @@ def findings(found: dict, batches: int) -> tuple[list[Figure], list[Bar]]:
             if (few := seconds.pop(STALE_FEW, None)) is not None:
                 seconds[FULL] = [(many - less) * batches / (batches - FEW)
                                  for many, less in zip(seconds[STALE], few, strict=True)]
+            if APART in seconds:
+                seconds[APART] = [both / WORKERS for both in seconds[APART]]
             for scheme, took in seconds.items():
                 head = f"{name}: {kind}, {scheme}"
                 figures.append(Figure(head, round(batches * BATCH / median(took), 1), "images/s", Provenance.MEASURED))

@@ -14,6 +14,8 @@ KERNEL_BITS = 4      #: bits of a kernel coordinate
 MAX_KERNEL = 1 << KERNEL_BITS
 MAX_STRIDE_SHIFT = 3  #: strides are powers of two up to this one
 MAX_MAP = 1 << COORDINATE_BITS - 1
+MAX_ELEMENTS = 16
+MAX_UPDATE_UNITS = 64  #: of all processing elements
 MAX_GROUPS = 256      #: groups of images in a batch, at most
 PORT_BITS = (32, 64, 128, 256, 512, 1024)  #: data bits of a port to external memory
 EXTERNAL_BITS = 32    #: bits of a byte address in external memory
@@ -21,6 +23,7 @@ BURST_BYTES = 4096    #: no burst crosses a multiple of it (AXI4), and every ten
 MAX_BURST_BEATS = 64  #: of one burst
 MULTIPLIERS_BESIDE_LATTICE = 16  #: at most: addresses, loss and one update unit
 UPDATE_MULTIPLIERS = 6  #: of each further update unit
+ADDRESS_MULTIPLIERS = 5  #: at most, of the addresses of each further processing element
 SCALAR_MULTIPLIERS = 4  #: of what computes with scalars
 PAIR_BITS = 8  #: of the widest words of which two products fit a multiplier: packed they take 3 * 8 + 1 = 25 bits
 SLOT_BITS = (8, 16)  #: that a weight takes in external memory
@@ -33,7 +36,7 @@ _FLAGS = ("groups", "pairs", "clips")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """A lattice of ``rows × lanes`` multipliers with its memories.
+    """A lattice of ``rows × lanes`` multipliers with its memories, or several that share the work of a layer.
 
     Parameters
     ----------
@@ -82,6 +85,10 @@ class Machine:
     grid_y, grid_x : int
         Tiles, down and across, that the maps of an image are cut into; neighbouring lanes hold them, and read from each
         other. The lanes hold so many times fewer images.
+    elements : int
+        Processing elements, a power of two up to :data:`MAX_ELEMENTS`: each is a lattice with weights, index lists,
+        lane trees and update units of its own, a part of the activations and a copy of the gradients. Depths and
+        ``trees`` are those of one.
     """
 
     rows: int
@@ -106,6 +113,7 @@ class Machine:
     norm_depth: int = 0
     grid_y: int = 1
     grid_x: int = 1
+    elements: int = 1
 
     def __post_init__(self) -> None:
         if self.rows not in ROWS:
@@ -123,6 +131,17 @@ class Machine:
             raise FitError(f"Lane trees must be a power of two up to the {self.rows} rows, not {self.trees}")
         if self.port_bits and self.port_bits not in PORT_BITS:
             raise FitError(f"A port to external memory has {', '.join(map(str, PORT_BITS))} bits, not {self.port_bits}")
+        if not 1 <= self.elements <= MAX_ELEMENTS or self.elements.bit_count() != 1:
+            raise FitError(f"Processing elements must be a power of two up to {MAX_ELEMENTS}, not {self.elements}")
+        if self.elements * self.trees > MAX_UPDATE_UNITS:
+            raise FitError(f"{self.elements} processing elements with {self.trees} lane trees each are more than "
+                           f"{MAX_UPDATE_UNITS} update units: take fewer")
+        if self.elements > 1 and self.port_bits:
+            raise FitError(f"{self.elements} processing elements share no port to external memory: take one, or a "
+                           f"machine without a port")
+        if self.elements > 1 and self.norm_depth:
+            raise FitError(f"{self.elements} processing elements share no scalars of batch norms: take one, or fold "
+                           f"the batch norms")
         if self.pairs and self.rows < 2:
             raise FitError(f"Pairs of products are those of two rows, and the machine has {self.rows}")
         if self.pairs and self.word_bits > PAIR_BITS:
@@ -146,8 +165,13 @@ class Machine:
 
     @property
     def multipliers(self) -> int:
-        """Multipliers of the lattice: products in a cycle."""
-        return self.rows * self.lanes
+        """Multipliers of the lattices: products in a cycle."""
+        return self.elements * self.rows * self.lanes
+
+    @property
+    def all_rows(self) -> int:
+        """Rows of the lattices of all elements."""
+        return self.elements * self.rows
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -176,8 +200,13 @@ class Machine:
 
     @property
     def master_depth(self) -> int:
-        """Words in the master memory: one for each place in the weight banks."""
+        """Words in the master memory of an element: one for each place in its weight banks."""
         return self.weight_depth * self.rows
+
+    @property
+    def place_bits(self) -> int:
+        """Bits of the place of a weight within its element."""
+        return (self.master_depth - 1).bit_length()
 
     @property
     def sum_bits(self) -> int:
@@ -213,7 +242,7 @@ class Machine:
     def trace_depth(self) -> int:
         """Places of weights, with their region above the column."""
         if not self.panel_depth:
-            return self.master_depth
+            return self.elements << self.place_bits if self.elements > 1 else self.master_depth
         return self.rows << (max(self.weight_depth, self.state_depth) - 1).bit_length() + REGION_BITS
 
     @property
@@ -231,16 +260,16 @@ class Machine:
         return columns * self.rows * (STATE_BITS if state else self.slot_bits) // self.port_bits
 
     def memories(self) -> dict[str, tuple[int, int]]:
-        """(words, bits per word) of each memory by name."""
-        vector = self.vector_bits
+        """(words, bits per word) of each memory by name, those of all elements together."""
+        vector, elements = self.vector_bits, self.elements
         wide = self.word_bits + 16
-        weights, states = (self.rows * (self.weight_depth + 2 * depth)
+        weights, states = (elements * self.rows * (self.weight_depth + 2 * depth)
                            for depth in (self.panel_depth, self.state_depth))
-        sums = {"gradient_sums": (self.master_depth, self.sum_bits)} if self.groups else {}
+        sums = {"gradient_sums": (elements * self.master_depth, self.sum_bits)} if self.groups else {}
         norms = {"scalars": (self.norm_depth * CHANNEL_SCALARS, SCALAR_BITS),
                  "norm_sums": (self.norm_sums, self.sum_bits)} if self.norm_depth else {}
-        return {"activations": (self.activation_depth, vector),
-                "gradients": (self.rows * self.gradient_depth, vector),
+        return {"activations": (elements * self.activation_depth, vector),
+                "gradients": (elements * self.rows * self.gradient_depth, vector),
                 "weights": (weights, self.word_bits), "masters": (states, wide), "momenta": (states, wide), **sums,
                 **norms}
 

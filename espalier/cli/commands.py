@@ -207,8 +207,11 @@ def compile_command(
     grid: Annotated[str | None, typer.Option(help="Tiles, down and across, in which lanes hold the maps of an image, "
                                                   "such as 4x4; default: 1x1, a lane an image, unless a batch leaves "
                                                   "lanes over.")] = None,
-    trees: Annotated[int | None, typer.Option(help="Weights updated in a cycle, a power of two up to the rows; "
-                                                   "default: 1.")] = None,
+    elements: Annotated[int | None, typer.Option(help="Processing elements that share the work of a layer, a power of "
+                                                      "two up to 16: each a lattice of rows × lanes; default: 1.")
+                        ] = None,
+    trees: Annotated[int | None, typer.Option(help="Weights updated in a cycle by a processing element, a power of two "
+                                                   "up to the rows; default: 1.")] = None,
     pairs: Annotated[bool | None, typer.Option(help="Two products of words of at most 8 bits by each hard multiplier; "
                                                     "default: where the part can.")] = None,
     word_bits: Annotated[int | None, typer.Option(help="2..16; default: the network's widest word.")] = None,
@@ -233,10 +236,10 @@ def compile_command(
     """Compile a network for a machine: Verilog, Program and memory images."""
     steps = steps_told()
     request = flow.CompileRequest(
-        device=device, rows=rows, lanes=lanes, grid=_grid(grid), trees=trees, pairs=pairs, word_bits=word_bits,
-        port_bits=port_bits, stream_weights=stream_weights, multipliers=multipliers, block_rams=block_rams,
-        machine=machine, batch=batch, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay,
-        data=data, data_root=data_root)
+        device=device, rows=rows, lanes=lanes, grid=_grid(grid), elements=elements, trees=trees, pairs=pairs,
+        word_bits=word_bits, port_bits=port_bits, stream_weights=stream_weights, multipliers=multipliers,
+        block_rams=block_rams, machine=machine, batch=batch, learning_rate=learning_rate, momentum=momentum,
+        weight_decay=weight_decay, data=data, data_root=data_root)
     design = flow.compile_network(source, output_dir, request, stop_after=stop_after, dump_passes=dump,
                                   dry_run=dry_run, steps=steps)
     if design is None:
@@ -244,7 +247,9 @@ def compile_command(
         return
     chosen = design.machine
     done(steps, as_json, {"machine": chosen.to_json()},
-         [f"{design.graph.name} on {chosen.rows} rows × {chosen.lanes} lanes ({chosen.multipliers} multipliers"
+         [f"{design.graph.name} on "
+          + (f"{chosen.elements} processing elements of " if chosen.elements > 1 else "") +
+          f"{chosen.rows} rows × {chosen.lanes} lanes ({chosen.multipliers} multipliers"
           f"{' in pairs' if chosen.pairs else ''}), "
           + (f"{chosen.grid_y} × {chosen.grid_x} tiles an image, " if chosen.tiles > 1 else "") +
           f"{chosen.acc_bits}-bit accumulators" + (" (dry run: nothing was written)" if dry_run else ""),

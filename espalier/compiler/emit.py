@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from espalier.arch.machine import Machine
 from espalier.compiler.backward import Backward, Step, backward
+from espalier.compiler.fit import makes_own
 from espalier.compiler.legalise import Held, Layer, Loss
 from espalier.compiler.lists import Block, LayerBlocks
 from espalier.compiler.moves import LOSS, Moves, Part
@@ -25,7 +26,7 @@ from espalier.numerics.fixed_batch_norm import following, share
 from espalier.numerics.scalar import binary32
 from espalier.numerics.update import BufferedSgd, ScalarSgd
 from espalier.program.norm import NormMode, Slot
-from espalier.program.program import Command, Entry, Placement, Program
+from espalier.program.program import Command, Entry, IndexLists, Placement, Program
 from espalier.program.scalar import FRAC_BITS
 from espalier.program.words import PAGE_BITS, PAGE_SHIFT, Opcode, command_fields
 
@@ -56,12 +57,11 @@ def emit(machine: Machine, graph: Graph, layers: tuple[Layer, ...], loss: Loss, 
     train = commands.moves.scheduled(steps)
     written = replace(end, fence=int(any(command.opcode == Opcode.STORE for command in train.commands)))
     addresses = {name: places.reshape(graph.value(name).shape)
-                 for item in blocks for name, places in item.addresses().items()}
+                 for item in blocks for name, places in item.addresses(machine.master_depth).items()}
     return Program(
         machine=machine, commands=(*train.commands, written, *infer.commands, end),
         entries_at={"train": 0, "infer": len(train.commands) + 1},
-        entries=tuple(commands.lists.entries), table=tuple(commands.lists.table), addresses=addresses,
-        constants=_constants(blocks),
+        lists=commands.lists.whole(), addresses=addresses, constants=_constants(blocks, machine.master_depth),
         weight_formats={name: layer.weight_format for layer in layers if not layer.norm
                         for name in (layer.weight, layer.bias) if name},
         scalars={name: (commands.channels[layer.out], layer.conv_shape[0], slot.value) for layer in layers if layer.norm
@@ -72,11 +72,11 @@ def emit(machine: Machine, graph: Graph, layers: tuple[Layer, ...], loss: Loss, 
         external_columns=commands.external_columns, weight_page=commands.weight_page, state_page=commands.state_page)
 
 
-def _constants(blocks: tuple[LayerBlocks, ...]) -> dict[int, NDArray[np.int64]]:
+def _constants(blocks: tuple[LayerBlocks, ...], each: int) -> dict[int, NDArray[np.int64]]:
     found: dict[int, list[NDArray[np.int64]]] = {}
     for item in blocks:
         if item.layer.weight is None:
-            found.setdefault(item.layer.constant, []).append(item.constant_places())
+            found.setdefault(item.layer.constant, []).append(item.constant_places(each))
     return {word: np.concatenate(places) for word, places in found.items()}
 
 
@@ -107,60 +107,81 @@ def _placements(layers: tuple[Layer, ...], memory: Memory, plan: Backward, maker
 
 
 class _Lists:
-    """Index lists and segment pointers as they grow."""
+    """Index lists and segment pointers of each processing element as they grow.
 
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.entries: list[Entry] = []
-        self.table: list[int] = []
+    All have pointers for the same blocks and taps, so that a table position is that of each.
+    """
 
-    def forward(self, item: LayerBlocks, base: int, source: MapShape, columns: Mapping[int, int]) -> int:
+    def __init__(self, rows: int, elements: int) -> None:
+        self.rows, self.elements = rows, elements
+        self.entries: list[list[Entry]] = [[] for _ in range(elements)]
+        self.tables: list[list[int]] = [[] for _ in range(elements)]
+
+    def whole(self) -> tuple[IndexLists, ...]:
+        """The lists as they are."""
+        return tuple(IndexLists(entries=tuple(entries), table=tuple(table))
+                     for entries, table in zip(self.entries, self.tables, strict=True))
+
+    def forward(self, item: LayerBlocks, base: int, source: MapShape, columns: Mapping[int, int], *,
+                everywhere: bool = False, own: bool = False) -> int:
         """Append a layer's FP list, ordered by output block, then tap; return its table position.
 
-        ``columns`` has where columns lie on chip, if that is not where they are numbered.
+        ``columns`` has where columns lie on chip, if that is not where they are numbered. ``everywhere``: all elements
+        have all of the source. ``own``: each has the list of the output blocks that are its own.
         """
         layer, plane = item.layer, source[1] * source[2]
-        by_place = _grouped(item.blocks, lambda b: (b.out, b.ky, b.kx))
-        biases = [Entry(columns.get(column, column), base, 0, 0, 1, one=1) for column in item.bias_columns]
-        return self._append(item.out_blocks, layer.weight_shape[2:], biases, {
-            place: [Entry(columns.get(b.column, b.column), base + b.source * self.rows * plane, b.ky, b.kx, b.columns)
-                    for b in found]
-            for place, found in by_place.items()})
+        share, apart = self.elements if own else 1, 1 if everywhere else self.elements
+        biases = [{out // share: Entry(columns.get(column, column), base, 0, 0, 1, one=1)
+                   for out, column in enumerate(item.bias_columns) if out % self.elements == element}
+                  for element in range(self.elements)]
+        taps = [_grouped((b for b in item.blocks if b.element == element), lambda b: (b.out // share, b.ky, b.kx))
+                for element in range(self.elements)]
+        return self._append(-(-item.out_blocks // share), layer.weight_shape[2:], biases, [{
+            place: [Entry(columns.get(b.column, b.column), base + b.source // apart * self.rows * plane, b.ky, b.kx,
+                          b.columns) for b in found]
+            for place, found in by_place.items()} for by_place in taps])
 
     def backward(self, item: LayerBlocks, base: int, gradient: MapShape, axes: tuple[PhaseAxis, PhaseAxis],
                  columns: Mapping[int, int]) -> int:
-        """Append a layer's BP list of one phase, by source block, then mirrored tap; return its table position."""
+        """Append a layer's BP list of one phase, by source block, then mirrored tap; return its table position.
+
+        Each element has the list of the source blocks that are its own.
+        """
         layer, plane = item.layer, gradient[1] * gradient[2]
         channels = layer.weight_shape[0]
-        taps: dict[Place, list[Entry]] = {}
+        taps: list[dict[Place, list[Entry]]] = [{} for _ in range(self.elements)]
         for b in item.backward():
             ky, kx = (axis.place(tap, stride)
                       for axis, tap, stride in zip(axes, (b.ky, b.kx), layer.stride, strict=True))
             if ky is not None and kx is not None:
-                taps.setdefault((b.source, ky, kx), []).append(
+                taps[b.element].setdefault((b.source // self.elements, ky, kx), []).append(
                     Entry(columns.get(b.column, b.column), base + b.out * plane, ky, kx,
                           min(self.rows, channels - b.out * self.rows)))
-        return self._append(item.source_blocks, (axes[0].taps, axes[1].taps), [], taps)
+        return self._append(-(-item.source_blocks // self.elements), (axes[0].taps, axes[1].taps),
+                            [{}] * self.elements, taps)
 
     def part(self, table: int, slots: int, first: int, count: int) -> int:
         """Append pointers to so many entries only of the list of a block; return their table position."""
-        pointers = self.table[table: table + slots + 1]
+        only, = self.tables  # who have weights in external memory are alone
+        pointers = only[table: table + slots + 1]
         low = pointers[0] + first
-        self.table += [min(max(pointer, low), low + count) for pointer in pointers]
-        return len(self.table) - len(pointers)
+        only += [min(max(pointer, low), low + count) for pointer in pointers]
+        return len(only) - len(pointers)
 
-    def _append(self, blocks: int, kernel: tuple[int, int], biases: list[Entry], taps: Mapping[Place, list[Entry]]
-                ) -> int:
-        """A list for each block: its bias where there are any, then its entries tap by tap."""
-        start = len(self.table)
-        for block in range(blocks):
-            self.table.append(len(self.entries))
-            self.entries += biases[block: block + 1]
-            for ky in range(kernel[0]):
-                for kx in range(kernel[1]):
-                    self.table.append(len(self.entries))
-                    self.entries += taps.get((block, ky, kx), ())
-        self.table.append(len(self.entries))
+    def _append(self, blocks: int, kernel: tuple[int, int], biases: Sequence[Mapping[int, Entry]],
+                taps: Sequence[Mapping[Place, list[Entry]]]) -> int:
+        """A list for each block: its bias where there is one, then its entries tap by tap; for each element."""
+        start = len(self.tables[0])
+        for entries, table, bias, places in zip(self.entries, self.tables, biases, taps, strict=True):
+            for block in range(blocks):
+                table.append(len(entries))
+                if block in bias:
+                    entries.append(bias[block])
+                for ky in range(kernel[0]):
+                    for kx in range(kernel[1]):
+                        table.append(len(entries))
+                        entries += places.get((block, ky, kx), ())
+            table.append(len(entries))
         return start
 
 
@@ -179,7 +200,7 @@ class _Commands:
         self.machine, self.layers, self.items, self.memory, self.panels = machine, layers, blocks, memory, panels
         self.makers = {layer.out: layer for layer in layers}
         self.numbers = {layer.out: k for k, layer in enumerate(layers)}
-        self.lists = _Lists(machine.rows)
+        self.lists = _Lists(machine.rows, machine.elements)
         self.image_pages = 0  # between the two places of images in external memory; 0 where they come from the host
         self.pages = 0        # of external memory that are taken
         self.external = self._external_places()
@@ -192,9 +213,13 @@ class _Commands:
         channels = accumulate((layer.conv_shape[0] for layer in norms), initial=0)
         self.channels = {layer.out: first for layer, first in zip(norms, channels, strict=False)}
         self.normed = {layer.x for layer in norms}
-        self.tables = [self.lists.forward(item, memory.activations[item.layer.x], item.layer.in_shape,
-                                          panels[k].forward_columns if k in panels else {})
-                       for k, item in enumerate(blocks)]
+        self.tables = [self._list(k, panels[k].forward_columns if k in panels else {}) for k in range(len(blocks))]
+
+    def _list(self, k: int, columns: Mapping[int, int], *, own: bool = False) -> int:
+        """The FP list of a layer, as :meth:`_Lists.forward`."""
+        layer = self.layers[k]
+        return self.lists.forward(self.items[k], self.memory.activations[layer.x], layer.in_shape, columns,
+                                  everywhere=layer.x not in self.makers, own=own)
 
     def _taken(self, beats: int, times: int = 1) -> int:
         """The first of so many pages as take so many beats."""
@@ -251,9 +276,11 @@ class _Commands:
         """From ``address`` to ``other``, as the machine adds it: modulo the addresses that there are."""
         return (other - address) % (1 << command_fields(self.machine)["add_offset"])
 
-    def _blocks(self, channels: int) -> dict[str, int]:
-        blocks = -(-channels // self.machine.rows)
-        return {"blocks": blocks, "last_rows": channels - (blocks - 1) * self.machine.rows}
+    def _blocks(self, channels: int, *, own: bool = False) -> dict[str, int]:
+        """How many blocks of results there are: of one element, or, where each has its ``own``, of all together."""
+        rows = self.machine.all_rows if own else self.machine.rows
+        blocks = -(-channels // rows)
+        return {"blocks": blocks, "last_rows": channels - (blocks - 1) * rows}
 
     def _shift(self, layer: Layer, phase: str, acc_frac: int, out_frac: int) -> int:
         if not 0 <= acc_frac - out_frac < 64:
@@ -301,10 +328,13 @@ class _Commands:
     def _forward(self, k: int) -> Command:
         layer, places = self.layers[k], self.memory.activations
         plane = layer.out_shape[1] * layer.out_shape[2]
-        block = plane * self.machine.rows if layer.out_shape[0] > self.machine.rows else 0  # no step from the only one
+        block = plane * self.machine.rows if layer.out_shape[0] > self.machine.all_rows else 0  # no step from the last
+        own = makes_own(layer, self.machine.elements)
+        alone = {**self._blocks(layer.conv_shape[0], own=True), "table": self._list(k, {}, own=True)} if own else {}
         out, added = places[layer.out], places[layer.out if layer.addend is None else layer.addend]
         return Command(
-            opcode=Opcode.FORWARD, layer=layer.name, **self._source(k), pool_out=int(layer.pool),
+            opcode=Opcode.FORWARD, layer=layer.name, **{**self._source(k), **alone}, own=int(own),
+            pool_out=int(layer.pool),
             fence=int(k in self.memory.fences), rectify=int(layer.rectify), out_base=out, out_plane=plane,
             out_step=1, out_skip=1, out_block=block,
             add=int(layer.addend is not None), add_offset=self._offset(out, added),
@@ -357,6 +387,7 @@ class _Commands:
         layer, memory = self.layers[k], self.memory
         source = self.makers[layer.x]
         channels, height, width = layer.in_shape
+        own = self.machine.elements > 1
         y, x = axes = PhaseAxis.of(layer, 0, phase[0]), PhaseAxis.of(layer, 1, phase[1])
         table = self.lists.backward(self.items[k], memory.gradients[layer.out], layer.out_shape, axes,
                                     self.panels[k].backward_columns if k in self.panels else {})
@@ -364,7 +395,7 @@ class _Commands:
         added = memory.gradients[layer.x if add is None else add]
         assert layer.input_gradient_format is not None
         return Command(
-            opcode=Opcode.BACKWARD, layer=layer.name, table=table, **self._blocks(channels),
+            opcode=Opcode.BACKWARD, layer=layer.name, table=table, own=int(own), **self._blocks(channels, own=own),
             kernel_y=y.taps, kernel_x=x.taps, pad_y=y.pad, pad_x=x.pad,
             source_y=layer.conv_shape[1], source_x=layer.conv_shape[2], out_y=y.size, out_x=x.size,
             **self._tile(layer.conv_shape),
@@ -443,7 +474,7 @@ class _Commands:
         """The part of the gradient of a batch norm's input that this input makes."""
         layer, item = self.layers[k], self.items[k]
         assert layer.norm and layer.norm.slope_format and layer.input_gradient_format, "there is a gradient"
-        table = self.lists.forward(item, self.memory.activations[layer.x], layer.in_shape, item.slope_columns)
+        table = self._list(k, item.slope_columns)
         plane = layer.in_shape[1] * layer.in_shape[2]
         return Command(
             opcode=Opcode.FORWARD, layer=layer.name, **{**self._source(k), "table": table}, target=3,

@@ -18,17 +18,18 @@ NO_PANELS: Mapping[int, LayerPanels] = {}
 
 def required_depths(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...], memory: Memory, rows: int,
                     panels: Mapping[int, LayerPanels] = NO_PANELS) -> dict[str, int]:
-    """The depth of each memory that a network needs on a machine with ``rows``.
+    """The depth of each memory that a network needs on a machine with ``rows``, or of each processing element's.
 
     ``panels`` has, by their numbers, the layers whose weights lie in external memory.
     """
-    entries = sum(len(item.bias_columns) + len(item.blocks) * (1 if item.layer.input_gradient_format is None else 2)
-                  for item in blocks)
-    entries += sum(len(item.bias_columns) + len(item.blocks) for item in blocks if item.layer.norm)
+    elements = blocks[0].elements
+    entries = max(sum(_entries(item, element) for item in blocks) for element in range(elements))
     commands, table = 3 + len(layers) * 2 + len(memory.spilled) + 2 * (layers[0].x in memory.spilled), 0
     for k, layer in enumerate(layers):
-        forward, backward = table_slots(layer, rows)
+        forward, backward = table_slots(layer, rows, elements)
         table += forward + 1
+        if makes_own(layer, elements):
+            table += -(-blocks[k].out_blocks // elements) * (layer.weight_shape[2] * layer.weight_shape[3] + 1) + 1
         commands += layer.trained
         if layer.input_gradient_format is not None:
             table += backward + len(phases(layer))
@@ -50,6 +51,19 @@ def required_depths(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...], 
     return {"activation_depth": memory.activation_depth, "gradient_depth": memory.gradient_depth,
             "weight_depth": resident[-1] if resident else 0, "index_depth": entries, "table_depth": table,
             "program_depth": commands + 1, **outside, **_norm_depth(layers)}
+
+
+def makes_own(layer: Layer, elements: int) -> bool:
+    """Whether each of several processing elements makes results of its own in FP: it has all that they are made of."""
+    return elements > 1 and layer.depthwise
+
+
+def _entries(item: LayerBlocks, element: int) -> int:
+    """Index entries of a layer's lists for a processing element."""
+    biases = len(item.bias_columns[element:: item.elements])
+    blocks = sum(block.element == element for block in item.blocks)
+    again = item.layer.norm is not None or makes_own(item.layer, item.elements)  # a second list for FP
+    return (1 + again) * (biases + blocks) + (item.layer.input_gradient_format is not None) * blocks
 
 
 def _norm_depth(layers: tuple[Layer, ...]) -> dict[str, int]:

@@ -19,7 +19,10 @@ Live = Mapping[str, NDArray[np.bool_]]  #: which elements of each parameter live
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A live block: output block, input block, tap, and the first of its columns in the weight banks."""
+    """A live block: output block, input block, tap, and the first of its columns in the weight banks.
+
+    ``element``: the processing element that has it.
+    """
 
     out: int
     source: int
@@ -27,13 +30,15 @@ class Block:
     kx: int
     column: int
     columns: int
+    element: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerBlocks:
     """The live blocks of a layer in FP order, its bias columns, and the columns it takes in all.
 
-    ``bias_columns[o]`` is the column of the biases of output block ``o``. ``slopes`` is how far behind the columns of a
+    ``bias_columns[o]`` is the column of the biases of output block ``o``, which is with the processing element that has
+    the block ``o`` of the result: number ``o`` modulo ``elements``. ``slopes`` is how far behind the columns of a
     batch norm's factors and offsets those of its slopes and intercepts lie.
     """
 
@@ -43,6 +48,7 @@ class LayerBlocks:
     bias_columns: tuple[int, ...]
     columns: int
     slopes: int = 0
+    elements: int = 1
 
     @property
     def slope_columns(self) -> dict[int, int]:
@@ -61,33 +67,37 @@ class LayerBlocks:
         """The same blocks in BP order: by source block, then by tap mirrored, then by output block."""
         return sorted(self.blocks, key=lambda b: (b.source, -b.ky, -b.kx, b.out))
 
-    def addresses(self) -> dict[str, NDArray[np.int64]]:
-        """The place ``column * rows + bank`` of each parameter's elements, -1 where dead; flat. Scalars have none."""
+    def addresses(self, each: int = 0) -> dict[str, NDArray[np.int64]]:
+        """The place ``column * rows + bank`` of each parameter's elements, -1 where dead; flat. Scalars have none.
+
+        Places of one processing element come ``each`` behind those of the one before.
+        """
         found: dict[str, NDArray[np.int64]] = {}
         if self.layer.norm is not None:
             return found
         if self.layer.weight is not None:
-            numbers, places = weight_numbers(self.layer), self._places()
+            numbers, places = weight_numbers(self.layer), self._places(each)
             there = numbers >= 0
             found[self.layer.weight] = np.full(int(there.sum()), -1, dtype=np.int64)
             found[self.layer.weight][numbers[there]] = places[there]
         if self.layer.bias is not None:
             outs = self.layer.weight_shape[0]
             columns = np.repeat(np.array(self.bias_columns, dtype=np.int64), self.rows)[:outs]
-            found[self.layer.bias] = columns * self.rows + np.arange(outs) % self.rows
+            block, row = np.divmod(np.arange(outs), self.rows)
+            found[self.layer.bias] = block % self.elements * each + columns * self.rows + row
         return found
 
-    def constant_places(self) -> NDArray[np.int64]:
-        """The places of a constant layer's weights."""
-        return self._places()[weight_numbers(self.layer) >= 0]
+    def constant_places(self, each: int = 0) -> NDArray[np.int64]:
+        """The places of a constant layer's weights, as :meth:`addresses`."""
+        return self._places(each)[weight_numbers(self.layer) >= 0]
 
-    def _places(self) -> NDArray[np.int64]:
+    def _places(self, each: int) -> NDArray[np.int64]:
         """The place of each weight (O, I, KH, KW), -1 in dead blocks."""
         rows, shape = self.rows, self.layer.weight_shape
         places = np.full((self.out_blocks * rows, self.source_blocks * rows, *shape[2:]), -1, dtype=np.int64)
         i, j = np.arange(rows)[:, None], np.arange(rows)[None, :]
         for block in self.blocks:
-            place = np.where(j < block.columns, (block.column + j) * rows + (i + j) % rows, -1)
+            place = np.where(j < block.columns, block.element * each + (block.column + j) * rows + (i + j) % rows, -1)
             places[block.out * rows: (block.out + 1) * rows, block.source * rows: (block.source + 1) * rows,
                    block.ky, block.kx] = place
         return places[: shape[0], : shape[1]]
@@ -123,8 +133,12 @@ def aligned_groups(layer: Layer, rows: int) -> bool:
     return layer.groups == 1 or layer.depthwise or all(size % rows == 0 for size in sizes)
 
 
-def layer_blocks(layer: Layer, live: Live, rows: int, column: int, step: int = 1) -> LayerBlocks:
+def layer_blocks(layer: Layer, live: Live, rows: int, column: int, step: int = 1, *, elements: int = 1,
+                 everywhere: bool = False) -> LayerBlocks:
     """Lay the live blocks of ``layer`` out from ``column`` on, each at a multiple of ``step`` from there.
+
+    Each goes to one of the processing ``elements``: that which has the activations that it reads, or, where they are
+    ``everywhere``, to all in turn.
 
     Raises FitError when the live set does not consist of whole ``rows × rows`` blocks.
     """
@@ -137,24 +151,29 @@ def layer_blocks(layer: Layer, live: Live, rows: int, column: int, step: int = 1
                        f"{rows}, or compile for a machine with rows = 1")
     found: list[Block] = []
     bias_columns: list[int] = []
-    first = column
+    ends = [column] * elements  # of the columns of each
+    in_turn = everywhere and not layer.depthwise
     blocks_alive = live_blocks(alive, rows)
     for out in range(blocks_alive.shape[0]):
         if layer.bias is not None:
-            bias_columns.append(column)
-            column += step
-        for ky, kx, source in _taps_then_sources(blocks_alive[out]):
+            bias_columns.append(ends[out % elements])
+            ends[out % elements] += step
+        for number, (ky, kx, source) in enumerate(_taps_then_sources(blocks_alive[out]), out + 1):
+            element = (number if in_turn else source) % elements
             columns = min(rows, layer.weight_shape[1] - source * rows)
-            found.append(Block(out=out, source=source, ky=ky, kx=kx, column=column, columns=columns))
-            column += -(-columns // step) * step
-    slopes = 0 if layer.norm is None else column - first
+            found.append(Block(out=out, source=source, ky=ky, kx=kx, column=ends[element], columns=columns,
+                               element=element))
+            ends[element] += -(-columns // step) * step
+    slopes = 0 if layer.norm is None else max(ends) - column
     return LayerBlocks(layer=layer, rows=rows, blocks=tuple(found), bias_columns=tuple(bias_columns),
-                       columns=column + slopes, slopes=slopes)
+                       columns=max(ends) + slopes, slopes=slopes, elements=elements)
 
 
 def blocks_of(layers: tuple[Layer, ...], live: Live, rows: int, outside: Collection[int] = (), first: int = 0,
-              step: int = 1) -> tuple[LayerBlocks, ...]:
+              step: int = 1, *, elements: int = 1) -> tuple[LayerBlocks, ...]:
     """The live blocks of each layer, laid out one behind the other; as :func:`layer_blocks`.
+
+    All processing ``elements`` have the image.
 
     Those of the layers whose numbers are ``outside`` likewise, but from ``first`` on, at multiples of ``step`` from
     there.
@@ -162,7 +181,8 @@ def blocks_of(layers: tuple[Layer, ...], live: Live, rows: int, outside: Collect
     ends, found = {False: 0, True: first}, []
     for k, layer in enumerate(layers):
         out = k in outside
-        found.append(layer_blocks(layer, live, rows, ends[out], step if out else 1))
+        found.append(layer_blocks(layer, live, rows, ends[out], step if out else 1, elements=elements,
+                                  everywhere=layer.x == layers[0].x))
         ends[out] = found[-1].columns
     return tuple(found)
 

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier.arch.machine import (
+    ADDRESS_MULTIPLIERS,
     MULTIPLIERS_BESIDE_LATTICE,
     ROWS,
     SCALAR_MULTIPLIERS,
     UPDATE_MULTIPLIERS,
     Machine,
 )
-from espalier.compiler.fit import required_acc_bits, required_depths
+from espalier.compiler.fit import makes_own, required_acc_bits, required_depths
 from espalier.compiler.legalise import Held, Layer, Loss
 from espalier.compiler.lists import LayerBlocks, aligned_groups, blocks_of, live_weights, whole_blocks
 from espalier.compiler.panels import laid_out, layer_panels, least_depths
@@ -77,6 +78,8 @@ class Constraints:
     grid : (int, int) or None
         Tiles, down and across, in which lanes hold the maps of an image. None leaves the choice: whole maps, unless the
         images of a batch leave lanes over.
+    elements : int
+        Processing elements.
     """
 
     name: str = "any part"
@@ -95,6 +98,7 @@ class Constraints:
     pairs: bool | None = None
     batch: int | None = None
     grid: Grid | None = WHOLE
+    elements: int = 1
 
     def block_rams_of(self, machine: Machine) -> int:
         """Block RAMs that the memories of ``machine`` take."""
@@ -125,8 +129,9 @@ class Constraints:
 
 def multipliers_of(machine: Machine) -> int:
     """Hard multipliers of the lattice and, at most, of what is beside it."""
-    return (machine.hard_multipliers + MULTIPLIERS_BESIDE_LATTICE + (machine.trees - 1) * UPDATE_MULTIPLIERS
-            + SCALAR_MULTIPLIERS * (machine.norm_depth > 0))
+    units = machine.elements * machine.trees
+    return (machine.hard_multipliers + MULTIPLIERS_BESIDE_LATTICE + (units - 1) * UPDATE_MULTIPLIERS
+            + (machine.elements - 1) * ADDRESS_MULTIPLIERS + SCALAR_MULTIPLIERS * (machine.norm_depth > 0))
 
 
 def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDArray[np.bool_]],
@@ -168,7 +173,7 @@ def _on_grid(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDArray[n
         if not constraints.hold(least):  # without laying out a million blocks
             smallest = min(smallest or least, least, key=constraints.takes)
             continue
-        blocks = blocks_of(layers, live, rows)
+        blocks = blocks_of(layers, live, rows, elements=constraints.elements)
         narrowest = _narrowest(layers, live, loss, blocks, rows, constraints)
         cycles = sum(estimated_cycles(item, narrowest.tree_rows) for item in blocks)
         for lanes in _lane_counts(narrowest, constraints, tiles):
@@ -216,11 +221,11 @@ def _least(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], row
            ) -> Machine:
     """A lower bound: one lane, and memory for the live weights alone."""
     columns = sum(int(live[layer.weight].sum()) for layer in layers
-                  if layer.weight is not None and layer.norm is None) // rows
+                  if layer.weight is not None and layer.norm is None) // (rows * constraints.elements)
     word_bits = _word_bits(layers, constraints)
     return Machine(rows=rows, lanes=1, word_bits=word_bits, acc_bits=2 * word_bits, weight_depth=max(2, columns),
                    activation_depth=2, gradient_depth=2, index_depth=2, table_depth=2, program_depth=2,
-                   pairs=constraints.pairs_in(rows, word_bits))
+                   elements=constraints.elements, pairs=constraints.pairs_in(rows, word_bits))
 
 
 def _word_bits(layers: tuple[Layer, ...], constraints: Constraints) -> int:
@@ -267,10 +272,11 @@ def _lane_counts(narrowest: Machine, constraints: Constraints, tiles: int) -> It
 def _narrowest(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], loss: Loss,
                blocks: tuple[LayerBlocks, ...], rows: int, constraints: Constraints) -> Machine:
     """The machine of one lane that holds the network."""
-    word_bits, memory = _word_bits(layers, constraints), place(layers, rows, spill=constraints.port_bits > 0)
+    word_bits, elements = _word_bits(layers, constraints), constraints.elements
+    memory = place(layers, rows, spill=constraints.port_bits > 0, elements=elements)
     machine = Machine(rows=rows, lanes=1, word_bits=word_bits, max_classes=max(16, loss.classes), groups=False,
                       trees=min(constraints.trees, rows), pairs=constraints.pairs_in(rows, word_bits),
-                      port_bits=constraints.port_bits, clips=any(layer.clip for layer in layers),
+                      port_bits=constraints.port_bits, elements=elements, clips=any(layer.clip for layer in layers),
                       acc_bits=max(required_acc_bits(layers, blocks), 2 * word_bits),
                       **_rounded(required_depths(layers, blocks, memory, rows)))
     return streaming(layers, live, memory, machine) if constraints.stream else machine
@@ -302,7 +308,8 @@ def estimated_cycles(item: LayerBlocks, tree_rows: int) -> int:
     """Lattice cycles of one layer's FP, BP and WU for one group of lanes, without fills and barriers.
 
     FP and BP take a cycle for each live column or row of a block at each pixel, and at least one for each
-    vector of results; WU takes one for each pixel of a live column, and at least ``tree_rows``.
+    vector of results; WU takes one for each pixel of a live column, and at least ``tree_rows``. Of several processing
+    elements each has its own blocks, and the slowest at a block of results counts.
     """
     return sum(phase_estimates(item, tree_rows))
 
@@ -311,18 +318,25 @@ def phase_estimates(item: LayerBlocks, tree_rows: int) -> tuple[int, int, int]:
     """The FP, BP and WU parts of :func:`estimated_cycles`."""
     layer, rows = item.layer, item.rows
     out_pixels, in_pixels = layer.conv_shape[1] * layer.conv_shape[2], layer.in_shape[1] * layer.in_shape[2]
-    bias = layer.bias is not None
-    forward, backward = [bias * out_pixels] * item.out_blocks, [0] * item.source_blocks
-    update = bias * item.out_blocks * max(out_pixels, tree_rows)
+    elements, own = item.elements, makes_own(layer, item.elements)
+    share = elements if own else 1  # blocks of results that are made at once
+    forward = np.zeros((-(-item.out_blocks // share), elements), dtype=np.int64)
+    backward = np.zeros((-(-item.source_blocks // elements), elements), dtype=np.int64)
+    update = np.zeros(elements, dtype=np.int64)
+    for out in range(len(item.bias_columns)):
+        forward[out // share, out % elements] += out_pixels
+        update[out % elements] += max(out_pixels, tree_rows)
     adding = 0 if layer.addend is None else layer.conv_shape[0] * out_pixels
     for block in item.blocks:
         inside = _inside(layer, block.ky, block.kx)
-        forward[block.out] += block.columns * inside
-        backward[block.source] += min(rows, layer.weight_shape[0] - block.out * rows) * inside
-        update += block.columns * max(inside, tree_rows)
-    return (sum(max(work, rows * out_pixels) for work in forward) + adding,
-            0 if layer.input_gradient_format is None else sum(max(work, rows * in_pixels) for work in backward),
-            update if layer.trained else 0)
+        forward[block.out // share, block.element] += block.columns * inside
+        backward[block.source // elements, block.element] += (
+            min(rows, layer.weight_shape[0] - block.out * rows) * inside)
+        update[block.element] += block.columns * max(inside, tree_rows)
+    return (int(np.maximum(forward.max(axis=1), share * rows * out_pixels).sum()) + adding,
+            0 if layer.input_gradient_format is None
+            else int(np.maximum(backward.max(axis=1), elements * rows * in_pixels).sum()),
+            int(update.max()) if layer.trained else 0)
 
 
 def _inside(layer: Layer, ky: int, kx: int) -> int:

@@ -59,7 +59,7 @@ def laid_out(layers: tuple[Layer, ...], live: Live, machine: Machine) -> tuple[t
     Those are the largest, as few as leave the others room in the weight banks: none without panels. Their columns are
     counted from ``machine.weight_depth`` on.
     """
-    blocks = blocks_of(layers, live, machine.rows)
+    blocks = blocks_of(layers, live, machine.rows, elements=machine.elements)
     if not machine.panel_depth:
         return blocks, frozenset()
     columns, streamed = blocks[-1].columns, set[int]()

@@ -58,7 +58,7 @@ def step_place(build: Build) -> Build:
     """Give every tensor its addresses."""
     machine = build.machine
     return replace(build, memory=placement.place(build.layers, machine.rows, machine.activation_depth,
-                                                 spill=machine.port_bits > 0))
+                                                 spill=machine.port_bits > 0, elements=machine.elements))
 
 
 def step_schedule(build: Build) -> Build:

@@ -46,8 +46,19 @@ class _Lifetime:
 
 
 def vectors(shape: MapShape) -> int:
-    """Vectors of a tensor in the activation memory."""
+    """Vectors of a tensor."""
     return shape[0] * shape[1] * shape[2]
+
+
+def held_vectors(shape: MapShape, rows: int, elements: int) -> int:
+    """Vectors of a tensor in the activation memory of the processing element that has the most of it.
+
+    It has every so manyth block of ``rows`` channels.
+    """
+    channels, height, width = shape
+    blocks = -(-channels // rows)
+    cut = blocks * rows - channels if (blocks - 1) % elements == 0 else 0  # the last block is among the most
+    return (-(-blocks // elements) * rows - cut) * height * width
 
 
 def bank_vectors(shape: MapShape, rows: int) -> int:
@@ -55,11 +66,14 @@ def bank_vectors(shape: MapShape, rows: int) -> int:
     return -(-shape[0] // rows) * shape[1] * shape[2]
 
 
-def place(layers: tuple[Layer, ...], rows: int, activation_depth: int | None = None, *, spill: bool = False) -> Memory:
+def place(layers: tuple[Layer, ...], rows: int, activation_depth: int | None = None, *, spill: bool = False,
+          elements: int = 1) -> Memory:
     """Stack the activations; put each gradient where no other lies that lives at the same time.
 
     Where the stack is deeper than ``activation_depth`` and there is external memory to ``spill`` to, as few activations
     as possible are spilled; without a depth, as many.
+
+    Every processing element has the whole image and all gradients, and its part of each activation.
 
     Gradients take the two ends of the banks in turn, one after the other, which for a chain of layers, where neighbours
     alone live at the same time, is the best that can be. Where they do not find room so, the banks become deeper.
@@ -67,7 +81,7 @@ def place(layers: tuple[Layer, ...], rows: int, activation_depth: int | None = N
     activations, top = {layers[0].x: 0}, 2 * vectors(layers[0].in_shape)
     for layer in layers:
         activations[layer.out] = top
-        top += vectors(layer.out_shape)
+        top += held_vectors(layer.out_shape, rows, elements)
     plan = backward(layers)
     memory = _gradients(layers, plan, rows, activations, top)
     if not spill or (activation_depth is not None and top <= activation_depth):
@@ -166,9 +180,10 @@ class PhaseAxis:
         return None if rest else self.taps - 1 - number
 
 
-def table_slots(layer: Layer, rows: int) -> tuple[int, int]:
-    """Segment pointers of a layer's FP list and of its BP lists, each without the closing one."""
+def table_slots(layer: Layer, rows: int, elements: int = 1) -> tuple[int, int]:
+    """Segment pointers of a layer's FP list and of a processing element's BP lists, each without the closing one."""
     out_blocks, source_blocks, height, width = block_grid(layer.weight_shape, rows)
+    source_blocks = -(-source_blocks // elements)
     backward_slots = sum(source_blocks * (PhaseAxis.of(layer, 0, y).taps * PhaseAxis.of(layer, 1, x).taps + 1)
                          for y, x in phases(layer))
     return out_blocks * (height * width + 1), backward_slots

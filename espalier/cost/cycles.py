@@ -28,12 +28,17 @@ from espalier.program.words import Opcode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseCycles:
-    """Cycles of one command: busy, and with a lattice step issued."""
+    """Cycles of one command, and in how many of them each processing element multiplied (``steps``)."""
 
     layer: str
     opcode: Opcode
     cycles: int
-    issued: int
+    steps: tuple[int, ...]
+
+    @property
+    def issued(self) -> int:
+        """Steps of all elements together."""
+        return sum(self.steps)
 
 
 def predict(program: Program) -> tuple[PhaseCycles, ...]:
@@ -48,14 +53,15 @@ def predict(program: Program) -> tuple[PhaseCycles, ...]:
 
 def _command(command: Command, lists: Lists) -> PhaseCycles:
     machine, around = lists.machine, FILL_CYCLES + CONTROL_CYCLES
-    issued = 0
+    multiplied = (0,) * machine.elements
     match command.opcode:
         case Opcode.FORWARD | Opcode.BACKWARD:
             work = work_of(command, lists)
-            steps = Stopwatch(adds=bool(command.add)).cycles(work)
-            cycles, issued = around + steps + drain_cycles(machine), work.issued
+            steps = Stopwatch(adds=bool(command.add), elements=machine.elements).cycles(work)
+            cycles, multiplied = around + steps + drain_cycles(machine), work.issued
         case Opcode.UPDATE:
-            cycles, issued = _update(command, lists)
+            worked = [_update(command, lists, element) for element in range(machine.elements)]
+            cycles, multiplied = max(steps for steps, _ in worked), tuple(steps for _, steps in worked)
             cycles = max(cycles + around + update_cycles(machine), norm_cycles(command, machine) if command.norm else 0)
         case Opcode.NORM:
             cycles = norm_cycles(command, machine)
@@ -67,23 +73,23 @@ def _command(command: Command, lists: Lists) -> PhaseCycles:
             cycles = END_CYCLES
         case _:
             assert_never(command.opcode)
-    return PhaseCycles(layer=command.layer, opcode=command.phase, cycles=cycles, issued=issued)
+    return PhaseCycles(layer=command.layer, opcode=command.phase, cycles=cycles, steps=multiplied)
 
 
-def _update(command: Command, lists: Lists) -> tuple[int, int]:
-    """Steps and waits of WU, and the steps that multiply.
+def _update(command: Command, lists: Lists, element: int) -> tuple[int, int]:
+    """Steps and waits of a processing element in WU, and its steps that multiply.
 
     A tile is a column: its pixels, and at least as many cycles as the rows of the column before it take to leave. The
     list of a block is one segment, and where it is empty a step of nothing, so the Issuer is never kept waiting
     (:mod:`espalier.cost.issue`).
     """
     blocks = range(command.blocks)
-    pointers = np.array([lists.pointers(command, block) for block in blocks])
+    pointers = np.array([lists.pointers(command, block, element) for block in blocks])
     entries = pointers[:, -1] - pointers[:, 0]
     nothing = np.cumsum(entries == 0)  # steps of nothing up to each block
     if not entries.any():
         return int(nothing[-1]), 0
-    counts = np.array(lists.counts[pointers[0, 0]: pointers[-1, -1]])
+    counts = np.array(lists.counts[element][pointers[0, 0]: pointers[-1, -1]])
     inside = np.repeat(np.tile(_pixels(command, lists.machine), command.blocks), np.diff(pointers, axis=1).ravel())
     pixels = np.maximum(inside, 1)  # a tap that is inside nowhere takes a step of nothing
     rows = np.repeat([min(lists.rows(command, block), lists.machine.tree_rows) for block in blocks], entries)

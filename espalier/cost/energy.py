@@ -100,31 +100,33 @@ def _command(command: Command, issued: int, lists: Lists) -> Activity:
     match command.opcode:
         case Opcode.FORWARD | Opcode.BACKWARD:
             results = _channels(command, lists) * command.out_y * command.out_x * lanes
-            written = results / (4 if command.pool_out else 1)
+            copies = machine.elements if command.opcode == Opcode.BACKWARD else 1
+            written = results * copies / (4 if command.pool_out else 1)
             read = results * (command.add + (command.opcode == Opcode.BACKWARD))
             return Activity(macs=issued * rows * lanes, operands=issued * (lanes + rows), others=written + read,
                             index=work_of(command, lists).entries * _entry_words(lists), dram=beats)
         case Opcode.UPDATE:
             return Activity(macs=issued * rows * lanes, operands=issued * (lanes + rows * lanes),
-                            index=_entries(command, lists) * _entry_words(lists))
+                            index=len(_counts(command, lists)) * _entry_words(lists))
         case Opcode.REFETCH | Opcode.FETCH | Opcode.STORE:
             return Activity(dram=beats, others=beats)
     return Activity()
 
 
 def _channels(command: Command, lists: Lists) -> int:
-    return (command.blocks - 1) * lists.machine.rows + command.last_rows
+    return (command.blocks - 1) * lists.rows(command, -1) + command.last_rows
 
 
 def _entry_words(lists: Lists) -> float:
     return sum(entry_fields(lists.machine).values()) / WORD_BITS
 
 
-def _entries(command: Command, lists: Lists) -> int:
-    return lists.pointers(command, command.blocks - 1)[-1] - lists.pointers(command, 0)[0]
+def _counts(command: Command, lists: Lists) -> list[int]:
+    """Of all entries that a command walks, those of all processing elements."""
+    return [count for element, counts in enumerate(lists.counts) for count in counts[
+        lists.pointers(command, 0, element)[0]: lists.pointers(command, command.blocks - 1, element)[-1]]]
 
 
 def _weights(command: Command, lists: Lists) -> int:
     """Places of weights that a command updates."""
-    first, last = lists.pointers(command, 0)[0], lists.pointers(command, command.blocks - 1)[-1]
-    return sum(lists.counts[first:last]) * (1 if command.diagonal else lists.machine.rows)
+    return sum(_counts(command, lists)) * (1 if command.diagonal else lists.machine.rows)

@@ -27,7 +27,9 @@ holes in which it makes no step. They only put off what is done, so all of the a
 Where results are spilled, a tile may have to wait with its end (:mod:`espalier.cost.spilling`), which puts off all
 that follows likewise.
 
-A tile changes the state of the queue, which looks back over 16 blocks, and takes some cycles. Both depend on nothing
+Of several processing elements each has a queue, and all end a tile at once: when the last of them can.
+
+A tile changes the state of the queues, which look back over 16 blocks, and takes some cycles. Both depend on nothing
 but the tile and the state, relative to the end of the tile before, and are computed once for each pair.
 """
 
@@ -36,49 +38,58 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, assert_never
 
-from espalier.cost.latencies import ADD_CYCLES, CREDIT_CYCLES, FETCH_CYCLES, QUEUE_DEPTH
+from espalier.cost.latencies import ADD_CYCLES, CREDIT_CYCLES, FETCH_CYCLES, GATHER_CYCLES, QUEUE_DEPTH
 from espalier.cost.spilling import NOTHING, Backlog, WritePort
-from espalier.cost.work import Loop, Tile
+from espalier.cost.work import Loop, Run, Tile
 
 Hole = tuple[int, int]  #: cycles in which no step is made: the first, and the one after the last
 
 
 class Queue(NamedTuple):
-    """The queue before the Issuer at the end of a tile, in cycles from then.
+    """The queue before an Issuer at the end of a tile, in cycles from then.
 
     Members
     -------
     fetched : int
         When the last block (or empty segment) was fetched.
-    spacing : int
-        Until when the next tile may not end.
     taken : tuple of int
         When each of the last ``QUEUE_DEPTH`` blocks was taken, the oldest first; later where that makes no
         difference, so that equal behaviour is an equal state.
+    """
+
+    fetched: int
+    taken: tuple[int, ...]
+
+    @classmethod
+    def at(cls, fetched: int, taken: list[int]) -> Queue:
+        """The state, with times that make no difference moved to the latest that make none."""
+        full = taken[0] + CREDIT_CYCLES - 1  # there is no credit until then
+        if fetched > full:
+            taken = [max(time, fetched + 1 + ahead - CREDIT_CYCLES) for ahead, time in enumerate(taken)]
+        return cls(max(fetched, full), tuple(taken))
+
+
+EMPTY = Queue.at(-FETCH_CYCLES - 1, [-FETCH_CYCLES - QUEUE_DEPTH] * QUEUE_DEPTH)  #: the first block is there at 0
+
+
+class State(NamedTuple):
+    """The queues of all processing elements at the end of a tile, and what is under way, in cycles from then.
+
+    Members
+    -------
+    queues : tuple of Queue
+    spacing : int
+        Until when the next tile may not end.
     holes : tuple of Hole
         To come, in order.
     backlog : Backlog
         What is on the way to external memory.
     """
 
-    fetched: int
-    spacing: int
-    taken: tuple[int, ...]
+    queues: tuple[Queue, ...]
+    spacing: int = 0
     holes: tuple[Hole, ...] = ()
     backlog: Backlog = NOTHING
-
-    @classmethod
-    def at(cls, fetched: int, spacing: int, taken: list[int], holes: Sequence[Hole] = (), backlog: Backlog = NOTHING
-           ) -> Queue:
-        """The state, with times that make no difference moved to the latest that make none."""
-        full = taken[0] + CREDIT_CYCLES - 1  # there is no credit until then
-        if fetched > full:
-            taken = [max(time, fetched + 1 + ahead - CREDIT_CYCLES) for ahead, time in enumerate(taken)]
-        return cls(max(fetched, full), spacing, tuple(taken),
-                   tuple((max(start, 1), stop) for start, stop in holes if stop > 1), backlog)
-
-
-EMPTY = Queue.at(-FETCH_CYCLES - 1, 0, [-FETCH_CYCLES - QUEUE_DEPTH] * QUEUE_DEPTH)  #: the first block is there at 0
 
 
 class Stopwatch:
@@ -92,15 +103,20 @@ class Stopwatch:
         Where results are spilled to.
     pooled : bool
         Whether four tiles make a result.
+    elements : int
+        Processing elements.
     """
 
-    def __init__(self, *, adds: bool = False, port: WritePort | None = None, pooled: bool = False) -> None:
+    def __init__(self, *, adds: bool = False, port: WritePort | None = None, pooled: bool = False, elements: int = 1
+                 ) -> None:
         self.adds, self.port, self.pooled = adds, port, pooled
-        self.known: dict[tuple[Loop | Tile, Queue], tuple[Queue, int]] = {}
+        self.start = State((EMPTY,) * elements)
+        self.add_cycles = ADD_CYCLES + GATHER_CYCLES * (elements > 1)
+        self.known: dict[tuple[Loop | Tile, State], tuple[State, int]] = {}
 
     def cycles(self, work: Loop) -> int:
         """Of a whole phase."""
-        return self._after(work, EMPTY)[1]
+        return self._after(work, self.start)[1]
 
     def spilled(self, work: Loop, backlog: Backlog) -> tuple[Backlog, int]:
         """What is on the way at the end of the last tile, in cycles from then, and the cycles of the phase.
@@ -108,62 +124,71 @@ class Stopwatch:
         ``backlog`` is what is on the way when the first block can be taken.
         """
         assert self.port, "there is a port"
-        queue, cycles = self._after(work, EMPTY._replace(backlog=backlog))
-        return self.port.closed(queue.backlog), cycles
+        state, cycles = self._after(work, self.start._replace(backlog=backlog))
+        return self.port.closed(state.backlog), cycles
 
-    def _after(self, part: Loop | Tile, queue: Queue) -> tuple[Queue, int]:
+    def _after(self, part: Loop | Tile, state: State) -> tuple[State, int]:
         """The state after a part of the work, and the cycles it takes."""
-        key = part, queue
+        key = part, state
         found = self.known.get(key)
         if found is None:
             match part:
                 case Tile():
-                    found = self._tile_after(part, queue)
+                    found = self._tile_after(part, state)
                 case Loop():
-                    found = self._looped(part, queue)
+                    found = self._looped(part, state)
                 case _:
                     assert_never(part)
             self.known[key] = found
         return found
 
-    def _looped(self, loop: Loop, queue: Queue) -> tuple[Queue, int]:
+    def _looped(self, loop: Loop, state: State) -> tuple[State, int]:
         """As soon as a state comes again, so does all that followed it."""
         total, turn = 0, 0
-        seen: dict[Queue, tuple[int, int]] = {}
+        seen: dict[State, tuple[int, int]] = {}
         while turn < loop.times:
-            if queue in seen:
-                before, then = seen[queue]
+            if state in seen:
+                before, then = seen[state]
                 rounds, rest = divmod(loop.times - turn, turn - before)
                 total += rounds * (total - then)
                 turn, seen = loop.times - rest, {}
                 continue
-            seen[queue] = turn, total
+            seen[state] = turn, total
             for part in loop.body:
-                queue, more = self._after(part, queue)
+                state, more = self._after(part, state)
                 total += more
             turn += 1
-        return queue, total
+        return state, total
 
-    def _tile_after(self, tile: Tile, queue: Queue) -> tuple[Queue, int]:
+    def _tile_after(self, tile: Tile, state: State) -> tuple[State, int]:
         """The state at the end of a tile, and the cycles from the end of the one before to that."""
-        fetched, taken, now = queue.fetched, [*queue.taken], 0
-        for run in tile.runs:
-            first = max(fetched + 1, taken[0] + CREDIT_CYCLES) + run.empty
-            begin = max(first + FETCH_CYCLES, now)
-            taken += [_after(begin, steps, queue.holes) for steps in run.begins]
-            credit = taken[-QUEUE_DEPTH - 1] if run.blocks > QUEUE_DEPTH else taken[run.blocks - 1]
-            fetched = max(first + run.blocks - 1, credit + CREDIT_CYCLES)
-            taken, now = taken[-QUEUE_DEPTH:], _after(begin, run.steps, queue.holes)
-        end = now if now >= queue.spacing else _after(queue.spacing - 1, 1, queue.holes)
-        backlog = queue.backlog
+        worked = [_worked(runs, queue, state.holes) for runs, queue in zip(tile.runs, state.queues, strict=True)]
+        end = max(now for _, _, now in worked)
+        if end < state.spacing:
+            end = _after(state.spacing - 1, 1, state.holes)
+        backlog = state.backlog
         if self.port:
             while (free := self.port.may_end(backlog, end)) > end:
-                end = _after(free - 1, 1, queue.holes)
+                end = _after(free - 1, 1, state.holes)
             backlog = self.port.after(backlog, end, tile.rows, pooled=self.pooled)
-        holes = [(start - end, stop - end) for start, stop in queue.holes]
+        holes = [(max(start - end, 1), stop - end) for start, stop in state.holes if stop > end + 1]
         if self.adds:
-            holes.append((ADD_CYCLES, ADD_CYCLES + tile.rows))
-        return Queue.at(fetched - end, tile.rows, [time - end for time in taken], holes, backlog), end
+            holes.append((self.add_cycles, self.add_cycles + tile.rows))
+        queues = tuple(Queue.at(fetched - end, [time - end for time in taken]) for fetched, taken, _ in worked)
+        return State(queues, tile.rows, tuple(holes), backlog), end
+
+
+def _worked(runs: Sequence[Run], queue: Queue, holes: Sequence[Hole]) -> tuple[int, list[int], int]:
+    """An element's part of a tile: when the last block was fetched, the last were taken, and the last was done."""
+    fetched, taken, now = queue.fetched, [*queue.taken], 0
+    for run in runs:
+        first = max(fetched + 1, taken[0] + CREDIT_CYCLES) + run.empty
+        begin = max(first + FETCH_CYCLES, now)
+        taken += [_after(begin, steps, holes) for steps in run.begins]
+        credit = taken[-QUEUE_DEPTH - 1] if run.blocks > QUEUE_DEPTH else taken[run.blocks - 1]
+        fetched = max(first + run.blocks - 1, credit + CREDIT_CYCLES)
+        taken, now = taken[-QUEUE_DEPTH:], _after(begin, run.steps, holes)
+    return fetched, taken, now
 
 
 def _after(time: int, steps: int, holes: Sequence[Hole]) -> int:

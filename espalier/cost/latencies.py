@@ -30,6 +30,7 @@ DRAIN_CYCLES = 9    #: from a row of sums to the write of its words
 ADD_CYCLES = 8      #: from a tile's last step to the one that reads what is added to its first result
 UPDATE_CYCLES = 20  #: from a gradient to the write of its weight
 GROUPS_CYCLES = 3   #: more, where gradients add up over groups
+GATHER_CYCLES = 1   #: more in FP and BP, where sums of several processing elements are added
 WRITE_CYCLES = 1
 HOLD_CYCLES = 4     #: from a vector's coming to the port's queue to the step that it holds up
 SPILL_CYCLES = OPERAND_CYCLES + LATTICE_CYCLES + DRAIN_CYCLES + WRITE_CYCLES  #: from a tile's end to that coming
@@ -40,9 +41,15 @@ LOSS_RESULT_CYCLES = 10   #: from an element's turn to its exponential or gradie
 QUOTIENT_BITS_A_CYCLE = 2
 
 
+def gather_cycles(machine: Machine) -> int:
+    """What it takes to add up the sums of several processing elements."""
+    return GATHER_CYCLES * (machine.elements > 1)
+
+
 def drain_cycles(machine: Machine) -> int:
-    """From the last step of FP or BP to the write of the last row that it completes."""
-    return OPERAND_CYCLES + LATTICE_CYCLES + machine.rows - 1 + DRAIN_CYCLES + WRITE_CYCLES
+    """From the last step of FP or BP to the write of the last row that it can complete."""
+    return (OPERAND_CYCLES + LATTICE_CYCLES + gather_cycles(machine) + machine.all_rows - 1 + DRAIN_CYCLES
+            + WRITE_CYCLES)
 
 
 def lane_levels(machine: Machine) -> int:

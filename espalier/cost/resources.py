@@ -142,14 +142,15 @@ FABRICS: dict[Family, Fabric] = {
 
 def terms(machine: Machine) -> dict[str, tuple[float, ...]]:
     """What the logic of each part of the accelerator grows with."""
-    rows, lanes, trees, word, acc = machine.rows, machine.lanes, machine.trees, machine.word_bits, machine.acc_bits
+    rows, lanes, word, acc = machine.all_rows, machine.lanes, machine.word_bits, machine.acc_bits
+    trees, elements = machine.elements * machine.trees, machine.elements
     vector, cells, sums = lanes * (word + CODE_BITS), rows * lanes, machine.sum_bits
     banks = [-(-depth // BANK_WORDS) for depth in (machine.activation_depth, machine.gradient_depth,
-                                                   machine.weight_depth, machine.master_depth // trees)]
+                                                   machine.weight_depth, machine.master_depth // machine.trees)]
     return {
         "lattice and drain": (cells * acc, cells * word, lanes * acc, lanes * word, trees * lanes * acc, 1),
-        "operands": (rows * vector, vector, rows * (rows - 1).bit_length() * word,
-                     vector * (banks[0] + rows * banks[1]) + rows * word * banks[2], 1),
+        "operands": (rows * vector, elements * vector, rows * (machine.rows - 1).bit_length() * word,
+                     vector * (elements * banks[0] + rows * banks[1]) + rows * word * banks[2], elements),
         "update units": (trees, trees * word, trees * sums, trees * sums * machine.groups, trees * word * banks[3]),
         "loss": (1, word, lanes * word),
         "control": (1, sum(command_fields(machine).values()), lanes * word),
@@ -162,8 +163,8 @@ def multipliers(machine: Machine, fabric: Fabric) -> int:
     source = max(bits_for(machine.activation_depth), bits_for(machine.gradient_depth))
     products = (*(3 * (bits_for(machine.table_depth),)), source, bits_for(machine.gradient_depth))
     norms = SCALAR_MULTIPLIERS * (machine.norm_depth > 0)
-    beside = norms + LOSS_MULTIPLIERS + machine.trees * UPDATE_MULTIPLIERS + sum(bits >= fabric.product_bits
-                                                                         for bits in products)
+    addresses = sum(bits >= fabric.product_bits for bits in products)
+    beside = norms + LOSS_MULTIPLIERS + machine.elements * (machine.trees * UPDATE_MULTIPLIERS + addresses)
     return beside + machine.hard_multipliers * (2 * machine.word_bits >= fabric.product_bits)
 
 

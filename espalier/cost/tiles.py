@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, product
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from espalier.arch.machine import Machine
 from espalier.cost.work import Loop, Tile
@@ -22,26 +22,27 @@ class Lists:
 
     Members
     -------
-    counts : list of int
-        Steps of each entry at one pixel.
-    table : sequence of int
+    counts : list of list of int
+        Of each processing element, the steps of each entry at one pixel.
+    tables : list of sequences of int
         Segment pointers into ``counts``.
     """
 
     def __init__(self, program: Program) -> None:
         self.machine: Machine = program.machine
-        self.counts = [entry.count for entry in program.entries]
-        self.table = program.table
+        self.counts = [[entry.count for entry in part.entries] for part in program.lists]
+        self.tables = [part.table for part in program.lists]
 
-    def pointers(self, command: Command, block: int) -> tuple[int, ...]:
-        """The segment pointers of one block of a command: the bias, each tap, and the end."""
+    def pointers(self, command: Command, block: int, element: int) -> tuple[int, ...]:
+        """An element's segment pointers of one block of a command: the bias, each tap, and the end."""
         slots = command.kernel_y * command.kernel_x + 1
         start = command.table + block * slots
-        return tuple(self.table[start: start + slots + 1])
+        return tuple(self.tables[element][start: start + slots + 1])
 
     def rows(self, command: Command, block: int) -> int:
         """Valid rows of the results of a block."""
-        return command.last_rows if block + 1 == command.blocks else self.machine.rows
+        whole = self.machine.all_rows if command.own else self.machine.rows
+        return command.last_rows if block + 1 == command.blocks else whole
 
 
 def work_of(command: Command, lists: Lists) -> Loop:
@@ -52,12 +53,14 @@ def work_of(command: Command, lists: Lists) -> Loop:
     known: dict[tuple[object, ...], Loop] = {}
     blocks = []
     for block in range(command.blocks):
-        pointers, rows = lists.pointers(command, block), lists.rows(command, block)
-        counts = lists.counts[pointers[0]: pointers[-1]]
-        local = tuple(pointer - pointers[0] for pointer in pointers)
-        key = (rows, local, *counts)
+        rows, parts = lists.rows(command, block), []
+        for element, found in enumerate(lists.counts):
+            pointers = lists.pointers(command, block, element)
+            parts.append(_Part(tuple(pointer - pointers[0] for pointer in pointers),
+                               tuple(found[pointers[0]: pointers[-1]])))
+        key = (rows, *parts)
         if key not in known:
-            tiles = _BlockTiles(command, local, counts, rows)
+            tiles = _BlockTiles(command, parts, rows)
             known[key] = Loop(tuple(
                 Loop(tuple(Loop(tuple(tiles[at] for at in product(y, x)), across) for x, across in xs), down)
                 for y, down in ys))
@@ -77,32 +80,40 @@ def all_taps(command: Command, axis: str) -> list[Taps]:
     return [(0, getattr(command, f"kernel_{axis}"))] * int(getattr(command, f"out_{axis}"))
 
 
+class _Part(NamedTuple):
+    """What a processing element has of a block: segment pointers from its first entry on, and steps of its entries."""
+
+    pointers: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    def between(self, low: int, high: int) -> Sequence[int]:
+        """The steps of a segment."""
+        return self.counts[self.pointers[low]: self.pointers[high]]
+
+
 class _BlockTiles(dict[tuple[Taps, Taps], Tile]):
     """The tiles of one block by the taps they see, each made when it is first asked for."""
 
-    def __init__(self, command: Command, pointers: Sequence[int], counts: Sequence[int], rows: int) -> None:
-        self.command, self.pointers, self.counts, self.rows = command, pointers, counts, rows
+    def __init__(self, command: Command, parts: Sequence[_Part], rows: int) -> None:
+        self.command, self.parts, self.rows = command, parts, rows
 
     def __missing__(self, taps: tuple[Taps, Taps]) -> Tile:
-        self[taps] = tile = Tile.of(self.rows, [*self._segments(*taps)])
+        self[taps] = tile = Tile.of(self.rows, *([*self._segments(part, *taps)] for part in self.parts))
         return tile
 
-    def _segments(self, y: Taps, x: Taps) -> Iterator[Sequence[int]]:
+    def _segments(self, part: _Part, y: Taps, x: Taps) -> Iterator[Sequence[int]]:
         """As the SegmentCutter cuts: whole; or the bias, then the rest in one piece or by rows of taps."""
         height, width = self.command.kernel_y, self.command.kernel_x
         if (y, x) == ((0, height), (0, width)):
-            yield self.counts
+            yield part.counts
             return
         if self.command.bias:
-            yield self._between(0, 1)
+            yield part.between(0, 1)
         if x == (0, width) or y[0] == y[1]:
-            yield self._between(1 + y[0] * width, 1 + y[1] * width)
+            yield part.between(1 + y[0] * width, 1 + y[1] * width)
         else:
             for row in range(*y):
-                yield self._between(1 + row * width + x[0], 1 + row * width + x[1])
-
-    def _between(self, low: int, high: int) -> Sequence[int]:
-        return self.counts[self.pointers[low]: self.pointers[high]]
+                yield part.between(1 + row * width + x[0], 1 + row * width + x[1])
 
 
 def _windows(taps: Sequence[Taps], size: int) -> Iterator[tuple[Taps, ...]]:

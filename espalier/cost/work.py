@@ -45,33 +45,37 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """The work of one tile: its runs, and the rows of its results.
+    """The work of one tile: the runs of each processing element, and the rows of its results.
 
-    ``issued``: its steps that multiply; ``entries``: of the index list that it meets.
+    ``issued``: the steps of each that multiply; ``entries``: of the index lists that it meets.
     """
 
-    runs: tuple[Run, ...]
+    runs: tuple[tuple[Run, ...], ...]
     rows: int
-    issued: int
+    issued: tuple[int, ...]
     entries: int
 
     @classmethod
-    def of(cls, rows: int, segments: Sequence[Sequence[int]]) -> Tile:
-        """The tile of segments of blocks with so many steps each.
+    def of(cls, rows: int, *elements: Sequence[Sequence[int]]) -> Tile:
+        """The tile of segments, of each processing element, of blocks with so many steps each.
 
         The last one ends the tile: where it is empty, with a step of nothing.
         """
-        issued = sum(map(sum, segments))
-        runs: list[Run] = []
-        counts: list[int] = []
-        empty = 0
-        for segment in (*segments[:-1], segments[-1] or [1]):
-            if counts and not segment:
-                runs.append(Run.of(empty, counts))
-                empty, counts = 0, []
-            empty += not segment
-            counts += segment
-        return cls((*runs, Run.of(empty, counts)), rows, issued, sum(map(len, segments)))
+        return cls(tuple(map(_runs, elements)), rows, tuple(sum(map(sum, segments)) for segments in elements),
+                   sum(len(segment) for segments in elements for segment in segments))
+
+
+def _runs(segments: Sequence[Sequence[int]]) -> tuple[Run, ...]:
+    runs: list[Run] = []
+    counts: list[int] = []
+    empty = 0
+    for segment in (*segments[:-1], segments[-1] or [1]):
+        if counts and not segment:
+            runs.append(Run.of(empty, counts))
+            empty, counts = 0, []
+        empty += not segment
+        counts += segment
+    return *runs, Run.of(empty, counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +86,9 @@ class Loop:
     times: int = 1
 
     @cached_property
-    def issued(self) -> int:
-        """Steps that multiply."""
-        return self.times * sum(part.issued for part in self.body)
+    def issued(self) -> tuple[int, ...]:
+        """Steps of each processing element that multiply."""
+        return tuple(self.times * sum(steps) for steps in zip(*(part.issued for part in self.body), strict=True))
 
     @cached_property
     def entries(self) -> int:

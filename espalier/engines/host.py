@@ -59,29 +59,44 @@ def command_writes(program: Program) -> Writes:
                  sum(command_fields(machine).values()))
 
 
+def to_elements(machine: Machine, *numbers: int) -> Writes:
+    """Choose the processing elements, all where none is named, that writes behind this go to and reads come from."""
+    if machine.elements == 1:
+        return np.empty(0, dtype=np.uint32), np.empty(0, dtype=np.uint32)
+    chosen = sum(1 << number for number in numbers or range(machine.elements))
+    return address(Space.ELEMENTS, 0), np.array([chosen], dtype=np.uint32)
+
+
 def program_writes(program: Program) -> Writes:
-    """Load commands, segment table, index lists and runs."""
+    """Load commands, segment tables, index lists and runs."""
     machine = program.machine
     runs = [_wide(Space.RUNS, [pack(run_fields(machine), {"column": column, "columns": columns})
                                for column, columns in program.runs], sum(run_fields(machine).values()))]
     return joined(
         *(runs if program.runs else ()), command_writes(program),
-        _words(Space.TABLE, np.array(program.table, dtype=np.int64)),
-        _wide(Space.INDEX, [entry.encode(machine) for entry in program.entries], sum(entry_fields(machine).values())))
+        *(part for element, lists in enumerate(program.lists) for part in (
+            to_elements(machine, element), _words(Space.TABLE, np.array(lists.table, dtype=np.int64)),
+            _wide(Space.INDEX, [entry.encode(machine) for entry in lists.entries],
+                  sum(entry_fields(machine).values())))),
+        to_elements(machine))
 
 
 def state_writes(program: Program, state: Mapping[str, NDArray]) -> Writes:
     """Load weights, masters and momenta, and the scalars of batch norms."""
-    images = {name: image[: program.machine.master_depth] for name, image in program.memory_images(state).items()}
+    machine, images = program.machine, program.memory_images(state)
     scalars = program.scalar_image(state).astype(np.int64).ravel()
-    return joined(_words(Space.WEIGHTS, images["weights"]), _words(Space.MASTERS, images["masters"]),
-                  _words(Space.MOMENTA, images["momenta"]), _words(Space.SCALARS, scalars))
+    parts: list[Writes] = []
+    for element in range(machine.elements):
+        own = slice(element * machine.master_depth, (element + 1) * machine.master_depth)
+        parts += [to_elements(machine, element), _words(Space.WEIGHTS, images["weights"][own]),
+                  _words(Space.MASTERS, images["masters"][own]), _words(Space.MOMENTA, images["momenta"][own])]
+    return joined(*parts, to_elements(machine), _words(Space.SCALARS, scalars))
 
 
 def state_bytes(program: Program, state: Mapping[str, NDArray]) -> list[tuple[int, NDArray[np.uint8]]]:
     """Weights, masters and momenta in external memory: where each part goes, and its bytes."""
     machine = program.machine
-    images = {name: image[machine.master_depth:] for name, image in program.memory_images(state).items()}
+    images = {name: image[program.chip_places:] for name, image in program.memory_images(state).items()}
     weights = images["weights"].astype(f"<i{machine.slot_bits // 8}")
     states = np.stack([images["masters"], images["momenta"]], axis=-1).astype("<i4")
     return [(program.weight_page << PAGE_SHIFT, weights.view(np.uint8)),
@@ -90,7 +105,7 @@ def state_bytes(program: Program, state: Mapping[str, NDArray]) -> list[tuple[in
 
 def state_images(program: Program, weights: bytes, states: bytes) -> dict[str, NDArray[np.int64]]:
     """The inverse: the part of the weight, master and momentum images that lies in external memory."""
-    found = np.empty((program.places - program.machine.master_depth, 2), dtype=np.int64)
+    found = np.empty((program.places - program.chip_places, 2), dtype=np.int64)
     found[_state_order(program)] = np.frombuffer(states, dtype="<i4").reshape(-1, 2)
     words = np.frombuffer(weights, dtype=f"<i{program.machine.slot_bits // 8}")
     return {"weights": words.astype(np.int64), "masters": found[:, 0],
@@ -100,7 +115,7 @@ def state_images(program: Program, weights: bytes, states: bytes) -> dict[str, N
 def _state_order(program: Program) -> NDArray[np.int64]:
     """Places of external memory as update units take their masters: by column, bank of a unit, unit."""
     machine = program.machine
-    places = np.arange(program.places - machine.master_depth)
+    places = np.arange(program.places - program.chip_places)
     return places.reshape(-1, machine.trees, machine.tree_rows).transpose(0, 2, 1).ravel()
 
 
@@ -157,19 +172,23 @@ def start_write(entry: int, *, parity: int = 0, first: bool = True, last: bool =
     return address(Space.CONTROL, 0), np.array([word], dtype=np.uint32)
 
 
-def tensor_addresses(program: Program, placement: Placement) -> NDArray[np.uint32]:
-    """Where the host reads a tensor: (lanes, C, H, W)."""
+def tensor_addresses(program: Program, placement: Placement) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Where the host reads a tensor (lanes, C, H, W), and of which processing element each channel."""
     machine = program.machine
     channels, height, width = placement.shape
     pixels = np.arange(height * width).reshape(1, height, width)
     channel = np.arange(channels).reshape(-1, 1, 1)
+    elements = np.zeros(channels, dtype=np.int64)  # any has all gradients
     if placement.memory == "activations":
-        vectors, space = placement.base + channel * height * width + pixels, Space.ACTIVATIONS
+        block, row = np.divmod(channel, machine.rows)
+        own = block // machine.elements * machine.rows + row
+        elements = (block % machine.elements).ravel()
+        vectors, space = placement.base + own * height * width + pixels, Space.ACTIVATIONS
     else:
         row = placement.base + channel // machine.rows * height * width + pixels
         vectors, space = row * machine.rows + channel % machine.rows, Space.GRADIENTS
     offsets = vectors[None] * lane_stride(machine) + np.arange(machine.lanes).reshape(-1, 1, 1, 1)
-    return address(space, offsets.ravel()).reshape(offsets.shape)
+    return address(space, offsets.ravel()).reshape(offsets.shape), elements
 
 
 def lane_words(program: Program, data: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

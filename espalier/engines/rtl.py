@@ -41,7 +41,7 @@ class RtlEngine:
         self.program: Program = network.program
         machine = self.program.machine
         library = build_simulator(verilog(machine)) if netlist is None else build_simulator(netlist, SLOW)
-        self.simulation = Simulation(library, machine.program_depth)
+        self.simulation = Simulation(library, machine.program_depth, machine.elements)
         self.timing = timing or MemoryTiming()
         if self.simulation.external:
             self.simulation.time_memory(self.timing)
@@ -57,7 +57,14 @@ class RtlEngine:
         waits = int((writes[0] == WAIT_IDLE).sum())
         self.simulation.write(*writes, 2 * len(writes[0]) + (1 + waits) * self._cycles_limit)
 
-    def _read(self, addresses: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    def _read(self, addresses: NDArray[np.uint32], element: int | None = None) -> NDArray[np.uint32]:
+        """Words at addresses; of a processing element."""
+        if element is not None:
+            self._send(host.to_elements(self.machine, element))
+            try:
+                return self._read(addresses)
+            finally:
+                self._send(host.to_elements(self.machine))
         found = self.simulation.read(addresses.ravel(), READ_CYCLES)
         return found.reshape(addresses.shape)
 
@@ -65,10 +72,11 @@ class RtlEngine:
     def _cycles_limit(self) -> int:
         """More cycles than the program can take: every entry at every pixel, and slack for memory and constants."""
         program, limit = self.program, 100_000
+        tables = [lists.table for lists in program.lists]
         for command in program.commands:
             slots = command.blocks * (command.kernel_y * command.kernel_x + 1)
-            entries = program.table[command.table + slots] - program.table[command.table]
-            pixels = max(command.out_y * command.out_x, self.machine.rows)
+            entries = sum(table[command.table + slots] - table[command.table] for table in tables)
+            pixels = max(command.out_y * command.out_x, self.machine.all_rows)
             limit += 2 * (entries + 2 * slots) * pixels * self.machine.rows + command.beats * self.timing.slowest
         return limit
 
@@ -92,8 +100,8 @@ class RtlEngine:
                 "momenta": (Space.MOMENTA, 32)}
         images = {}
         for name, (space, width) in bits.items():
-            raw = self._read(host.address(space, places)).astype(np.int64)
-            images[name] = host.signed(raw, width)
+            raw = [self._read(host.address(space, places), element) for element in range(self.machine.elements)]
+            images[name] = host.signed(np.concatenate(raw).astype(np.int64), width)
         if self.program.external_columns:
             for name, image in self._external_images().items():
                 images[name] = np.concatenate([images[name], image])
@@ -179,7 +187,11 @@ class RtlEngine:
 
     def _tensor(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         placement = next(p for p in self.program.placements if p.value == name)
-        found = host.lane_words(self.program, self._read(host.tensor_addresses(self.program, placement)))
+        addresses, elements = host.tensor_addresses(self.program, placement)
+        data = np.empty(addresses.shape, dtype=np.uint32)
+        for element in np.unique(elements):
+            data[:, elements == element] = self._read(addresses[:, elements == element], element)
+        found = host.lane_words(self.program, data)
         words, codes = (host.of_lanes(self.machine, part, whole=placement.whole) for part in found)
         return words, codes
 
@@ -206,7 +218,8 @@ class RtlEngine:
                     elif placement.pooled:
                         words = host.unpooled(words, codes)
                     found[placement.value] = words.reshape(len(images), *graph.value(placement.value).shape)
-        gradients[: self.machine.master_depth] = self.gradients[: self.machine.master_depth]
+        traced = self.gradients.reshape(self.machine.elements, -1)[:, : self.machine.master_depth]
+        gradients[: self.program.chip_places] = traced.ravel()
         totals = self._totals()
         found["loss"], found["correct"] = np.array(totals.loss), np.array(totals.correct)
         for name in self.network.rules.keys() & self.program.addresses.keys():
@@ -219,7 +232,7 @@ class RtlEngine:
         rows = self.machine.rows
         columns = [np.arange(first, first + count) for first, count in
                    self.program.runs[command.runs_at: command.runs_at + command.runs]]
-        return self.machine.master_depth + (np.concatenate(columns)[:, None] * rows + np.arange(rows)).ravel()
+        return self.program.chip_places + (np.concatenate(columns)[:, None] * rows + np.arange(rows)).ravel()
 
     def _panel_gradients(self, command: Command) -> NDArray[np.int32]:
         """The gradients that WU had of them, in the same order."""
@@ -230,7 +243,7 @@ class RtlEngine:
         """Cycles by command since the engine was made or :meth:`clear_cycles` called."""
         simulation = self.simulation
         return tuple(PhaseCycles(layer=command.layer, opcode=command.phase, cycles=int(simulation.cycles_at[k]),
-                                 issued=int(simulation.issued_at[k]))
+                                 steps=tuple(map(int, simulation.issued_at[k])))
                      for k, command in enumerate(self.program.commands))
 
     def clear_cycles(self) -> None:

@@ -13,7 +13,8 @@ struct Simulation {
     Vespalier top{&context};
     uint64_t cycles = 0;
     uint64_t* cycles_at = nullptr;  // by command position
-    uint64_t* issued_at = nullptr;  // by command position
+    uint64_t* issued_at = nullptr;  // by command position, then by processing element
+    uint32_t elements = 1;
     int32_t* gradients = nullptr;   // by place, or null
 #ifdef ESPALIER_MEMORY
     ExternalMemory memory;
@@ -40,10 +41,11 @@ bool tick(Simulation& s) {
     const bool accepted = s.top.write_valid && s.top.write_ready;
     if (s.top.busy) {
         s.cycles_at[s.top.position]++;
-        s.issued_at[s.top.position] += s.top.issuing;
+        uint64_t* issued = s.issued_at + s.top.position * s.elements;
+        for (uint32_t element = 0; element < s.elements; element++) issued[element] += s.top.issuing >> element & 1;
     }
     if (s.gradients) {
-        uint32_t valid = s.top.gradient_valid;
+        uint64_t valid = s.top.gradient_valid;
         for (int unit = 0; valid; unit++, valid >>= 1) {
             if (valid & 1) s.gradients[word(s.top.gradient_address, unit)] = word(s.top.gradient, unit);
         }
@@ -58,8 +60,9 @@ bool tick(Simulation& s) {
 
 extern "C" {
 
-void* simulation_new(uint64_t* cycles_at, uint64_t* issued_at) {
+void* simulation_new(uint64_t* cycles_at, uint64_t* issued_at, uint32_t elements) {
     auto* s = new Simulation;
+    s->elements = elements;
     s->cycles_at = cycles_at;
     s->issued_at = issued_at;
     return s;

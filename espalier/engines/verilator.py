@@ -105,13 +105,13 @@ class MemoryTraffic:
 class Simulation:
     """A running simulation: writes, reads, and counters of cycles by command position."""
 
-    def __init__(self, library: Path, positions: int) -> None:
+    def __init__(self, library: Path, positions: int, elements: int = 1) -> None:
         self._library = ctypes.CDLL(str(library))
         self._declare()
         size = 1 << max(1, (positions - 1).bit_length())
         self.cycles_at = np.zeros(size, dtype=np.uint64)   #: busy cycles by command
-        self.issued_at = np.zeros(size, dtype=np.uint64)   #: cycles with a lattice step by command
-        self._handle = self._library.simulation_new(self.cycles_at.ctypes.data, self.issued_at.ctypes.data)
+        self.issued_at = np.zeros((size, elements), dtype=np.uint64)  #: those with a lattice step, by element, too
+        self._handle = self._library.simulation_new(self.cycles_at.ctypes.data, self.issued_at.ctypes.data, elements)
         self._gradients: NDArray[np.int32] | None = None
         self.external = hasattr(self._library, "simulation_memory_timing")  #: the machine has a port to memory
         if self.external:
@@ -120,7 +120,8 @@ class Simulation:
     def _declare(self) -> None:
         library, pointer, u64 = self._library, ctypes.c_void_p, ctypes.c_uint64
         for name, result, arguments in (
-                ("new", pointer, [pointer, pointer]), ("delete", None, [pointer]), ("cycles", u64, [pointer]),
+                ("new", pointer, [pointer, pointer, ctypes.c_uint32]), ("delete", None, [pointer]),
+                ("cycles", u64, [pointer]),
                 ("reset", None, [pointer, u64]),
                 ("trace_gradients", None, [pointer, pointer]),
                 ("write", u64, [pointer, pointer, pointer, u64, u64]),

@@ -68,8 +68,10 @@ class CompileRequest:
     grid : (int, int) or None
         Tiles, down and across, in which neighbouring lanes hold the maps of an image; None is one, the whole map,
         unless the images of a ``batch`` leave lanes over.
+    elements : int or None
+        Processing elements that share the work of a layer; None is one.
     trees : int or None
-        Lane trees, each with an update unit; None is one.
+        Lane trees of each, each with an update unit; None is one.
     port_bits : int or None
         Data bits of a port to external memory; None is no port.
     stream_weights : bool or None
@@ -95,6 +97,7 @@ class CompileRequest:
     rows: int | None = None
     lanes: int | None = None
     grid: Grid | None = None
+    elements: int | None = None
     trees: int | None = None
     pairs: bool | None = None
     word_bits: int | None = None
@@ -111,8 +114,8 @@ class CompileRequest:
     data_root: Path | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("rows", "lanes", "grid", "trees", "pairs", "word_bits", "port_bits",
-                                   "stream_weights", "multipliers", "block_rams")
+        given = [name for name in ("rows", "lanes", "grid", "elements", "trees", "pairs", "word_bits",
+                                   "port_bits", "stream_weights", "multipliers", "block_rams")
                  if getattr(self, name) is not None]
         if self.machine is not None and given:
             raise DataError(f"A given machine has its {given[0].replace('_', ' ')} already: leave out that or the "
@@ -139,7 +142,7 @@ class CompileRequest:
             block_rams_for=partial(block_rams_for, device=device), luts=device.luts,
             luts_for=partial(luts_for, device=device),
             word_bits=self.word_bits, rows=self.rows, lanes=self.lanes, batch=self.batch,
-            grid=self.grid,
+            grid=self.grid, elements=1 if self.elements is None else self.elements,
             trees=1 if self.trees is None else self.trees, pairs=self.pairs, pair_bits=device.pair_bits,
             port_bits=self.port_bits or 0, stream=bool(self.stream_weights))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from operator import add
 from typing import assert_never
 
 import numpy as np
@@ -62,8 +63,9 @@ def dense_machine(design: Design) -> Machine:
     """The machine of ``design`` with depths and accumulators for the dense network."""
     machine, layers = design.machine, tiled(layers_of(design), design.machine.grid)
     live = {name: np.ones_like(mask) for name, mask in design.live.items()}
-    blocks = blocks_of(layers, live, machine.rows)
-    memory = place(layers, machine.rows, machine.activation_depth, spill=machine.port_bits > 0)
+    blocks = blocks_of(layers, live, machine.rows, elements=machine.elements)
+    memory = place(layers, machine.rows, machine.activation_depth, spill=machine.port_bits > 0,
+                   elements=machine.elements)
     machine = replace(machine, acc_bits=max(machine.acc_bits, required_acc_bits(layers, blocks)))
     needed = required_depths(layers, blocks, memory, machine.rows)
     if machine.panel_depth:
@@ -108,7 +110,22 @@ def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[
             Figure("Dense-equivalent MACs per cycle", design.batch * nominal / total, "MAC/cycle",
                    Provenance.SIMULATED),
             Figure("Peak MACs per cycle", design.machine.multipliers, "MAC/cycle", Provenance.ESTIMATED),
-            *model_figures(design, counted)))
+            *idle_figures(counted), *model_figures(design, counted)))
+
+
+def idle_figures(counted: tuple[PhaseCycles, ...]) -> tuple[Figure, ...]:
+    """For how much of each phase processing elements do not multiply, where there are several: all, and the idlest."""
+    figures: list[Figure] = []
+    for phase in Phase:
+        found = [one for one in counted if _phase(one.opcode) is phase]
+        cycles = sum(one.cycles for one in found)
+        steps = [sum(parts) for parts in zip(*(one.steps for one in found), strict=True)]
+        if cycles and len(steps) > 1:
+            for what, idle in ((f"Idle in {phase.value}", cycles - sum(steps) / len(steps)),
+                               (f"Idle in {phase.value}, the processing element with the least work",
+                                cycles - min(steps))):
+                figures.append(Figure(what, 100 * idle / cycles, "%", Provenance.SIMULATED))
+    return tuple(figures)
 
 
 def model_figures(design: Design, counted: tuple[PhaseCycles, ...]) -> tuple[Figure, ...]:
@@ -132,8 +149,9 @@ def by_phase(counted: Iterable[PhaseCycles]) -> tuple[PhaseCycles, ...]:
     found: dict[tuple[str, Opcode], PhaseCycles] = {}
     for one in counted:
         key = one.layer, one.opcode
-        before = found.get(key, replace(one, cycles=0, issued=0))
-        found[key] = replace(one, cycles=before.cycles + one.cycles, issued=before.issued + one.issued)
+        before = found.get(key, replace(one, cycles=0, steps=(0,) * len(one.steps)))
+        steps = tuple(map(add, before.steps, one.steps))
+        found[key] = replace(one, cycles=before.cycles + one.cycles, steps=steps)
     return tuple(found.values())
 
 

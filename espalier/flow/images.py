@@ -35,12 +35,13 @@ def program_images(program: Program, state: Mapping[str, NDArray]) -> dict[str, 
 
     ``program``, ``table`` and ``index`` hold commands, segment pointers and live-block entries (fields
     as declared in ``espalier.program.words``, the first lowest); ``weights``, ``masters`` and ``momenta``
-    hold place ``column * rows + bank``. Of weights in external memory there are ``runs``, and two files of bytes: their
-    names end with where in the machine's part of that memory they go. Of batch norms there are ``scalars``, binary32 at
-    ``channel * CHANNEL_SCALARS + slot``.
+    hold place ``column * rows + bank``. All of these but the program are there for each processing element, where there
+    are several, its number behind the name. Of weights in external memory there are ``runs``, and two files of bytes:
+    their names end with where in the machine's part of that memory they go. Of batch norms there are ``scalars``,
+    binary32 at ``channel * CHANNEL_SCALARS + slot``.
     """
     machine = program.machine
-    memories = {name: image[: machine.master_depth] for name, image in program.memory_images(state).items()}
+    memories, each = program.memory_images(state), machine.master_depth
     external, scalars = {}, {}
     if program.scalars:
         scalars = {"scalars.hex": hex_words(program.scalar_image(state).ravel().tolist(), SCALAR_BITS)}
@@ -52,11 +53,14 @@ def program_images(program: Program, state: Mapping[str, NDArray]) -> dict[str, 
         **external,
         "program.hex": hex_words([command.encode(machine) for command in program.commands],
                                  sum(command_fields(machine).values())),
-        "table.hex": hex_words(program.table, bits_for(machine.index_depth + 1)),
-        "index.hex": hex_words([entry.encode(machine) for entry in program.entries],
-                               sum(entry_fields(machine).values())),
         **scalars,
-        **{f"{name}.hex": hex_array(memories[name], width) for name, width in word_widths(machine).items()},
+        **{name.format(f"_{number}" if machine.elements > 1 else ""): content
+           for number, lists in enumerate(program.lists) for name, content in (
+               ("table{}.hex", hex_words(lists.table, bits_for(machine.index_depth + 1))),
+               ("index{}.hex", hex_words([entry.encode(machine) for entry in lists.entries],
+                                         sum(entry_fields(machine).values()))),
+               *((name + "{}.hex", hex_array(memories[name][number * each: (number + 1) * each], width))
+                 for name, width in word_widths(machine).items()))},
     }
 
 

@@ -162,9 +162,10 @@ def _with_build(report: Report, folder: Path) -> Report:
     design, manifest = load_design(folder), load_manifest(folder)
     report = _with_training(report, design.checkpoint)
     machine, depths = design.machine, manifest.depths
-    weights, states = (machine.rows * (depths.weight_depth.used + (2 * panel.used if panel else 0))
+    weights, states = (machine.all_rows * (depths.weight_depth.used + (2 * panel.used if panel else 0))
                        for panel in (depths.panel_depth, depths.state_depth))
-    used = {"activations": depths.activation_depth.used, "gradients": depths.gradient_depth.used * machine.rows,
+    used = {"activations": depths.activation_depth.used * machine.elements,
+            "gradients": depths.gradient_depth.used * machine.all_rows,
             "weights": weights, **dict.fromkeys(("masters", "momenta", "gradient_sums"), states)}
     report = replace(
         report, machine=machine_section(machine), memories=memory_section(machine, used),

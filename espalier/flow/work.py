@@ -155,5 +155,6 @@ def on_lattice(checkpoint: Checkpoint, constraints: Constraints) -> OnLattice:
     batch = machine.images if constraints.batch is None else constraints.batch
     design = Design(checkpoint, machine, config.sgd.scaled(min(1.0, batch / config.batch)), batch, constraints.name)
     design.rules()  # refuses what the machine does not train
-    cycles = sum(estimated_cycles(item, machine.tree_rows) for item in blocks_of(layers, live, machine.rows))
+    cycles = sum(estimated_cycles(item, machine.tree_rows)
+                 for item in blocks_of(layers, live, machine.rows, elements=machine.elements))
     return OnLattice(design, batch // machine.images * cycles)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import reduce
+from itertools import pairwise
+from operator import add, or_
+
 from amaranth.hdl import Array, C, Cat, Const, DomainRenamer, Module, Mux, ResetSignal, Signal, Value
-from amaranth.lib import wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import REGION_BITS, Machine
 from espalier.gateware.arithmetic import delay_line
-from espalier.gateware.drain import Drain, LaneTree, RowCounter
+from espalier.gateware.drain import Drain, LaneTree, RowCounter, bank_of
 from espalier.gateware.entries import step_layout
 from espalier.gateware.external import (
     Refetcher,
@@ -22,7 +27,7 @@ from espalier.gateware.external import (
 from espalier.gateware.front import Front
 from espalier.gateware.host import WRITE, HostReader, HostWriter, spaces_of
 from espalier.gateware.lattice import Lattice
-from espalier.gateware.layouts import command_layout, vector_layout
+from espalier.gateware.layouts import command_layout, element_bits, vector_layout
 from espalier.gateware.loss_unit import LossUnit
 from espalier.gateware.memories import GradientBanks, WeightBanks
 from espalier.gateware.norm_unit import NormUnit
@@ -40,8 +45,47 @@ HOLD_CYCLES = 4    #: from a vector's coming to a queue to the step that it hold
 RESET_CYCLES = 128  #: how long to hold reset, for what is in flight to run out
 
 
+class Element:
+    """A processing element: its parts, under their names, and what the accelerator makes beside them.
+
+    Members
+    -------
+    ending : data.View
+        The step whose products are in the lattice; set when the accelerator is elaborated.
+    summed : Value
+        For each lane tree whether a weight's sum leaves it; likewise.
+    """
+
+    def __init__(self, machine: Machine, number: int, add_cycles: int):
+        self.number = number
+        self.trees = [LaneTree(machine) for _ in range(machine.trees)]
+        self.updates = [UpdateUnit(word_bits=machine.word_bits, depth=machine.master_depth // machine.trees,
+                                   sum_bits=machine.sum_bits, groups=machine.groups,
+                                   panel_depth=machine.state_depth * machine.tree_rows) for _ in range(machine.trees)]
+        self.front = Front(machine, add_cycles)
+        self.operands, self.rows = Operands(machine), RowCounter(machine)
+        self.activations = BankedRam(vector_layout(machine), machine.activation_depth)
+        self.gradients, self.weights = GradientBanks(machine), WeightBanks(machine)
+        self.lattice = Lattice(machine, chained=number + 1 < machine.elements)
+        self.ending: data.View
+        self.summed: Value
+
+    def join(self, m: Module, name: str) -> None:
+        """Make its parts submodules, their names ending in ``name``."""
+        for part in ("front", "activations", "gradients", "weights", "rows"):
+            m.submodules[part + name] = getattr(self, part)
+        for part in ("operands", "lattice"):
+            m.submodules[part + name] = DomainRenamer("data")(getattr(self, part))
+        for number, (tree, update) in enumerate(zip(self.trees, self.updates, strict=True)):
+            m.submodules[f"tree{name}_{number}"] = DomainRenamer("data")(tree)
+            m.submodules[f"update{name}_{number}"] = DomainRenamer("data")(update)
+
+
 class Accelerator(wiring.Component):
     """One training accelerator: lattice, memories, control, loss and update; a host port.
+
+    With several processing elements each has its own lattice and memories (:class:`Element`); commands, drain and loss
+    are there once.
 
     Reset, held for :data:`RESET_CYCLES`, stops a program; memories keep their words. It reaches what decides, not the
     thousands of registers of the pipelines that obey (clock domain ``data``): those run empty by themselves.
@@ -52,39 +96,36 @@ class Accelerator(wiring.Component):
     read_address, read_data : host reads, data gateware.host.READ_CYCLES later
     busy : a program is running; from the third cycle after its start word was taken
     position : number of the command in force (for measuring)
-    issuing : a step left the issuer in the cycle before (for measuring)
+    issuing : whether a step left the issuer in the cycle before, for each processing element (for measuring)
     m_axi_* : an AXI4 master, where the machine has a port to external memory
     gradient_valid, gradient_address, gradient : each weight's gradient as it meets its master (for verifying), a bit
         and 32 bits of each for every update unit
     """
 
     def __init__(self, machine: Machine):
-        self.machine = machine
+        self.machine, units = machine, machine.elements * machine.trees
         super().__init__({
             "write_valid": In(1), "write_ready": Out(1), "write": In(WRITE), "read_address": In(32),
-            "read_data": Out(32), "busy": Out(1), "position": Out(bits_for(machine.program_depth)), "issuing": Out(1),
-            "gradient_valid": Out(machine.trees), "gradient_address": Out(BUS_BITS * machine.trees),
-            "gradient": Out(GRADIENT_BITS * machine.trees),
+            "read_data": Out(32), "busy": Out(1), "position": Out(bits_for(machine.program_depth)),
+            "issuing": Out(machine.elements),
+            "gradient_valid": Out(units), "gradient_address": Out(BUS_BITS * units),
+            "gradient": Out(GRADIENT_BITS * units),
             **{f"m_axi_{name}": member for name, member in axi_channels(machine).items()}})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         machine = self.machine
-        self.trees = [LaneTree(machine) for _ in range(machine.trees)]
-        self.updates = [UpdateUnit(word_bits=machine.word_bits, depth=machine.master_depth // machine.trees,
-                                   sum_bits=machine.sum_bits, groups=machine.groups,
-                                   panel_depth=machine.state_depth * machine.tree_rows) for _ in range(machine.trees)]
+        gathers = int(machine.elements > 1)  # cycles of adding up what the elements have
         sums = Operands.latency_cycles + Lattice.latency_cycles + WRITE_CYCLES  # cycles to the first row, and to write
+        self.elements = [Element(machine, number, Lattice.latency_cycles + Drain.add_cycles + gathers)
+                         for number in range(machine.elements)]
+        self.first = first = self.elements[0]  # which has the activations of what is there once
         self.sequencer = Sequencer(
-            machine, drain_cycles=sums + machine.rows - 1 + Drain.latency_cycles,
-            update_cycles=(sums + machine.tree_rows - 1 + self.trees[0].latency_cycles
-                           + self.updates[0].latency_cycles))
+            machine, drain_cycles=sums + gathers + machine.all_rows - 1 + Drain.latency_cycles,
+            update_cycles=(sums + machine.tree_rows - 1 + first.trees[0].latency_cycles
+                           + first.updates[0].latency_cycles))
         self.writer, self.reader = HostWriter(machine), HostReader(machine)
-        self.front = Front(machine, Lattice.latency_cycles + Drain.add_cycles)
-        self.operands = Operands(machine)
-        self.activations = BankedRam(vector_layout(machine), machine.activation_depth)
-        self.gradients, self.weights, self.lattice = GradientBanks(machine), WeightBanks(machine), Lattice(machine)
-        self.rows, self.drain = RowCounter(machine), Drain(machine)
+        self.drain = Drain(machine)
         self.loss = LossUnit(lanes=machine.images, word_bits=machine.word_bits, max_classes=machine.max_classes,
                              read_latency=3)
         if machine.port_bits:
@@ -95,13 +136,11 @@ class Accelerator(wiring.Component):
         if machine.norm_depth:
             self.norm = NormUnit(machine)
         assert self.sequencer.update_cycles <= RESET_CYCLES and self.sequencer.drain_cycles <= RESET_CYCLES
-        for name in ("sequencer", "writer", "reader", "front", "activations", "gradients", "weights", "rows", "loss"):
+        for name in ("sequencer", "writer", "reader", "loss"):
             m.submodules[name] = getattr(self, name)
-        for name in ("operands", "lattice", "drain"):
-            m.submodules[name] = DomainRenamer("data")(getattr(self, name))
-        for number, (tree, update) in enumerate(zip(self.trees, self.updates, strict=True)):
-            m.submodules[f"tree_{number}"] = DomainRenamer("data")(tree)
-            m.submodules[f"update_{number}"] = DomainRenamer("data")(update)
+        m.submodules.drain = DomainRenamer("data")(self.drain)
+        for element in self.elements:
+            element.join(m, f"_{element.number}" if gathers else "")
         self.command = Signal(command_layout(machine))
         m.d.comb += self.command.eq(self.sequencer.command)
         self._control(m)
@@ -139,61 +178,118 @@ class Accelerator(wiring.Component):
             sequencer.write_data.eq(writer.command), self.busy.eq(sequencer.busy),
             self.position.eq(sequencer.position),
             reader.address.eq(self.read_address), self.read_data.eq(reader.data), reader.busy.eq(sequencer.busy),
-            reader.vector.eq(self.operands.source), reader.weight.eq(self.operands.probed_weight),
+            reader.vector.eq(self._asked(element.operands.source.as_value() for element in self.elements)),
+            reader.weight.eq(self._asked(element.operands.probed_weight for element in self.elements).as_signed()),
             reader.correct.eq(self.loss.correct),
-            reader.loss.eq(self.loss.loss_sum), reader.cycles.eq(cycles), self.loss.clear_counters.eq(clear),
-            self.operands.probe.eq(reader.probe), self.operands.parity.eq(sequencer.parity)]
+            reader.loss.eq(self.loss.loss_sum), reader.cycles.eq(cycles), self.loss.clear_counters.eq(clear)]
+        for element in self.elements:
+            m.d.comb += [element.operands.probe.eq(reader.probe), element.operands.parity.eq(sequencer.parity)]
+
+    def _asked(self, values: Iterable[Value]) -> Value:
+        """What the processing element has of which the host reads: one value of each."""
+        if self.machine.elements == 1:
+            return next(iter(values))
+        return reduce(or_, (value & chosen.replicate(len(value))
+                            for value, chosen in zip(values, self.writer.elements, strict=True)))
+
+    def _to(self, element: Element, en: Value) -> Value:
+        """Whether what the host writes where ``en`` goes to ``element``."""
+        return en & self.writer.elements[element.number] if self.machine.elements > 1 else en
+
+    def _of_owner(self, owner: str, values: Iterable[Value]) -> Value:
+        """What the processing element has that the drain's ``owner`` names: one value of each."""
+        found = [*values]
+        return found[0] if len(found) == 1 else Array(found)[getattr(self.drain, owner)]
 
     def _front(self, m: Module) -> None:
         """From the command to the steps of the lattice, and their operands."""
-        front, writer = self.front, self.writer
-        for part in (front, self.operands, self.rows, self.drain):
-            m.d.comb += part.command.eq(self.command)
-        m.d.comb += [
-            front.start.eq(self.sequencer.launch), self.sequencer.finished.eq(front.finished),
-            self.operands.step.eq(front.step), self.issuing.eq(front.step.valid),
-            front.table_en.eq(writer.table_en), front.index_en.eq(writer.index_en), front.address.eq(writer.item),
-            front.pointer.eq(writer.write.data), front.entry.eq(writer.entry)]
+        writer, first = self.writer, self.first
+        m.d.comb += self.drain.command.eq(self.command)
+        for element in self.elements:
+            front = element.front
+            for part in (front, element.operands, element.rows):
+                m.d.comb += part.command.eq(self.command)
+            m.d.comb += [
+                front.start.eq(self.sequencer.launch), element.operands.step.eq(front.step),
+                self.issuing[element.number].eq(front.step.valid),
+                front.table_en.eq(self._to(element, writer.table_en)),
+                front.index_en.eq(self._to(element, writer.index_en)),
+                front.address.eq(writer.item), front.pointer.eq(writer.write.data), front.entry.eq(writer.entry)]
+        if self.machine.elements == 1:
+            m.d.comb += self.sequencer.finished.eq(first.front.finished)
+            return
+        together, done, finished = Signal(), Signal(self.machine.elements), Signal(self.machine.elements)
+        fronts = [element.front for element in self.elements]
+        m.d.sync += [together.eq(self.command.opcode != Opcode.UPDATE),
+                     done.eq(Mux(self.sequencer.launch, 0, done | finished))]
+        m.d.comb += [finished.eq(Cat(front.finished for front in fronts)),
+                     self.sequencer.finished.eq(finished.any() & (done | finished).all()),
+                     *(front.hold.eq(together & ~Cat(other.ready for other in fronts).all()) for front in fronts)]
 
     def _lattice(self, m: Module) -> None:
-        operands, lattice = self.operands, self.lattice
-        m.d.comb += [lattice.x.eq(operands.x), lattice.b.eq(operands.b), lattice.last.eq(operands.last),
-                     lattice.clear.eq(ResetSignal())]
-        steps = [operands.done]
-        for stage in range(2):  # along with the products
-            steps.append(Signal(step_layout(self.machine), name=f"ending_{stage}"))
-            m.d.sync += steps[-1].eq(steps[-2])
-        self.ending = steps[-1]
-        m.d.comb += [self.rows.loaded.eq(lattice.loaded), self.rows.tile.eq(self.ending.tile),
-                     self.drain.item.eq(self.rows.item), self.drain.row.eq(lattice.row),
-                     self.drain.addend.eq(operands.source),
-                     *(tree.i.eq(row) for tree, row in zip(self.trees, lattice.tree_rows, strict=True))]
+        """Operands into each lattice; sums of a row, of one lattice behind the other or of all together, to the drain.
+        """
+        for element in self.elements:
+            operands, lattice = element.operands, element.lattice
+            m.d.comb += [lattice.x.eq(operands.x), lattice.b.eq(operands.b), lattice.last.eq(operands.last),
+                         lattice.clear.eq(ResetSignal())]
+            steps = [operands.done]
+            for stage in range(2):  # along with the products
+                steps.append(Signal(step_layout(self.machine), name=f"ending_{stage}"))
+                m.d.sync += steps[-1].eq(steps[-2])
+            element.ending = data.View(step_layout(self.machine), steps[-1])
+            m.d.comb += [element.rows.loaded.eq(lattice.loaded), element.rows.tile.eq(element.ending.tile),
+                         *(tree.i.eq(row) for tree, row in zip(element.trees, lattice.tree_rows, strict=True))]
+        m.d.comb += self.drain.addend.eq(self._of_owner("addend_owner", (
+            element.operands.source.as_value() for element in self.elements)))
+        first, drain = self.first, self.drain
+        if self.machine.elements == 1:
+            m.d.comb += [drain.item.eq(first.rows.item), drain.row.eq(first.lattice.row)]
+            return
+        for element, following in pairwise(self.elements):
+            m.d.comb += element.lattice.chain.eq(following.lattice.row)
+        m.d.data += drain.item.eq(first.rows.item)
+        for lane in range(self.machine.lanes):
+            others = (element.lattice.row[lane] for element in self.elements[1:])
+            m.d.data += drain.row[lane].eq(
+                first.lattice.row[lane] + Mux(self.command.own, 0, reduce(add, others)))
 
     def _activation_memory(self, m: Module) -> None:
         """Read by the operands, by the drain (BP), by the loss, by the host; written by the drain, else by the host.
 
         With a register before its address.
         """
-        memory, drain, writer = self.activations, self.drain, self.writer
-        with m.Switch(self.command.opcode):
-            with m.Case(Opcode.BACKWARD):
-                m.d.sync += memory.read_address.eq(drain.mask_address)
-            with m.Case(Opcode.LOSS):
-                m.d.sync += memory.read_address.eq(self.command.mask_base + self.loss.logit_class)
-            with m.Default():
-                m.d.sync += memory.read_address.eq(self.operands.activation_address)
-        engine = drain.activation_write
-        place = drain.write.out
-        if self.machine.norm_depth:
+        drain, writer, machine = self.drain, self.writer, self.machine
+        engine, place = drain.activation_write, drain.write.out
+        if machine.norm_depth:
             place = Mux(self.command.target[0], drain.write.mask, place)
         fetched, address, vector = self._fetched()
-        m.d.comb += [self.operands.activation.eq(memory.read_data), drain.mask.eq(memory.read_data),
-                     writer.blocked.eq(engine | fetched)]
-        m.d.data += [
-            memory.write_en.eq(engine | fetched | writer.activation_en),
-            memory.write_address.eq(Mux(engine, place, Mux(fetched, address, writer.item))),
-            memory.write_data.eq(Mux(engine, drain.write_data.as_value(),
-                                     Mux(fetched, vector, writer.vector.as_value())))]
+        logits, _ = self._logit_place()
+        for element in self.elements:
+            memory, owns, writes = element.activations, engine, writer.activation_en
+            if machine.elements > 1:  # what the host writes waits for all of them
+                owns, writes = engine & (drain.write.owner == element.number), self._to(element, writes & ~engine)
+            with m.Switch(self.command.opcode):
+                with m.Case(Opcode.BACKWARD):
+                    m.d.sync += memory.read_address.eq(drain.mask_address)
+                with m.Case(Opcode.LOSS):
+                    m.d.sync += memory.read_address.eq(self.command.mask_base + logits)
+                with m.Default():
+                    m.d.sync += memory.read_address.eq(element.operands.activation_address)
+            m.d.comb += element.operands.activation.eq(memory.read_data)
+            m.d.data += [
+                memory.write_en.eq(owns | fetched | writes),
+                memory.write_address.eq(Mux(engine, place, Mux(fetched, address, writer.item))),
+                memory.write_data.eq(Mux(engine, drain.write_data.as_value(),
+                                         Mux(fetched, vector, writer.vector.as_value())))]
+        m.d.comb += [writer.blocked.eq(engine | fetched), drain.mask.eq(self._of_owner("mask_owner", (
+            element.activations.read_data.as_value() for element in self.elements)))]
+
+    def _logit_place(self) -> tuple[Value, Value]:
+        """Where, in vectors, the logit is that the loss asks for, and in which processing element."""
+        low, high = (self.machine.rows - 1).bit_length(), element_bits(self.machine)
+        number = self.loss.logit_class
+        return (Cat(number[:low], number[low + high:]) if high else number), number[low: low + high]
 
     def _fetched(self) -> tuple[Value, Value, Value]:
         """What comes from external memory for the activation memory: whether, where to, and the vector."""
@@ -217,7 +313,7 @@ class Accelerator(wiring.Component):
             refetcher.start.eq(sequencer.launch_refetch), refetcher.base.eq(self.writer.external),
             refetcher.written.eq(~spiller.busy), refetcher.taken.eq(~drain.activation_write),
             sequencer.external_ready.eq(Mux(command.opcode == Opcode.FORWARD, spiller.ready, refetcher.ready)),
-            sequencer.external_busy.eq(spiller.busy | refetcher.busy), self.front.hold.eq(spiller.hold & spills),
+            sequencer.external_busy.eq(spiller.busy | refetcher.busy), self.first.front.hold.eq(spiller.hold & spills),
             self.reader.errors.eq(errors)]
         for fields, target in ((place_fields(machine), spiller.place), (refetch_fields(machine), refetcher.tensor)):
             m.d.comb += [target[name].eq(command[name]) for name in fields
@@ -247,7 +343,7 @@ class Accelerator(wiring.Component):
         """Panels of weights in external memory: what moves takes the port's channels for itself."""
         machine, mover, refetcher, command = self.machine, self.mover, self.refetcher, self.command
         m.submodules.mover = mover
-        region, launch = Signal(REGION_BITS), self.sequencer.launch
+        region, launch, weights = Signal(REGION_BITS), self.sequencer.launch, self.first.weights
         if machine.norm_depth:
             launch = launch | self.sequencer.launch_norm
         with m.If(launch):  # not before: until then the panel may be on its way
@@ -259,54 +355,63 @@ class Accelerator(wiring.Component):
             refetcher.tensor.store.eq(command.opcode == Opcode.STORE), mover.start.eq(refetcher.moving),
             mover.move.eq(refetcher.move), refetcher.moved.eq(mover.done), mover.base.eq(self.writer.external),
             mover.write_en.eq(self.writer.run_en), mover.write_address.eq(self.writer.item),
-            mover.write_data.eq(self.writer.run), self.weights.region.eq(region),
-            self.weights.far_panel.eq(mover.panel), self.weights.far_address.eq(mover.address),
-            self.weights.far_en.eq(mover.weight_en)]
+            mover.write_data.eq(self.writer.run), weights.region.eq(region),
+            weights.far_panel.eq(mover.panel), weights.far_address.eq(mover.address),
+            weights.far_en.eq(mover.weight_en)]
         for bank in range(machine.rows):
-            m.d.comb += [self.weights.far_write[bank].eq(mover.weights[bank]),
-                         mover.weights_read[bank].eq(self.weights.far_read[bank])]
-        for number, update in enumerate(self.updates):
+            m.d.comb += [weights.far_write[bank].eq(mover.weights[bank]),
+                         mover.weights_read[bank].eq(weights.far_read[bank])]
+        for number, update in enumerate(self.first.updates):
             m.d.comb += [
                 update.region.eq(region), update.far_panel.eq(mover.panel), update.far_address.eq(mover.address),
                 update.far_en.eq(mover.state_en), update.far_write.eq(mover.state[number]),
                 mover.state_read[number].eq(update.far_read)]
 
     def _gradient_memory(self, m: Module) -> None:
-        """Read by the operands; written by the drain in BP and, before batch norms, in FP, and by the loss."""
-        memory, drain, loss = self.gradients, self.drain, self.loss
+        """Read by the operands; written by the drain in BP and, before batch norms, in FP, and by the loss.
+
+        Every processing element has a copy.
+        """
+        drain, loss = self.drain, self.loss
         bank_bits = (self.machine.rows - 1).bit_length()
-        m.d.comb += [memory.read_address.eq(self.operands.gradient_address),
-                     self.operands.gradients.eq(memory.read_data)]
         losing = Signal()
         m.d.sync += losing.eq(self.command.opcode == Opcode.LOSS)
-        with m.If(losing):
-            m.d.data += [memory.write_en.eq(loss.out_valid), memory.write_bank.eq(loss.out_class[:bank_bits]),
-                         memory.write_address.eq(self.command.out_base + (loss.out_class >> bank_bits))]
-            for lane in range(self.machine.lanes):
-                word = memory.write_data[lane]
-                image, tile = divmod(lane, self.machine.tiles)  # the first lane of an image holds its logits
-                m.d.data += [word.value.eq(0 if tile else loss.out_vector[image]), word.code.eq(0)]
-        with m.Else():
-            m.d.data += [memory.write_en.eq(drain.gradient_write), memory.write_bank.eq(drain.write.row),
-                         memory.write_address.eq(drain.write.out), memory.write_data.eq(drain.write_data)]
+        for element in self.elements:
+            memory = element.gradients
+            m.d.comb += [memory.read_address.eq(element.operands.gradient_address),
+                         element.operands.gradients.eq(memory.read_data)]
+            with m.If(losing):
+                m.d.data += [memory.write_en.eq(loss.out_valid), memory.write_bank.eq(loss.out_class[:bank_bits]),
+                             memory.write_address.eq(self.command.out_base + (loss.out_class >> bank_bits))]
+                for lane in range(self.machine.lanes):
+                    word = memory.write_data[lane]
+                    image, tile = divmod(lane, self.machine.tiles)  # the first lane of an image holds its logits
+                    m.d.data += [word.value.eq(0 if tile else loss.out_vector[image]), word.code.eq(0)]
+            with m.Else():
+                m.d.data += [
+                    memory.write_en.eq(drain.gradient_write),
+                    memory.write_bank.eq(bank_of(self.machine, drain.write.row)),
+                    memory.write_address.eq(drain.write.out), memory.write_data.eq(drain.write_data)]
 
     def _weight_memory(self, m: Module) -> None:
         """Read by the operands; written by the updates, else by a batch norm's scalars, else by the host."""
-        memory, writer = self.weights, self.writer
+        writer = self.writer
         en, place, word = writer.weight_en, writer.item, writer.write.data.as_signed()
         if self.machine.norm_depth:
             made = self.norm.word_valid
             en, place, word = en | made, Mux(made, self._word_place(m), place), Mux(made, self.norm.word, word)
         own, group, column = self._places(place)
-        m.d.comb += [memory.read_addresses.eq(self.operands.weight_addresses),
-                     self.operands.weights.eq(memory.read_data)]
-        for number, update in enumerate(self.updates):
-            write, ours = memory.write[number], update.out_valid
-            m.d.data += [
-                write.en.eq(ours | en & (group == number)),
-                write.bank.eq(Mux(ours, update.out_address[:len(own)], own)),
-                write.address.eq(Mux(ours, update.out_address[len(own):], column)),
-                write.data.eq(Mux(ours, update.out_weight, word))]
+        for element in self.elements:
+            memory, writes = element.weights, self._to(element, en)
+            m.d.comb += [memory.read_addresses.eq(element.operands.weight_addresses),
+                         element.operands.weights.eq(memory.read_data)]
+            for number, update in enumerate(element.updates):
+                write, ours = memory.write[number], update.out_valid
+                m.d.data += [
+                    write.en.eq(ours | writes & (group == number)),
+                    write.bank.eq(Mux(ours, update.out_address[:len(own)], own)),
+                    write.address.eq(Mux(ours, update.out_address[len(own):], column)),
+                    write.data.eq(Mux(ours, update.out_weight, word))]
 
     def _word_place(self, m: Module) -> Value:
         """Where a word that was made of scalars goes: blocks of ``rows`` channels, each an offset's column and those of
@@ -328,63 +433,72 @@ class Accelerator(wiring.Component):
         return place[:low], place[low:high], place[high:]
 
     def _update(self, m: Module) -> None:
+        for element in self.elements:
+            self._sum(m, element)
+            for number, update in enumerate(element.updates):
+                self._update_unit(m, element, number, update)
+        self._host_of_updates(m)
+
+    def _sum(self, m: Module, element: Element) -> None:
         """WU: rows of partial sums through the lane trees into the update units, with the place of each weight.
 
         At once leave rows that lie ``tree_rows`` apart, so their weights are in banks of different units: tree ``t``
         sums for unit ``t + turn``.
         """
-        machine, rows, ending = self.machine, self.rows, self.ending
+        machine, rows, ending, trees = self.machine, element.rows, element.ending, element.trees
         column, term, every, count = (Signal.like(ending.column), Signal.like(ending.term), Signal(),
                                       Signal.like(ending.tile.rows))
         place = ending.column + ending.term
-        with m.If(self.lattice.loaded):
+        with m.If(element.lattice.loaded):
             m.d.sync += [column.eq(place - self.command.first_column if machine.panel_depth else place),
                          term.eq(ending.term), count.eq(ending.tile.rows),
                          every.eq(~self.command.diagonal | ending.one)]
-        valid = rows.item.valid & (self.command.opcode == Opcode.UPDATE)
-        ours = [rows.item.row + tree * machine.tree_rows for tree in range(machine.trees)]
+        valid, row = rows.item.valid & (self.command.opcode == Opcode.UPDATE), bank_of(machine, rows.item.row)
+        ours = [row + tree * machine.tree_rows for tree in range(machine.trees)]
         bank = Signal((machine.rows - 1).bit_length())
-        m.d.comb += bank.eq(rows.item.row + term)
+        m.d.comb += bank.eq(row + term)
         own, turn, _ = self._places(bank)
-        self.summed = summed = delay_line(m, Cat(*(valid & (row < count) & (every | (row == term)) for row in ours)),
-                                          self.trees[0].latency_cycles, "summed")[-1]
+        summed = delay_line(m, Cat(*(valid & (row < count) & (every | (row == term)) for row in ours)),
+                            trees[0].latency_cycles, "summed")[-1]
         if machine.norm_depth:
-            summed = summed & ~self.command.norm.replicate(machine.trees)
-        turned = delay_line(m, turn, self.trees[0].latency_cycles, "turned")[-1]
-        address = delay_line(m, Cat(own, column), self.trees[0].latency_cycles, "summed_address")[-1]
-        for number, update in enumerate(self.updates):
+            element.summed, summed = summed, summed & ~self.command.norm.replicate(machine.trees)
+        turned = delay_line(m, turn, trees[0].latency_cycles, "turned")[-1]
+        address = delay_line(m, Cat(own, column), trees[0].latency_cycles, "summed_address")[-1]
+        for number, update in enumerate(element.updates):
             tree = Signal(range(machine.trees), name=f"tree_of_{number}")
             m.d.comb += [tree.eq(number - turned), update.valid.eq(summed.bit_select(tree, 1)),
-                         update.total.eq(Array(tree.o for tree in self.trees)[tree]), update.address.eq(address)]
-            self._update_unit(m, number, update)
-        self._host_of_updates(m)
+                         update.total.eq(Array(tree.o for tree in trees)[tree]), update.address.eq(address)]
 
     def _norm(self, m: Module) -> None:
         """WU's sums of a batch norm into scalars, and words of those into the weight banks (:meth:`_word_place`)."""
-        norm, command, trees = self.norm, self.command, self.machine.trees
+        norm, command, trees, first = self.norm, self.command, self.machine.trees, self.first
         m.submodules.norm = norm
         second = Signal()  # that of products, behind that of the constant one
-        with m.If(self.lattice.loaded):
-            m.d.sync += second.eq(~self.ending.one)
-        which = delay_line(m, second, self.trees[0].latency_cycles, "second")[-1]
+        with m.If(first.lattice.loaded):
+            m.d.sync += second.eq(~first.ending.one)
+        which = delay_line(m, second, first.trees[0].latency_cycles, "second")[-1]
         m.d.comb += [
             norm.start.eq(self.sequencer.launch_norm), self.sequencer.norm_busy.eq(norm.busy),
-            norm.sum_valid.eq(self.summed & command.norm.replicate(trees)), norm.sum_which.eq(which.replicate(trees)),
+            norm.sum_valid.eq(first.summed & command.norm.replicate(trees)), norm.sum_which.eq(which.replicate(trees)),
             norm.host_write.eq(self.writer.scalar_en), norm.host_data.eq(self.writer.write.data),
             norm.host_address.eq(Mux(self.writer.write_any, self.writer.item, self.reader.scalar_address)),
             self.reader.scalar.eq(norm.host_read),
-            *(total.eq(tree.o) for total, tree in zip(norm.sum, self.trees, strict=True)),
+            *(total.eq(tree.o) for total, tree in zip(norm.sum, first.trees, strict=True)),
             *(norm.rule[field].eq(command[field]) for field, _ in norm.rule.shape())]
 
-    def _update_unit(self, m: Module, number: int, update: UpdateUnit) -> None:
-        own, group, _ = self._places(Const(0, (self.machine.rows - 1).bit_length()))
+    def _update_unit(self, m: Module, element: Element, number: int, update: UpdateUnit) -> None:
+        machine = self.machine
+        own, group, _ = self._places(Const(0, (machine.rows - 1).bit_length()))
         place = Cat(update.gradient_address[:len(own)], Const(number, len(group)), update.gradient_address[len(own):],
-                    self.command.panel if self.machine.panel_depth else ())
+                    self.command.panel if machine.panel_depth else ())
+        if machine.elements > 1:
+            place = Cat(place[:machine.place_bits], Const(element.number, element_bits(machine)))
+        unit = element.number * machine.trees + number
         m.d.comb += [
             update.first.eq(self.sequencer.first), update.last.eq(self.sequencer.last),
-            self.gradient_valid[number].eq(update.gradient_valid),
-            self.gradient_address.word_select(number, BUS_BITS).eq(place),
-            self.gradient.word_select(number, GRADIENT_BITS).eq(update.gradient)]
+            self.gradient_valid[unit].eq(update.gradient_valid),
+            self.gradient_address.word_select(unit, BUS_BITS).eq(place),
+            self.gradient.word_select(unit, GRADIENT_BITS).eq(update.gradient)]
         for field, _ in update.rule.shape():
             m.d.comb += update.rule[field].eq(self.command[field])
 
@@ -393,21 +507,28 @@ class Accelerator(wiring.Component):
         writer, reader = self.writer, self.reader
         place = Mux(writer.write_any, writer.item, reader.update_address)
         own, group, column = self._places(place)
-        for number, update in enumerate(self.updates):
-            m.d.data += [
-                update.host_write.eq((writer.master_en | writer.momentum_en) & (group == number)),
-                update.host_data.eq(writer.write.data),
-                update.host_momentum.eq(Mux(writer.write_any, writer.momentum_en, reader.update_momentum)),
-                update.host_address.eq(Cat(own, column))]
+        for element in self.elements:
+            writes = self._to(element, writer.master_en | writer.momentum_en)
+            for number, update in enumerate(element.updates):
+                m.d.data += [
+                    update.host_write.eq(writes & (group == number)), update.host_data.eq(writer.write.data),
+                    update.host_momentum.eq(Mux(writer.write_any, writer.momentum_en, reader.update_momentum)),
+                    update.host_address.eq(Cat(own, column))]
         asked = delay_line(m, group, UPDATE_READ_CYCLES + 1, "asked")[-1]
-        m.d.comb += reader.update_word.eq(Array(update.host_read for update in self.updates)[asked])
+        m.d.comb += reader.update_word.eq(self._asked(
+            Array(update.host_read for update in element.updates)[asked] for element in self.elements))
 
     def _loss(self, m: Module) -> None:
         loss, command, machine = self.loss, self.command, self.machine
         firsts = range(0, machine.lanes, machine.tiles)
+        found = [element.activations.read_data for element in self.elements]
+        read = found[0]
+        if machine.elements > 1:
+            owner = delay_line(m, self._logit_place()[1], loss.read_latency, "owner")[-1]
+            read = data.View(vector_layout(machine), Array(vector.as_value() for vector in found)[owner])
         m.d.comb += [
             loss.start.eq(self.sequencer.launch_loss), self.sequencer.loss_done.eq(loss.done),
-            loss.logit_vector.eq(Cat(*(self.activations.read_data[lane].value for lane in firsts)))]
+            loss.logit_vector.eq(Cat(*(read[lane].value for lane in firsts)))]
         for field, _ in loss.rule.shape():
             m.d.comb += loss.rule[field].eq(command[field])
         for image in range(machine.images):

@@ -12,6 +12,7 @@ from espalier.gateware.arithmetic import delay_line, saturate_later
 from espalier.gateware.layouts import (
     address_bits,
     command_layout,
+    element_bits,
     tile_layout,
     values_layout,
     vector_layout,
@@ -22,10 +23,19 @@ from espalier.program.words import Opcode, bits_for
 
 
 def item_layout(machine: Machine) -> data.StructLayout:
-    """What travels with one row of results: its row in the block, and where it goes."""
+    """What travels with one row of results: its row among those of the tile, and where it goes.
+
+    ``owner``: whose activations it, or what it is the gradient of, is among.
+    """
+    owner = {"owner": element_bits(machine)} if machine.elements > 1 else {}
     return data.StructLayout({
-        "valid": 1, "row": (machine.rows - 1).bit_length(), "out": address_bits(machine),
-        "mask": bits_for(machine.activation_depth), "window": unsigned(CODE_BITS)})
+        "valid": 1, "row": (machine.all_rows - 1).bit_length(), "out": address_bits(machine),
+        "mask": bits_for(machine.activation_depth), "window": unsigned(CODE_BITS), **owner})
+
+
+def bank_of(machine: Machine, row: Value) -> Value:
+    """The row of a result within its block."""
+    return row[:(machine.rows - 1).bit_length()]
 
 
 class RowCounter(wiring.Component):
@@ -54,7 +64,19 @@ class RowCounter(wiring.Component):
             forward = command.opcode == Opcode.FORWARD
             with m.If(forward & ~command.target[0] if self.machine.norm_depth else forward):
                 m.d.sync += item.out.eq(item.out + command.out_plane)
+        if self.machine.elements > 1:
+            self._owners(m)
         return m
+
+    def _owners(self, m: Module) -> None:
+        """Behind the last row of a processing element comes the first of the next one."""
+        command, item = self.command, self.item
+        first_out, first_mask = Signal.like(item.out), Signal.like(item.mask)
+        with m.If(self.loaded):
+            m.d.sync += [first_out.eq(self.tile.out), first_mask.eq(self.tile.mask), item.owner.eq(self.tile.owner)]
+        with m.Elif(item.valid & (bank_of(self.machine, item.row) == self.machine.rows - 1)):
+            m.d.sync += [item.owner.eq(item.owner + 1), item.mask.eq(first_mask),
+                         item.out.eq(Mux(command.opcode == Opcode.FORWARD, first_out, item.out + command.out_block))]
 
 
 class VectorRequantizer(wiring.Component):
@@ -125,9 +147,9 @@ class Drain(wiring.Component):
     row, item : In
         A row of sums and where it goes.
     addend : In
-        What is added to the row of :attr:`add_cycles` ago, where the command says so.
+        What is added to the row of :attr:`add_cycles` ago, where the command says so; ``addend_owner`` says who has it.
     mask_address : Out
-        Activation to read (BP); ``mask`` is its vector three cycles later.
+        Activation to read (BP); ``mask`` is its vector three cycles later, when ``mask_owner`` says whose.
     activation_write, gradient_write : Out(1)
     write : Out
         Where (``out``, and bank ``row`` of the gradients; ``mask``, where results go to both memories, among the
@@ -146,7 +168,9 @@ class Drain(wiring.Component):
             "addend": In(vector_layout(machine)),
             "mask_address": Out(bits_for(machine.activation_depth)), "mask": In(vector_layout(machine)),
             "activation_write": Out(1), "gradient_write": Out(1), "write": Out(item_layout(machine)),
-            "write_data": Out(vector_layout(machine))})
+            "write_data": Out(vector_layout(machine)),
+            **dict.fromkeys(("addend_owner", "mask_owner") if machine.elements > 1 else (),
+                            Out(element_bits(machine)))})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -158,6 +182,8 @@ class Drain(wiring.Component):
         items = [data.View(item_layout(self.machine), value)
                  for value in delay_line(m, self.item.as_value(), ready + 1, "item")]
         m.d.comb += self.mask_address.eq(items[ready - 3].mask)
+        if self.machine.elements > 1:
+            m.d.comb += [self.addend_owner.eq(items[self.add_cycles].owner), self.mask_owner.eq(items[ready].owner)]
         result, forward = Signal(vector_layout(self.machine)), Signal()
         m.d.sync += forward.eq(command.opcode == Opcode.FORWARD)
         for lane in range(self.machine.lanes):
@@ -188,7 +214,7 @@ class Drain(wiring.Component):
         """
         command, machine = self.command, self.machine
         before_coming, coming, item = items
-        m.submodules.best = best = Memory(shape=vector_layout(machine), depth=max(2, machine.rows), init=[])
+        m.submodules.best = best = Memory(shape=vector_layout(machine), depth=max(2, machine.all_rows), init=[])
         read, write = best.read_port(domain="comb"), best.write_port()
         kept = Signal(vector_layout(machine))
         pooling, at_once, meets, begins, complete = (

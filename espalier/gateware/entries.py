@@ -144,8 +144,9 @@ class Issuer(wiring.Component):
     FP and BP: for each source channel of the block. WU: for each source channel, for each pixel.
     A tap that is never inside the map (a kernel larger than the map) has one step there, of nothing.
     Ends of tiles (``last``) are at least ``tile.rows`` cycles apart (WU: a tree's share of them), so that the results
-    of one tile leave before those of the next arrive. Where something is added to results, it is read when they come to
-    the drain: ``tile.rows`` steps without a product, ``add_cycles`` after the tile's end. Nothing else ever waits.
+    of one tile leave before those of the next arrive; of several processing elements all end a tile at once. Where
+    something is added to results, it is read when they come to the drain: ``tile.rows`` steps without a product,
+    ``add_cycles`` after the tile's end. Nothing else ever waits.
 
     Parameters
     ----------
@@ -156,6 +157,8 @@ class Issuer(wiring.Component):
     -------
     hold : In(1)
         No tile may end.
+    ready : Out(1)
+        This step ends a tile, if nothing holds it (of a machine with several processing elements).
     step : Out(step_layout)
         Registered; marked ``valid`` for one cycle.
     finished : Out(1)
@@ -166,7 +169,8 @@ class Issuer(wiring.Component):
         self.machine, self.add_cycles = machine, add_cycles
         super().__init__({"command": In(command_layout(machine)),
                           "i": In(stream.Signature(span_layout(machine))), "hold": In(1),
-                          "step": Out(step_layout(machine)), "finished": Out(1)})
+                          "step": Out(step_layout(machine)), "finished": Out(1),
+                          **({"ready": Out(1)} if machine.elements > 1 else {})})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -191,6 +195,8 @@ class Issuer(wiring.Component):
             go.eq(held & ~adding & ~(tile_end & (waiting | self.hold))),
             done.eq(held & ~adding & pixels_done & self.terms_done & ~(ends & (waiting | self.hold))),
             self.i.ready.eq(~held | done)]
+        if self.machine.elements > 1:
+            m.d.comb += self.ready.eq(held & ~adding & tile_end & ~waiting)
         rows, most = span.task.tile.rows, self.machine.tree_rows
         turns = Signal.like(rows)  # cycles in which a tile's rows leave
         m.d.comb += turns.eq(Mux(self.update & (rows > most), most, rows))
@@ -248,5 +254,11 @@ class Issuer(wiring.Component):
             m.d.sync += [address.eq(out + command.add_offset), row.eq(0), left.eq(rows)]
         with m.Elif(adding):
             m.d.sync += [address.eq(address + self.advance_out), row.eq(row + 1), left.eq(left - 1)]
+        if self.machine.elements > 1:  # behind the last row of one comes the first of the next
+            kept = Signal.like(address)
+            with m.If(ends[-1]):
+                m.d.sync += kept.eq(out + command.add_offset)
+            with m.Elif(adding & (row == self.machine.rows - 1)):
+                m.d.sync += address.eq(Mux(command.opcode == Opcode.FORWARD, kept, address + command.out_block))
         with m.If(adding):
             m.d.sync += [step.add.eq(1), step.channel.eq(address), step.y.eq(0), step.x.eq(0), step.term.eq(row)]

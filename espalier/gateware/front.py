@@ -39,7 +39,7 @@ class Front(wiring.Component):
     start : In(1)
         Begin.
     hold : In
-    step, finished : Out
+    step, finished, ready : Out
         Of the :class:`Issuer`.
     table_en, index_en, address, pointer, entry : In
         Writes to the segment table and to the index lists.
@@ -53,7 +53,8 @@ class Front(wiring.Component):
             "command": In(command_layout(machine)), "start": In(1), "hold": In(1),
             "step": Out(step_layout(machine)), "finished": Out(1), "table_en": In(1), "index_en": In(1),
             "address": In(max(bits_for(machine.table_depth), bits_for(machine.index_depth))),
-            "pointer": In(bits_for(machine.index_depth + 1)), "entry": In(entry_layout(machine).size)})
+            "pointer": In(bits_for(machine.index_depth + 1)), "entry": In(entry_layout(machine).size),
+            **({"ready": Out(1)} if machine.elements > 1 else {})})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -82,4 +83,6 @@ class Front(wiring.Component):
             table.write_en.eq(self.table_en), table.write_address.eq(self.address), table.write_data.eq(self.pointer),
             entries.write_en.eq(self.index_en), entries.write_address.eq(self.address),
             entries.write_data.eq(self.entry)]
+        if machine.elements > 1:
+            m.d.comb += self.ready.eq(issuer.ready)
         return m

@@ -35,7 +35,7 @@ def spaces_of(address: Value, machine: Machine) -> Value:
 
 
 def _spaces(machine: Machine) -> tuple[Space, ...]:
-    there = {Space.RUNS: machine.panel_depth, Space.SCALARS: machine.norm_depth}
+    there = {Space.RUNS: machine.panel_depth, Space.SCALARS: machine.norm_depth, Space.ELEMENTS: machine.elements > 1}
     return tuple(space for space in Space if there.get(space, True))
 
 
@@ -45,7 +45,8 @@ class HostWriter(wiring.Component):
     Images and labels may be written at any time: an image vector waits (``ready`` low) while the
     engine writes the activation memory itself. All else only while the machine is not busy.
 
-    ``spaces`` is what :func:`spaces_of` says of the address.
+    ``spaces`` is what :func:`spaces_of` says of the address; ``elements`` has a bit for each processing element that
+    writes to what each of them has go to.
     """
 
     def __init__(self, machine: Machine):
@@ -55,9 +56,11 @@ class HostWriter(wiring.Component):
         self.run_bits = sum(run_fields(machine).values()) if machine.panel_depth else 0
         runs = {"run_en": Out(1), "run": Out(self.run_bits)} if machine.panel_depth else {}
         scalars = {"scalar_en": Out(1)} if machine.norm_depth else {}
+        elements = {"elements": Out(machine.elements)} if machine.elements > 1 else {}
         super().__init__({
-            **runs, **scalars, "valid": In(1), "ready": Out(1), "write": In(WRITE), "spaces": In(len(_spaces(machine))),
-            "blocked": In(1), "start": Out(1), "start_word": Out(struct(start_fields())),
+            **runs, **scalars, **elements, "valid": In(1), "ready": Out(1), "write": In(WRITE),
+            "spaces": In(len(_spaces(machine))), "blocked": In(1), "start": Out(1),
+            "start_word": Out(struct(start_fields())),
             "program_en": Out(1), "table_en": Out(1), "index_en": Out(1), "weight_en": Out(1), "master_en": Out(1),
             "momentum_en": Out(1), "activation_en": Out(1), "write_any": Out(1),
             "offset": Out(SPACE_SHIFT), "item": Out(SPACE_SHIFT),
@@ -95,6 +98,9 @@ class HostWriter(wiring.Component):
             m.d.sync += self.labels[offset[: bits_for(2 * self.machine.images)]].eq(self.write.data)
         with m.If(self.valid & self._in(Space.EXTERNAL)):
             m.d.sync += self.external.eq(self.write.data)
+        if self.machine.elements > 1:
+            with m.If(self.valid & self._in(Space.ELEMENTS)):
+                m.d.sync += self.elements.eq(self.write.data)
         command, entry, vector = (Cat(before[:words[space] - 1], self.write.data)
                                   for space in (Space.PROGRAM, Space.INDEX, Space.ACTIVATIONS))
         m.d.comb += [

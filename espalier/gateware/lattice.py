@@ -22,6 +22,11 @@ class Lattice(wiring.Component):
     row by row while the next tile adds up. :attr:`latency_cycles` from the operands to the first row.
     With ``machine.pairs`` two rows share each hard multiplier.
 
+    Parameters
+    ----------
+    chained : bool
+        Whether rows of another lattice follow.
+
     Members
     -------
     x, b : In
@@ -36,17 +41,19 @@ class Lattice(wiring.Component):
         The same for each tree, from its own first row on: ``machine.tree_rows`` times its number.
     loaded : Out(1)
         A tile's sums are moving over.
+    chain : In
+        The ``row`` of the lattice whose rows follow.
     """
 
     latency_cycles = 3
 
-    def __init__(self, machine: Machine):
-        self.machine = machine
+    def __init__(self, machine: Machine, *, chained: bool = False):
+        self.machine, self.chained = machine, chained
         sums = data.ArrayLayout(signed(machine.acc_bits), machine.lanes)
         super().__init__({
             "x": In(values_layout(machine)), "b": In(data.ArrayLayout(values_layout(machine), machine.rows)),
             "last": In(1), "clear": In(1), "row": Out(sums), "tree_rows": Out(data.ArrayLayout(sums, machine.trees)),
-            "loaded": Out(1)})
+            "loaded": Out(1), **({"chain": In(sums)} if chained else {})})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -59,7 +66,8 @@ class Lattice(wiring.Component):
         for lane in range(machine.lanes):
             for row, product in enumerate(self._products(m, lane)):
                 total = self._cell(m, row, lane, product, clear)
-                following = held[row + 1][lane] if row + 1 < machine.rows else total  # then no row of the tile is left
+                after = self.chain[lane] if self.chained else total  # then no row of the tile is left
+                following = held[row + 1][lane] if row + 1 < machine.rows else after
                 m.d.sync += held[row][lane].eq(Mux(last, total, following))
             m.d.comb += [self.row[lane].eq(held[0][lane]),
                          *(self.tree_rows[tree][lane].eq(held[tree * machine.tree_rows][lane])

@@ -46,15 +46,21 @@ def address_bits(machine: Machine) -> int:
     return max(bits_for(machine.activation_depth), bits_for(machine.gradient_depth))
 
 
+def element_bits(machine: Machine) -> int:
+    """Bits of the number of a processing element; none where there is only one."""
+    return (machine.elements - 1).bit_length()
+
+
 def tile_layout(machine: Machine) -> data.StructLayout:
     """What travels with the work of one tile: where it is on the map, and where its results go.
 
     ``out``: FP, BP: address of the first result. WU: address of the block's gradients.
     ``mask``: BP: address of the first activation that the results belong to; FP that writes to the gradients: that of
     the first activation. ``rows``: valid results.
-    ``final``: nothing comes after it in this phase.
+    ``final``: nothing comes after it in this phase. ``owner``: whose activations the first result is among.
     """
+    owner = {"owner": element_bits(machine)} if machine.elements > 1 else {}
     return data.StructLayout({
         "y": unsigned(COORDINATE_BITS), "x": unsigned(COORDINATE_BITS),
         "out": unsigned(address_bits(machine)), "mask": unsigned(bits_for(machine.activation_depth)),
-        "rows": unsigned(bits_for(machine.rows + 1)), "final": unsigned(1)})
+        "rows": unsigned(bits_for(machine.all_rows + 1)), "final": unsigned(1), **owner})

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import COORDINATE_BITS, KERNEL_BITS, Machine
 from espalier.gateware.arithmetic import delay_line
 from espalier.gateware.counted_loop import CountedLoop
-from espalier.gateware.layouts import command_layout, tile_layout
+from espalier.gateware.layouts import command_layout, element_bits, tile_layout
 from espalier.gateware.ram import BankedRam
 from espalier.program.words import Opcode, bits_for
 
@@ -48,6 +48,7 @@ def segment_layout(machine: Machine) -> data.StructLayout:
 class TileCounter(wiring.Component):
     """Walks the tiles of a command: every pixel of each output block, a pool's four pixels together.
 
+    Where every processing element makes results of its own, a block of all of them is a tile's.
     WU has one tile per output block: the whole list of the block. Throughput one tile per cycle, when there is
     ``room``. After ``start`` it works until it has sent the tile marked ``final``.
     """
@@ -59,7 +60,7 @@ class TileCounter(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        command, machine, o = self.command, self.machine, self.o.p
+        command, o = self.command, self.o.p
         m.submodules.blocks = blocks = CountedLoop(len(command.blocks))
         m.submodules.rows = rows = CountedLoop(COORDINATE_BITS)
         m.submodules.columns = columns = CountedLoop(COORDINATE_BITS)
@@ -74,7 +75,7 @@ class TileCounter(wiring.Component):
             blocks.step.eq(step & block_done),
             o.tile.y.eq(Mux(pool, Cat(window.value[1], rows.value), rows.value)),
             o.tile.x.eq(Mux(pool, Cat(window.value[0], columns.value), columns.value)),
-            o.tile.rows.eq(Mux(blocks.done, command.last_rows, machine.rows)),
+            o.tile.rows.eq(Mux(blocks.done, command.last_rows, self._whole_rows())),
             o.tile.final.eq(block_done & blocks.done), self.o.valid.eq(step),
         ]
         for loop, size in ((rows, command.out_y), (columns, command.out_x)):
@@ -88,24 +89,47 @@ class TileCounter(wiring.Component):
         self._addresses(m, step, window.done, columns.done, block_done)
         return m
 
+    def _whole_rows(self) -> Value:
+        """Results of a tile of a block that is whole."""
+        machine = self.machine
+        return Mux(self.command.own, machine.all_rows, machine.rows) if machine.elements > 1 else C(machine.rows)
+
     def _addresses(self, m: Module, step: Signal, window_done: Signal, row_done: Signal, block_done: Signal) -> None:
-        """Where a tile's results go: further with each window, with each row, and with each block."""
+        """Where a tile's results go: further with each window, with each row, and with each block.
+
+        In FP the blocks of a result go to the processing elements in turn, or one to each.
+        """
         command, o = self.command, self.o.p
         table, slots = Signal.like(o.table), Signal.like(o.table)
         out, mask, block_out, block_mask = (Signal.like(field) for field in (o.tile.out, o.tile.mask) * 2)
         m.d.comb += [o.table.eq(table), o.tile.out.eq(out), o.tile.mask.eq(mask)]
         m.d.sync += slots.eq(command.kernel_y * command.kernel_x + 1)
+        further_block = self._block_step(m, step & block_done)
         with m.If(self.start):
             m.d.sync += [table.eq(command.table), out.eq(command.out_base), block_out.eq(command.out_base),
                          mask.eq(command.mask_base), block_mask.eq(command.mask_base)]
         with m.Elif(step & block_done):
-            next_out = block_out + command.out_block
+            next_out = block_out + further_block
             next_mask = block_mask + command.out_plane * self.machine.rows
             m.d.sync += [table.eq(table + slots), out.eq(next_out), block_out.eq(next_out),
                          mask.eq(next_mask), block_mask.eq(next_mask)]
         with m.Elif(step & window_done):
             further = Mux(row_done, command.out_skip, command.out_step)
             m.d.sync += [out.eq(out + further), mask.eq(mask + further)]
+
+    def _block_step(self, m: Module, done: Value) -> Value:
+        """From where a block's results go to where the next one's do."""
+        command, bits = self.command, element_bits(self.machine)
+        if not bits:
+            return command.out_block
+        owner, turns = self.o.p.tile.owner, Signal()
+        m.d.sync += turns.eq((command.opcode == Opcode.FORWARD) & ~command.own)
+        with m.If(self.start):
+            m.d.sync += owner.eq(0)
+        with m.Elif(done & turns):
+            m.d.sync += owner.eq(owner + 1)
+        each = Mux(command.opcode == Opcode.BACKWARD, command.out_block << bits, command.out_block)
+        return Mux(turns & ~owner.all(), 0, each)
 
 
 class ReachFinder(wiring.Component):

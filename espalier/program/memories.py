@@ -17,23 +17,24 @@ def memory_banks(machine: Machine) -> tuple[tuple[int, int, int], ...]:
     Segment pointers are read in pairs, from two copies. Entries and commands lie in one bank each, however many they
     are. The last four are the loss unit's: values, largest and sum of each lane, and the table.
     """
-    places, trees = machine.master_depth // machine.trees, machine.trees
+    places, trees, elements = machine.master_depth // machine.trees, machine.trees, machine.elements
     panels = {"weights": (2 * machine.rows, machine.panel_depth),
               **dict.fromkeys(("masters", "momenta"), (2 * trees, machine.state_depth * machine.tree_rows))}
-    resident = {"activations": (1, machine.activation_depth), "gradients": (machine.rows, machine.gradient_depth),
-                "weights": (machine.rows, machine.weight_depth),
-                **dict.fromkeys(("masters", "momenta", "gradient_sums"), (trees, places)),
+    resident = {"activations": (elements, machine.activation_depth),
+                "gradients": (machine.all_rows, machine.gradient_depth),
+                "weights": (machine.all_rows, machine.weight_depth),
+                **dict.fromkeys(("masters", "momenta", "gradient_sums"), (elements * trees, places)),
                 "scalars": (1, machine.norm_depth * CHANNEL_SCALARS),
                 "norm_sums": (trees, machine.norm_sums // trees)}
     banked = [(*shape[name], bits) for name, (_, bits) in machine.memories().items()
               for shape in (resident, panels if machine.panel_depth else {}) if name in shape]
-    banked.append((2, machine.table_depth, bits_for(machine.index_depth + 1)))
+    banked.append((2 * elements, machine.table_depth, bits_for(machine.index_depth + 1)))
     if machine.panel_depth:
         banked.append((1, machine.run_depth, sum(run_fields(machine).values())))
     if machine.norm_depth:
         banked.append((1, sum(map(len, ROWS.values())), sum(ROW_FIELDS.values())))
     return (*(bank for memory in banked for bank in _cut(*memory)),
-            (1, machine.index_depth, sum(entry_fields(machine).values())),
+            (elements, machine.index_depth, sum(entry_fields(machine).values())),
             (1, machine.program_depth, sum(command_fields(machine).values())),
             *_loss(machine))
 

@@ -97,6 +97,10 @@ class Command:
     bound : int
         Where something is rectified, FP: the largest result, to which larger ones are clipped; BP: the largest
         activation at which a gradient passes.
+    own : int
+        FP, BP: whether every processing element makes results of its own, ``rows`` each, which leave one element after
+        the other. ``blocks`` are as many of all elements then, and ``last_rows`` the results of the last. Else all make
+        the same results, each a part of the sums.
     tile_y, tile_x : int
         FP, BP, WU: the logarithms of height and width of what a lane holds of the map that is read through the taps.
     """
@@ -175,6 +179,7 @@ class Command:
     norm_decay: int = 0
     tile_y: int = 0
     tile_x: int = 0
+    own: int = 0
 
     @property
     def phase(self) -> Opcode:
@@ -210,6 +215,14 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IndexLists:
+    """The index lists of a processing element: their ``entries``, and the segment pointers into them."""
+
+    entries: tuple[Entry, ...]
+    table: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """Where a tensor lies in the activation or gradient memory while it lives.
 
@@ -220,7 +233,8 @@ class Placement:
         rectifier; where the layer pools it is stored pooled, and each word's code says where it belongs.
     memory : str
         ``"activations"`` (address ``base + c*height*width + y*width + x``) or ``"gradients"`` (the
-        same with ``c // rows``, in bank ``c % rows``).
+        same with ``c // rows``, in bank ``c % rows``). Of several processing elements each has the activations of every
+        so manyth block of ``rows`` channels, and all gradients.
     format : Fixed
     command : int
         Index of the command after which it can be read.
@@ -250,13 +264,11 @@ class Program:
     machine : Machine
     commands : tuple of Command
         ``entries_at`` names where ``"train"`` and ``"infer"`` begin.
-    entries : tuple of Entry
-        All index lists.
-    table : tuple of int
-        Segment pointers into ``entries``.
+    lists : tuple of IndexLists
+        Of each processing element.
     addresses : mapping of name to array
         For each parameter, the place ``column * rows + bank`` of each weight, -1 where it is dead. Columns from
-        ``machine.weight_depth`` on are in external memory.
+        ``machine.weight_depth`` on are in external memory, or in the next processing element.
     constants : mapping of int to array
         The places of weights that are no parameters, by their word.
     weight_formats : mapping of name to Fixed
@@ -279,8 +291,7 @@ class Program:
     machine: Machine
     commands: tuple[Command, ...]
     entries_at: Mapping[str, int]
-    entries: tuple[Entry, ...]
-    table: tuple[int, ...]
+    lists: tuple[IndexLists, ...]
     addresses: Mapping[str, NDArray[np.int64]] = field(repr=False)
     constants: Mapping[int, NDArray[np.int64]] = field(repr=False)
     weight_formats: Mapping[str, Fixed]
@@ -296,9 +307,24 @@ class Program:
     state_page: int = 0
 
     @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All index entries, one processing element's behind the other's."""
+        return tuple(entry for part in self.lists for entry in part.entries)
+
+    @property
+    def table(self) -> tuple[int, ...]:
+        """All segment pointers, likewise."""
+        return tuple(pointer for part in self.lists for pointer in part.table)
+
+    @property
+    def chip_places(self) -> int:
+        """Of weights on chip."""
+        return self.machine.elements * self.machine.master_depth
+
+    @property
     def places(self) -> int:
         """Of weights, on chip and behind those in external memory."""
-        return self.machine.master_depth + self.external_columns * self.machine.rows
+        return self.chip_places + self.external_columns * self.machine.rows
 
     @property
     def image_size(self) -> int:

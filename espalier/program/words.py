@@ -56,6 +56,7 @@ class Space(IntEnum):
     EXTERNAL = 10    #: write, at any offset: where in external memory the machine's own part begins, in bytes
     RUNS = 11        #: runs of columns in external memory
     SCALARS = 12     #: of batch norms, as binary32: offset ``channel * CHANNEL_SCALARS + slot`` (see program.norm.Slot)
+    ELEMENTS = 13    #: write, at any offset: a bit for each processing element that writes go to and reads come from
 
 
 class Status(IntEnum):
@@ -120,10 +121,11 @@ def command_fields(machine: Machine) -> dict[str, int]:
             "sum_frac": FRAC_BITS, "word_frac": FRAC_BITS, "word_limit": machine.word_bits,
             **dict.fromkeys(NORM_SCALARS, SCALAR_BITS)} if machine.norm_depth else {}
     grid = dict.fromkeys(("tile_y", "tile_x"), TILE_BITS) if machine.tiles > 1 else {}
+    elements = {"own": 1} if machine.elements > 1 else {}
     return {
         "opcode": 4 if machine.norm_depth else 3,
         "table": bits_for(machine.table_depth), "blocks": bits_for(machine.table_depth),
-        "last_rows": bits_for(machine.rows + 1), "bias": 1,
+        "last_rows": bits_for(machine.all_rows + 1), "bias": 1,
         "kernel_y": KERNEL_BITS + 1, "kernel_x": KERNEL_BITS + 1, "pad_y": KERNEL_BITS + 1, "pad_x": KERNEL_BITS + 1,
         "source_y": size, "source_x": size, "out_y": size, "out_x": size,
         "stride_y": STRIDE_BITS, "stride_x": STRIDE_BITS,
@@ -136,7 +138,7 @@ def command_fields(machine: Machine) -> dict[str, int]:
         "gradient_shift": 6, "weight_width": 5, "diagonal": 1,
         "rate": 16, "rate_shift": 6, "momentum": 16, "momentum_shift": 6, "decay": 16, "decay_shift": 6,
         "classes": bits_for(machine.max_classes + 1), "logit_frac": 5, "gradient_frac": 5, "gradient_width": 5,
-        "hinge": 1, **external, **panels, **clip, **norm, **grid,
+        "hinge": 1, **external, **panels, **clip, **norm, **grid, **elements,
     }
 
 

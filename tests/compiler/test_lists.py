@@ -20,8 +20,9 @@ def blocks(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     live = random_live(rng, chain, rows, draw(st.sampled_from([0.0, 0.2, 0.8, 1.0])))
     layer = chain.layers()[0]
-    column = draw(st.integers(0, 100))
-    return layer_blocks(layer, live, rows, column), live[layer.weight], column
+    column, elements = draw(st.integers(0, 100)), draw(st.sampled_from([1, 1, 2, 4]))
+    item = layer_blocks(layer, live, rows, column, elements=elements, everywhere=draw(st.booleans()))
+    return item, live[layer.weight], column
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -34,18 +35,35 @@ def test_lists_hold_the_live_blocks(found):
     assert set(item.backward()) == set(item.blocks) and len(item.backward()) == len(item.blocks)
     alive = {(int(o), int(i), int(ky), int(kx)) for o, i, ky, kx in np.argwhere(live_blocks(live, item.rows))}
     assert {(b.out, b.source, b.ky, b.kx) for b in item.blocks} == alive
-    spans = sorted([(b.column, b.columns) for b in item.blocks] + [(c, 1) for c in item.bias_columns])
-    for start, columns in spans:  # contiguous from the first column to the last
-        assert start == column
-        column += columns
-    assert column == item.columns
+    ends = []
+    for element in range(item.elements):
+        end = column
+        for start, columns in sorted([(b.column, b.columns) for b in item.blocks if b.element == element]
+                                     + [(c, 1) for c in item.bias_columns[element:: item.elements]]):
+            assert start == end  # contiguous from the first column to the last
+            end += columns
+        ends.append(end)
+    assert max(ends) == item.columns
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(found=blocks(), elements=st.sampled_from([2, 4]))
+def test_processing_elements_have_the_blocks_whose_source_they_have(found, elements):
+    """Where all have the source, each has as many of an output block as the others, or one less."""
+    item, live, column = found
+    chosen, spread = (layer_blocks(item.layer, {item.layer.weight: live}, item.rows, column, elements=elements,
+                                   everywhere=everywhere) for everywhere in (False, True))
+    assert all(block.element == block.source % elements for block in chosen.blocks)
+    for out in range(item.out_blocks if not item.layer.depthwise else 0):
+        counts = np.bincount([block.element for block in spread.blocks if block.out == out], minlength=elements)
+        assert counts.max() - counts.min() <= 1
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(found=blocks())
 def test_addresses_are_unique_and_skewed(found):
     item, live, _ = found
-    addresses = item.addresses()
+    addresses = item.addresses(item.columns * item.rows)
     places = addresses[item.layer.weight].reshape(live.shape)
     assert np.array_equal(places >= 0, live)
     every = np.concatenate([a[a >= 0] for a in addresses.values()])
@@ -61,9 +79,12 @@ def test_addresses_are_unique_and_skewed(found):
 def test_columns_and_rows_are_read_in_one_cycle(found):
     """A block's column is one address in all banks, its row one address in each bank."""
     item, _, _ = found
-    places, rows = item.addresses()[item.layer.weight].reshape(item.layer.weight_shape), item.rows
+    rows, each = item.rows, item.columns * item.rows
+    places = item.addresses(each)[item.layer.weight].reshape(item.layer.weight_shape)
     for b in item.blocks:
         block = places[b.out * rows: (b.out + 1) * rows, b.source * rows: (b.source + 1) * rows, b.ky, b.kx]
+        assert set(block.ravel() // each) == {b.element}
+        block = block - b.element * each
         for j in range(block.shape[1]):
             assert set(block[:, j] // rows) == {b.column + j}
         for i in range(block.shape[0]):

@@ -51,6 +51,17 @@ def test_what_is_chosen_is_within_the_limits_and_holds_the_network(multipliers, 
     compiled(net, machine, live=live)  # raises where it does not fit
 
 
+@pytest.mark.parametrize("elements", [2, 4])
+def test_processing_elements_share_the_limits(elements):
+    net = chain()
+    machine = chosen(net, all_live(net), part(elements=elements, rows=2))
+    assert machine.elements == elements and multipliers_of(machine) <= 156 < multipliers_of(machine) * 2
+    assert machine.multipliers == elements * 2 * machine.lanes
+    compiled(net, machine, live=all_live(net))
+    with pytest.raises(FitError, match=r"^2 processing elements share no port to external memory: "):
+        chosen(net, all_live(net), part(elements=2, port_bits=32))
+
+
 def test_given_rows_and_lanes_are_taken():
     machine = chosen(chain(), all_live(chain()), part(rows=4, lanes=3))
     assert (machine.rows, machine.lanes, machine.groups) == (4, 3, False)
@@ -146,6 +157,8 @@ def test_pairs_of_unstructured_weights_wrong():
     ({"rows": 3}, r"^Rows must be one of 1, 2, 4, 8, 16, 32, 64, not 3$"),
     ({"rows": 8, "trees": 3}, r"^Lane trees must be a power of two up to the 8 rows, not 3$"),
     ({"rows": 8, "trees": 0}, r"^Lane trees must be a power of two up to the 8 rows, not 0$"),
+    ({"rows": 8, "trees": 8, "elements": 16, "multipliers": 2000},
+     r"^16 processing elements with 8 lane trees each are more than 64 update units: take fewer$"),
     ({"lanes": 0}, r"^Lanes must be in 1\.\.1024, not 0$"),
     ({"lanes": 4, "batch": 6}, r"^A batch must be whole groups of lanes, and 6 images are not whole groups of 4$"),
     ({"batch": 0}, r"^A batch must hold at least one image, not 0$"),

@@ -1,5 +1,6 @@
 import itertools
 
+import numpy as np
 from bench.networks import Chain
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,12 +30,15 @@ def disjoint(spans):
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
-@given(layers=layers(), rows=st.sampled_from(ROWS))
-def test_live_tensors_do_not_overlap(layers, rows):
-    memory = place(layers, rows)
+@given(layers=layers(), rows=st.sampled_from(ROWS), elements=st.sampled_from([1, 1, 2, 4]))
+def test_live_tensors_do_not_overlap(layers, rows, elements):
+    memory = place(layers, rows, elements=elements)
     activations = [(0, 2 * vectors(layers[0].in_shape))]  # two groups of images
-    activations += [(memory.activations[layer.out], memory.activations[layer.out] + vectors(layer.out_shape))
-                    for layer in layers]
+    for layer in layers:
+        channels, height, width = layer.out_shape
+        held = np.bincount(np.arange(channels) // rows % elements).max() * height * width
+        assert elements > 1 or held == vectors(layer.out_shape)
+        activations.append((memory.activations[layer.out], memory.activations[layer.out] + held))
     assert memory.activations["image"] == 0
     assert disjoint(activations)  # all live from FP to BP
     assert max(end for _, end in activations) == memory.activation_depth

@@ -86,5 +86,5 @@ def test_energies():
 def test_every_phase_is_counted():
     program = compiled(deep(), MACHINE, live=all_live(deep())).program
     for opcode in (Opcode.FORWARD, Opcode.BACKWARD, Opcode.UPDATE):
-        phases = [replace(phase, issued=phase.issued * (phase.opcode == opcode)) for phase in predict(program)]
+        phases = [replace(phase, steps=(phase.issued * (phase.opcode == opcode),)) for phase in predict(program)]
         assert step_activity(program, phases=phases).macs > 0

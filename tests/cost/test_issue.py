@@ -115,4 +115,4 @@ def test_equal_to_all_queues_written_out(nest: tuple, adds: bool) -> None:
     written = spelled(nest)
     work = loop(nest, {})
     assert Stopwatch(adds=adds).cycles(work) == through_all_queues(written, adds)
-    assert work.issued == sum(sum(map(sum, segments)) for _, segments in written)
+    assert work.issued == (sum(sum(map(sum, segments)) for _, segments in written),)

@@ -30,13 +30,14 @@ def elaborated(component: Component) -> Component:
 
 @pytest.mark.parametrize("machine", [TWO_BY_FOUR, GROUPED, Machine(rows=1, lanes=1, **DEPTHS),
                                      Machine(rows=16, lanes=1, trees=8, **DEPTHS),
-                                     Machine(rows=4, lanes=9, **DEPTHS)],
-                         ids=lambda machine: f"{machine.rows}x{machine.lanes}")
+                                     Machine(rows=4, lanes=9, **DEPTHS),
+                                     Machine(elements=4, rows=2, lanes=1, **DEPTHS)],
+                         ids=lambda machine: f"{machine.elements}x{machine.rows}x{machine.lanes}")
 def test_a_command_drains_as_the_accelerator_does(machine: Machine) -> None:
     accelerator = elaborated(Accelerator(machine))
     assert accelerator.sequencer.drain_cycles == latencies.drain_cycles(machine)
     assert accelerator.sequencer.update_cycles == latencies.update_cycles(machine)
-    assert accelerator.front.add_cycles == latencies.ADD_CYCLES
+    assert accelerator.first.front.add_cycles == latencies.ADD_CYCLES + latencies.gather_cycles(machine)
     assert accelerator.loss.read_latency == latencies.LOSS_READ_CYCLES
 
 

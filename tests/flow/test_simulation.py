@@ -70,6 +70,22 @@ def test_maps_in_tiles(made, tmp_path):
     assert single is not None and (single.machine.images, single.batch) == (1, 1)
 
 
+def test_processing_elements(made, tmp_path):
+    """Two of two rows: files of each, the time in which each idles, and the dense network beside."""
+    folder = tmp_path / "elements"
+    design = compile_network(made / "train", folder, CompileRequest(elements=2, rows=2, lanes=2))
+    assert design is not None and design.machine.multipliers == 8
+    assert {"weights_0.hex", "weights_1.hex", "index_1.hex"} <= {path.name for path in folder.iterdir()}
+    content = simulate(folder, SimulateRequest(steps=2, test_images=4))
+    assert all(decode(Verification, check, "check").passed for check in content["verifications"])
+    cycles = decode(Cycles, content["cycles"], "cycles")
+    idle = {figure.name: figure.value for figure in cycles.figures if figure.name.startswith("Idle in ")}
+    assert len(idle) == 6 and all(0 < value < 100 for value in idle.values())
+    for phase in ("FP", "BP", "WU"):
+        assert idle[f"Idle in {phase}"] <= idle[f"Idle in {phase}, the processing element with the least work"]
+    assert cycles.step_speedup > 1
+
+
 def test_weights_that_stream(made, tmp_path):
     """The largest layer's lie in external memory, in files of their own, and the dense network's on its machine too."""
     folder = tmp_path / "streaming"
@@ -113,10 +129,10 @@ def test_the_dense_machine_holds_the_dense_network(build):
 
 
 def test_commands_of_one_phase_are_one_row():
-    fp = PhaseCycles(layer="a", opcode=Opcode.FORWARD, cycles=9, issued=7)
-    bp = PhaseCycles(layer="a", opcode=Opcode.BACKWARD, cycles=5, issued=3)
+    fp = PhaseCycles(layer="a", opcode=Opcode.FORWARD, cycles=9, steps=(7,))
+    bp = PhaseCycles(layer="a", opcode=Opcode.BACKWARD, cycles=5, steps=(3,))
     other = replace(bp, layer="b")
-    assert by_phase([fp, bp, other, bp]) == (fp, replace(bp, cycles=10, issued=6), other)
+    assert by_phase([fp, bp, other, bp]) == (fp, replace(bp, cycles=10, steps=(6,)), other)
 
 
 def test_a_mismatch_after_simulated_steps_wrong(build, wrong_engine):
