@@ -112,18 +112,20 @@ def plain_rules(parameters: Iterable[Value]) -> dict[str, BufferedSgd]:
 
 
 def fitted_machine(step: Graph, live: dict[str, NDArray[np.bool_]], rows: int, lanes: int, port_bits: int = 0,
-                   *, stream: bool = False, grid: Grid = WHOLE) -> tuple[Machine, tuple[LayerBlocks, ...]]:
+                   *, stream: bool = False, grid: Grid = WHOLE, elements: int = 1
+                   ) -> tuple[Machine, tuple[LayerBlocks, ...]]:
     """The smallest machine of ``rows × lanes`` that holds the network, and the network's blocks.
 
     With ``stream`` the fewest columns of weights are on chip.
     """
     layers = tiled(legalise(step)[0], grid)
-    memory = place(layers, rows, spill=port_bits > 0)
-    blocks = blocks_of(layers, live, rows)
+    memory = place(layers, rows, spill=port_bits > 0, elements=elements)
+    blocks = blocks_of(layers, live, rows, elements=elements)
     depths = required_depths(layers, blocks, memory, rows)
     acc_bits = max(32, required_acc_bits(layers, blocks))
     machine = Machine(rows=rows, lanes=lanes, acc_bits=acc_bits, port_bits=port_bits,
-                      clips=any(layer.clip for layer in layers), grid_y=grid[0], grid_x=grid[1], **depths)
+                      clips=any(layer.clip for layer in layers), grid_y=grid[0], grid_x=grid[1], elements=elements,
+                      **depths)
     return streaming(layers, live, memory, machine) if stream else machine, blocks
 
 

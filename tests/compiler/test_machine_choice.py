@@ -157,7 +157,7 @@ def test_pairs_of_unstructured_weights_wrong():
     ({"rows": 3}, r"^Rows must be one of 1, 2, 4, 8, 16, 32, 64, not 3$"),
     ({"rows": 8, "trees": 3}, r"^Lane trees must be a power of two up to the 8 rows, not 3$"),
     ({"rows": 8, "trees": 0}, r"^Lane trees must be a power of two up to the 8 rows, not 0$"),
-    ({"rows": 8, "trees": 8, "elements": 16, "multipliers": 2000},
+    ({"rows": 8, "trees": 8, "elements": 16, "multipliers": None, "block_rams": None, "lanes": 1},
      r"^16 processing elements with 8 lane trees each are more than 64 update units: take fewer$"),
     ({"lanes": 0}, r"^Lanes must be in 1\.\.1024, not 0$"),
     ({"lanes": 4, "batch": 6}, r"^A batch must be whole groups of lanes, and 6 images are not whole groups of 4$"),
