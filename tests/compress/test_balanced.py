@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -38,12 +40,36 @@ def test_counts_differ_by_one_at_most(shape: tuple[int, int, int, int], rows: in
     assert np.array_equal(live, expand_blocks(blocks, rows, shape))
 
 
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(st.integers(1, 12), st.integers(1, 4), st.sampled_from([2, 4]), st.floats(0.05, 1), st.integers(0, 999))
+def test_processing_elements_share_every_output_block(outs: int, groups: int, elements: int, density: float, seed: int
+                                                      ) -> None:
+    """Each has as many of it as the others, and, on the whole, as many as its density says."""
+    weights = np.random.RandomState(seed).randn(outs, groups * elements, 3, 3)
+    live = Balanced(density=density, elements=elements)({"w": weights})["w"]
+    counts = live.reshape(outs, groups, elements, 9).sum(axis=(1, 3))  # by output block and element
+    assert (counts == counts[:, :1]).all() and counts.max() - counts.min() <= 1
+    assert counts[:, 0].sum() == max(1, round(density * outs * groups * 9))
+    if density <= 0.5:  # else rows may have nothing left but blocks of sources that have enough
+        sources = live.sum(axis=(0, 2, 3)).reshape(groups, elements)
+        assert (sources.max(axis=0) - sources.min(axis=0) <= 2 + outs // 4).all()
+
+
+def test_what_all_elements_have_is_shared_by_taps() -> None:
+    """One input block: no rule but that for the output blocks."""
+    weights = np.random.RandomState(2).randn(4, 1, 3, 3)
+    alone, shared = (Balanced(density=0.5, elements=elements)({"w": weights})["w"] for elements in (1, 4))
+    assert np.array_equal(alone, shared)
+
+
 def test_the_dead_stay_dead() -> None:
     layer = np.random.RandomState(1).randn(8, 8, 3, 3)
     rule = Balanced(density=0.25, rows=2)
     half = rule({"w": layer}, progress=0.5)
     later = rule({"w": np.where(half["w"], layer, 100.0)}, half)
     assert not (later["w"] & ~half["w"]).any()
+    four = replace(rule, elements=4)
+    assert not (four({"w": np.where(half["w"], layer, 100.0)}, half)["w"] & ~half["w"]).any()
     assert live_blocks(later["w"], 2).reshape(4, -1).sum(axis=1).tolist() == [9] * 4
 
 
@@ -58,3 +84,5 @@ def test_balance_wrong() -> None:
         Balanced(density=0)
     with pytest.raises(UnsupportedError, match=r"^The edge of a block is at least 1, not 0$"):
         Balanced(density=0.5, rows=0)
+    with pytest.raises(UnsupportedError, match=r"^A network is for at least one processing element, not 0$"):
+        Balanced(density=0.5, elements=0)
