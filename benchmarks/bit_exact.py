@@ -2,7 +2,8 @@
 
 LeNet-5 and CNN 1X on several lattices, dense and pruned; the large networks, with residual connections, strides,
 depthwise convolutions and means, on one lattice and pruned, for the sake of the simulation; ResNet-20 and MobileNetV1
-also with batch norms that are trained, not folded; CNN 1X and ResNet-20 also with one image in tiles.
+also with batch norms that are trained, not folded; CNN 1X and ResNet-20 also with one image in tiles; CNN 1X, ResNet-20
+and MobileNetV1 also on several processing elements.
 
 The training path is both of its ways: torch operations, which give every tensor, and the native step, which gives loss,
 logits and the state after the update.
@@ -41,6 +42,7 @@ class Case:
     large: bool = False
     norms: bool = False
     grid: Grid = WHOLE
+    elements: int = 1
 
     @property
     def lanes(self) -> int | None:
@@ -51,7 +53,8 @@ class Case:
 
     def __str__(self) -> str:
         tiles = "" if self.grid == WHOLE else f" in {self.grid[0]}×{self.grid[1]} tiles"
-        return (f"{self.network}{' with batch norms' if self.norms else ''}{tiles} rows={self.rows} "
+        shared = f"elements={self.elements} " if self.elements > 1 else ""
+        return (f"{self.network}{' with batch norms' if self.norms else ''}{tiles} {shared}rows={self.rows} "
                 f"density={self.density:g}")
 
 
@@ -60,7 +63,10 @@ CASES = (*(Case(network, data, rows, density) for network, data in (("lenet5", "
          *(Case(network, "cifar10", 8, 0.1, large=True) for network in ("resnet20", "mobilenetv1", "alexnet", "vgg16")),
          *(Case(network, "cifar10", 8, 0.1, large=True, norms=True) for network in ("resnet20", "mobilenetv1")),
          Case("cnn1x", "cifar10", 8, 1.0, grid=(4, 4)), Case("resnet20", "cifar10", 8, 0.1, large=True, grid=(8, 8)),
-         Case("resnet20", "cifar10", 8, 0.1, large=True, norms=True, grid=(4, 4)))
+         Case("resnet20", "cifar10", 8, 0.1, large=True, norms=True, grid=(4, 4)),
+         Case("cnn1x", "cifar10", 4, 1.0, elements=4), Case("cnn1x", "cifar10", 4, 0.1, elements=4, grid=(2, 2)),
+         Case("resnet20", "cifar10", 4, 0.1, large=True, elements=2),
+         Case("mobilenetv1", "cifar10", 2, 0.1, large=True, elements=4))
 
 
 def training_path(prepared: Prepared, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -101,7 +107,8 @@ def differing(a: dict, b: dict) -> tuple[int, int, int]:
 def compared(case: Case, lanes: int) -> dict[str, tuple[int, int, int]]:
     """What :func:`differing` says of one step on each pair of engines."""
     prepared = prepare(case.network, case.data, rows=case.rows, lanes=lanes, density=case.density,
-                       probe=32 if case.large else 256, dense_depths=not case.large, norms=case.norms, grid=case.grid)
+                       probe=32 if case.large else 256, dense_depths=not case.large, norms=case.norms, grid=case.grid,
+                       elements=case.elements)
     rtl, reference = RtlEngine(prepared.network), InterpreterEngine(prepared.network)
     count = prepared.network.program.machine.images
     images, labels = prepared.images[:count], prepared.labels[:count]
@@ -120,12 +127,14 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=sorted({case.network for case in CASES}))
     parser.add_argument("--norms", action="store_true", help="only those with batch norms")
     parser.add_argument("--tiles", action="store_true", help="only those in tiles")
+    parser.add_argument("--elements", action="store_true", help="only those on several processing elements")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     figures, bars = [], []
     for case in CASES:
         if options.networks and case.network not in options.networks or (
-                options.norms and not case.norms) or (options.tiles and case.grid == WHOLE):
+                options.norms and not case.norms) or (options.tiles and case.grid == WHOLE) or (
+                options.elements and case.elements == 1):
             continue
         for pair, (tensors, words, wrong) in compared(case, case.lanes or options.lanes).items():
             provenance = Provenance.SIMULATED if pair.startswith("RTL") else Provenance.MEASURED

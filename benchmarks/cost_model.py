@@ -51,7 +51,9 @@ MACHINES = (Machine(rows=1, lanes=2, acc_bits=48, **DEPTHS), Machine(rows=2, lan
                     **{**DEPTHS, "activation_depth": 700}),
             Machine(rows=2, lanes=2, acc_bits=48, port_bits=64, **{**DEPTHS, **PANELS, "weight_depth": 100}),
             Machine(rows=4, lanes=1, word_bits=8, acc_bits=32, trees=4, port_bits=128,
-                    **{**DEPTHS, **PANELS, "activation_depth": 900}))
+                    **{**DEPTHS, **PANELS, "activation_depth": 900}),
+            Machine(elements=2, rows=4, lanes=2, acc_bits=48, **DEPTHS),
+            Machine(elements=4, rows=2, lanes=3, word_bits=8, acc_bits=32, groups=True, trees=2, **DEPTHS))
 FORMATS = {16: Formats(gradient=Fixed.of(16, 12)),
            8: Formats(weight=Fixed.of(8, 6), result=Fixed.of(8, 4), gradient=Fixed.of(8, 4),
                       weight_gradient=Fixed.of(32, 6))}
@@ -133,13 +135,14 @@ def simulated(rng: np.random.Generator, network: Network, timing: MemoryTiming
     engine.infer(images[: machine.lanes], labels[: machine.lanes])
     counted = engine.phase_cycles()
     engine.close()
-    one = [replace(phase, cycles=phase.cycles / groups, steps=(phase.issued / groups,)) for phase in counted[:step]]
+    one = [replace(phase, cycles=phase.cycles / groups, steps=tuple(steps / groups for steps in phase.steps))
+           for phase in counted[:step]]
     return [*one, *counted[step:]], sum(phase.cycles for phase in counted), moved
 
 
 def compare(machine: Machine, cases: int, seed: int) -> Iterator[tuple[str, int]]:
     """What there was to count on one machine."""
-    rng = np.random.default_rng([seed, machine.rows, machine.port_bits])
+    rng = np.random.default_rng([seed, machine.rows, machine.port_bits, *range(1, machine.elements)])
     compared = differing = cycles = unexpected = 0
     for _ in range(cases):
         network, timing = random_case(rng, machine)
@@ -209,7 +212,8 @@ def main() -> None:
     figures: list[Figure] = []
     totals: dict[str, int] = {}
     for machine in MACHINES:
-        case = (f"rows={machine.rows} lanes={machine.lanes}{' groups' if machine.groups else ''}"
+        case = (f"{f'elements={machine.elements} ' if machine.elements > 1 else ''}"
+                f"rows={machine.rows} lanes={machine.lanes}{' groups' if machine.groups else ''}"
                 f"{f' port={machine.port_bits}' if machine.port_bits else ''}")
         for what, value in compare(machine, arguments.cases, arguments.seed):
             figures.append(Figure(f"{case}: {what}", value, what.split()[0], Provenance.SIMULATED))

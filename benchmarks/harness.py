@@ -59,14 +59,14 @@ class Prepared:
 def prepare(name: str, data: str, *, rows: int, lanes: int, density: float = 1.0, seed: int = 0,
             sgd: Sgd = SGD, probe: int = 256, exceptions: dict[str, float] | None = None,
             dense_depths: bool = True, port_bits: int = 0, stream: bool = False, norms: bool = False,
-            grid: Grid = WHOLE) -> Prepared:
+            grid: Grid = WHOLE, elements: int = 1) -> Prepared:
     """Calibrate zoo network ``name`` on ``data``, prune it at once by magnitude, compile it.
 
     Pruning is per layer to one density in ``rows × rows`` blocks (``exceptions`` by weight name). The batch is what the
     lanes hold, in a ``grid`` of tiles an image. The machine has exactly the depths and accumulators that the *dense*
     network needs, so that dense and pruned run on one machine; without ``dense_depths`` those that the pruned one
     needs. With a port to external memory all activations are spilled that can be, and if weights ``stream`` the fewest
-    are on chip. With ``norms`` batch norms are trained, not folded.
+    are on chip. With ``norms`` batch norms are trained, not folded. Of ``elements`` each has ``rows × lanes``.
     """
     split, batch = normalise(load(data)), lanes // prod(grid)
     graph, parameters = from_torch(build(name, seed=seed), input_shape(name), name, keep_batch_norm=norms)
@@ -77,7 +77,8 @@ def prepare(name: str, data: str, *, rows: int, lanes: int, density: float = 1.0
     rules = {value.name: buffered_rule(sgd, batch, value.format, fixed.gradient_formats[gradient_name(value.name)])
              if isinstance(value.format, Fixed) else scalar_rule(sgd, batch) for value in fixed.graph.learned()}
     dense = {value.name: np.ones(value.shape, dtype=np.bool_) for value in fixed.graph.parameters}
-    machine, _ = fitted_machine(step, dense if dense_depths else live, rows, lanes, port_bits, stream=stream, grid=grid)
+    machine, _ = fitted_machine(step, dense if dense_depths else live, rows, lanes, port_bits, stream=stream, grid=grid,
+                                elements=elements)
     program = compile_program(fixed.graph, loss=LOSS, gradient_formats=fixed.gradient_formats, live=live, rules=rules,
                               machine=machine)
     state = {key: np.where(live[parameter], fixed.state[key], 0) for parameter in live
@@ -86,7 +87,7 @@ def prepare(name: str, data: str, *, rows: int, lanes: int, density: float = 1.0
     assert isinstance(image_format, Fixed)
     return Prepared(
         network=Network(graph=step, program=program, rules=rules, live=live),
-        blocks=fitted_machine(step, live, rows, lanes, port_bits, grid=grid)[1], state=state,
+        blocks=fitted_machine(step, live, rows, lanes, port_bits, grid=grid, elements=elements)[1], state=state,
         images=image_format.quantise(split.train.images), labels=split.train.labels,
         test_images=image_format.quantise(split.test.images), test_labels=split.test.labels,
         float_parameters=parameters)

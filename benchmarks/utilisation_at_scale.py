@@ -59,14 +59,16 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Rows of the lattice, and the part of the blocks that lives, and the bar."""
+    """Rows of the lattice, and the part of the blocks that lives, and the bar; and processing elements."""
 
     rows: int
     density: float
     least: float
+    elements: int = 1
 
     def __str__(self) -> str:
-        return f"{'dense' if self.density == 1 else f'{1 - self.density:.0%} pruned'}, {self.rows} rows"
+        shared = f"{self.elements} elements of " if self.elements > 1 else ""
+        return f"{'dense' if self.density == 1 else f'{1 - self.density:.0%} pruned'}, {shared}{self.rows} rows"
 
 
 SETTINGS = (Setting(16, 1.0, 95), Setting(32, 1.0, 95), Setting(16, 0.1, 90), Setting(4, 0.1, 90))
@@ -115,9 +117,9 @@ class Network:
 
     def program(self, lanes: int, port_bits: int = 0, *, stream: bool = False, grid: Grid = WHOLE) -> Program:
         """For the smallest machine that holds it."""
-        rows = self.setting.rows
-        machine = replace(fitted_machine(self.step, self.live, rows, lanes, port_bits, stream=stream, grid=grid)[0],
-                          trees=rows)
+        rows, elements = self.setting.rows, self.setting.elements
+        machine = replace(fitted_machine(self.step, self.live, rows, lanes, port_bits, stream=stream, grid=grid,
+                                         elements=elements)[0], trees=rows)
         return compile_program(self.graph, loss=LOSS, gradient_formats=self.gradients, live=self.live,
                                rules=plain_rules(self.graph.parameters), machine=machine)
 
@@ -141,7 +143,7 @@ class Network:
                 macs[phase.opcode] += self.useful[phase.layer]
         found = {PHASES[opcode]: macs[opcode] / cycles[opcode] for opcode in PHASES}
         found["step"] = sum(macs.values()) / cycles_of(phases)
-        return {name: 100 * value / self.setting.rows for name, value in found.items()}
+        return {name: 100 * value / (self.setting.rows * self.setting.elements) for name, value in found.items()}
 
 
 def on_chip(name: str, network: Network) -> Iterator[Figure | Bar]:

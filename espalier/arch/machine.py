@@ -136,9 +136,9 @@ class Machine:
         if self.elements * self.trees > MAX_UPDATE_UNITS:
             raise FitError(f"{self.elements} processing elements with {self.trees} lane trees each are more than "
                            f"{MAX_UPDATE_UNITS} update units: take fewer")
-        if self.elements > 1 and self.port_bits:
-            raise FitError(f"{self.elements} processing elements share no port to external memory: take one, or a "
-                           f"machine without a port")
+        if self.elements > 1 and self.panel_depth:
+            raise FitError(f"Weights in external memory are those of one processing element, and there are "
+                           f"{self.elements}: keep weights on chip, or take one")
         if self.elements > 1 and self.norm_depth:
             raise FitError(f"{self.elements} processing elements share no scalars of batch norms: take one, or fold "
                            f"the batch norms")

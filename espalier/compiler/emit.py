@@ -240,8 +240,8 @@ class _Commands:
                 self.image_pages = self.pages // 2
                 continue
             channels, height, width = self.makers[name].out_shape
-            sizes = [min(channels, (first + blocks) * self.machine.rows) - first * self.machine.rows
-                     for first, blocks in self._parts(name)]
+            rows = self._made_at_once(name)
+            sizes = [min(channels, (first + blocks) * rows) - first * rows for first, blocks in self._parts(name)]
             parts = [size * height * width * self.machine.vector_beats for size in sizes]
             found[name] = [(self._taken(beats), beats) for beats in parts]
         return found
@@ -251,7 +251,12 @@ class _Commands:
         k = self.numbers[name]
         if k in self.panels:
             return [(panel.first, panel.blocks) for panel in self.panels[k].forward]
-        return [(0, -(-self.makers[name].out_shape[0] // self.machine.rows))]
+        return [(0, -(-self.makers[name].out_shape[0] // self._made_at_once(name)))]
+
+    def _made_at_once(self, name: str) -> int:
+        """The results of a block of the command that makes a layer's result."""
+        machine = self.machine
+        return machine.all_rows if makes_own(self.makers[name], machine.elements) else machine.rows
 
     def _cut(self, command: Command, first: int, blocks: int) -> Command:
         """A command for some of its blocks only."""
@@ -364,16 +369,17 @@ class _Commands:
                 found.append(Command(
                     opcode=Opcode.REFETCH, layer=name, out_base=base, last_rows=1, blocks=1,
                     out_plane=vectors(self.layers[0].in_shape), external=page, beats=beats,
-                    alternate=self.image_pages))
+                    alternate=self.image_pages, everywhere=int(self.machine.elements > 1)))
                 continue
-            layer, rows = self.makers[name], self.machine.rows
+            layer, rows, own = self.makers[name], self._made_at_once(name), makes_own(
+                self.makers[name], self.machine.elements)
             channels, height, width = layer.out_shape
-            block = height * width * rows if channels > rows else 0
+            block = height * width * self.machine.rows if channels > self.machine.all_rows else 0
             for (first, blocks), (page, beats) in zip(self._parts(name), places, strict=True):
                 found.append(Command(
                     opcode=Opcode.REFETCH, layer=layer.name, out_base=base + first * block, out_plane=height * width,
-                    out_block=block, external=page, beats=beats,
-                    **self._blocks(min(channels, (first + blocks) * rows) - first * rows)))
+                    out_block=block, external=page, beats=beats, own=int(own),
+                    **self._blocks(min(channels, (first + blocks) * rows) - first * rows, own=own)))
         return found
 
     def backward(self, k: int, add: str | None) -> list[Part]:

@@ -86,7 +86,7 @@ def place(layers: tuple[Layer, ...], rows: int, activation_depth: int | None = N
     memory = _gradients(layers, plan, rows, activations, top)
     if not spill or (activation_depth is not None and top <= activation_depth):
         return memory
-    found = stack(layers, plan, activation_depth)
+    found = stack(layers, plan, activation_depth, lambda shape: held_vectors(shape, rows, elements))
     return replace(memory, activations=found.places, activation_depth=found.depth, spilled=found.spilled,
                    refetches=found.refetches, fences=found.fences)
 

@@ -8,9 +8,10 @@ oldest of all is the image: it comes from there before FP, where otherwise two g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from math import prod
 
 from espalier.compiler.backward import Backward
 from espalier.compiler.legalise import Layer
@@ -65,12 +66,14 @@ class _Value:
         return self.image or self.returns is not None and self.returns - 1 > self.forward + 1
 
 
-def stack(layers: tuple[Layer, ...], plan: Backward, depth: int | None) -> Stack:
+def stack(layers: tuple[Layer, ...], plan: Backward, depth: int | None, held: Callable[[MapShape], int] = prod
+          ) -> Stack:
     """Place the activations in a memory so deep, spilling as few as that takes; None: in the least that there can be.
 
-    If even that does not fit ``depth``, the least is what comes back. The image lies at the beginning.
+    If even that does not fit ``depth``, the least is what comes back. The image lies at the beginning. ``held`` says
+    how many vectors of an activation a processing element has; of the image it has all.
     """
-    values = _values(layers, plan)
+    values = _values(layers, plan, held)
     oldest = tuple(value.name for value in values if value.leaves)
     least = max(sum(value.size(value.name in oldest) for value in values if _lives(value, value.name in oldest, time))
                 for time in range(max(value.last for value in values) + 1))
@@ -92,7 +95,7 @@ def _stack(values: list[_Value], spilled: tuple[str, ...], places: Mapping[str, 
                  fences=frozenset(time + 1 for time in refetches))
 
 
-def _values(layers: tuple[Layer, ...], plan: Backward) -> list[_Value]:
+def _values(layers: tuple[Layer, ...], plan: Backward, held: Callable[[MapShape], int]) -> list[_Value]:
     """All stored activations, the image first, in the order in which they are made."""
     loss = len(layers)
     reads: dict[str, list[int]] = {layers[0].x: []}
@@ -108,9 +111,9 @@ def _values(layers: tuple[Layer, ...], plan: Backward) -> list[_Value]:
     made = {layer.out: k for k, layer in enumerate(layers)}
     found = []
     for name, times in reads.items():
-        channels, height, width = shapes[name]
+        image = name not in made
         forward, later = [t for t in times if t <= loss], [t for t in times if t > loss]
-        found.append(_Value(name=name, vectors=channels * height * width, image=name not in made,
+        found.append(_Value(name=name, vectors=prod(shapes[name]) if image else held(shapes[name]), image=image,
                             made=made.get(name, 0), forward=max(forward, default=0), last=max(times),
                             returns=later[0] if later else None))
     return found

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from espalier.arch.machine import Machine
 from espalier.arch.memory import MemoryTiming
-from espalier.cost.latencies import HOLD_CYCLES, OUTSTANDING, SPILL_CYCLES
+from espalier.cost.latencies import HOLD_CYCLES, OUTSTANDING, SPILL_CYCLES, gather_cycles
 
 POOLED = 4       #: tiles whose results make one
 LONG_AGO = -1 << 60
@@ -64,12 +64,14 @@ class WritePort:
     vector_beats: int
     burst_beats: int
     spare: int
+    coming: int  #: cycles from a tile's end to the coming of its first vector
     timing: MemoryTiming
 
     @classmethod
     def of(cls, machine: Machine, timing: MemoryTiming) -> WritePort:
         """As the gateware has it."""
-        return cls(machine.vector_beats, machine.burst_beats, SPILL_CYCLES + 2 * machine.rows + HOLD_CYCLES,
+        coming = SPILL_CYCLES + gather_cycles(machine)
+        return cls(machine.vector_beats, machine.burst_beats, coming + 2 * machine.all_rows + HOLD_CYCLES, coming,
                    timing)
 
     def may_end(self, backlog: Backlog, time: int) -> int:
@@ -92,7 +94,7 @@ class WritePort:
         backlog = self.since(backlog, end)
         if pooled and backlog.tiles + 1 < POOLED:
             return backlog._replace(tiles=backlog.tiles + 1)
-        came = [SPILL_CYCLES + row for row in range(rows)]
+        came = [self.coming + row for row in range(rows)]
         taken, state = [*backlog.taken], backlog._replace(tiles=0)
         for coming in came:
             before = taken[-1] if taken else LONG_AGO

@@ -129,7 +129,8 @@ class Accelerator(wiring.Component):
         self.loss = LossUnit(lanes=machine.images, word_bits=machine.word_bits, max_classes=machine.max_classes,
                              read_latency=3)
         if machine.port_bits:
-            self.spiller = Spiller(machine, sums + Drain.latency_cycles + 2 * machine.rows + HOLD_CYCLES)
+            under_way = sums + gathers + Drain.latency_cycles + 2 * machine.all_rows + HOLD_CYCLES
+            self.spiller = Spiller(machine, under_way)
             self.refetcher = Refetcher(machine)
         if machine.panel_depth:
             self.mover = PanelMover(machine)
@@ -215,8 +216,9 @@ class Accelerator(wiring.Component):
                 front.table_en.eq(self._to(element, writer.table_en)),
                 front.index_en.eq(self._to(element, writer.index_en)),
                 front.address.eq(writer.item), front.pointer.eq(writer.write.data), front.entry.eq(writer.entry)]
+        self.held = Signal()  # no tile may end, because results do not leave
         if self.machine.elements == 1:
-            m.d.comb += self.sequencer.finished.eq(first.front.finished)
+            m.d.comb += [self.sequencer.finished.eq(first.front.finished), first.front.hold.eq(self.held)]
             return
         together, done, finished = Signal(), Signal(self.machine.elements), Signal(self.machine.elements)
         fronts = [element.front for element in self.elements]
@@ -224,7 +226,8 @@ class Accelerator(wiring.Component):
                      done.eq(Mux(self.sequencer.launch, 0, done | finished))]
         m.d.comb += [finished.eq(Cat(front.finished for front in fronts)),
                      self.sequencer.finished.eq(finished.any() & (done | finished).all()),
-                     *(front.hold.eq(together & ~Cat(other.ready for other in fronts).all()) for front in fronts)]
+                     *(front.hold.eq(self.held | together & ~Cat(other.ready for other in fronts).all())
+                       for front in fronts)]
 
     def _lattice(self, m: Module) -> None:
         """Operands into each lattice; sums of a row, of one lattice behind the other or of all together, to the drain.
@@ -266,9 +269,11 @@ class Accelerator(wiring.Component):
         fetched, address, vector = self._fetched()
         logits, _ = self._logit_place()
         for element in self.elements:
-            memory, owns, writes = element.activations, engine, writer.activation_en
-            if machine.elements > 1:  # what the host writes waits for all of them
-                owns, writes = engine & (drain.write.owner == element.number), self._to(element, writes & ~engine)
+            memory, owns, comes, writes = element.activations, engine, fetched, writer.activation_en
+            if machine.elements > 1:  # what comes waits for all of them, what the host writes for that, too
+                owns = engine & (drain.write.owner == element.number)
+                comes = self._comes(element, fetched & ~engine)
+                writes = self._to(element, writes & ~engine & ~fetched)
             with m.Switch(self.command.opcode):
                 with m.Case(Opcode.BACKWARD):
                     m.d.sync += memory.read_address.eq(drain.mask_address)
@@ -278,7 +283,7 @@ class Accelerator(wiring.Component):
                     m.d.sync += memory.read_address.eq(element.operands.activation_address)
             m.d.comb += element.operands.activation.eq(memory.read_data)
             m.d.data += [
-                memory.write_en.eq(owns | fetched | writes),
+                memory.write_en.eq(owns | comes | writes),
                 memory.write_address.eq(Mux(engine, place, Mux(fetched, address, writer.item))),
                 memory.write_data.eq(Mux(engine, drain.write_data.as_value(),
                                          Mux(fetched, vector, writer.vector.as_value())))]
@@ -297,6 +302,12 @@ class Accelerator(wiring.Component):
             return C(0), C(0), C(0)
         return self.refetcher.valid, self.refetcher.address, self.refetcher.vector.as_value()
 
+    def _comes(self, element: Element, fetched: Value) -> Value:
+        """Whether what is ``fetched`` from external memory goes to ``element``."""
+        if not self.machine.port_bits:
+            return C(0)
+        return fetched & (self.refetcher.everywhere | (self.refetcher.owner == element.number))
+
     def _external(self, m: Module) -> None:
         """The port to external memory."""
         machine, sequencer, drain, command = self.machine, self.sequencer, self.drain, self.command
@@ -313,7 +324,7 @@ class Accelerator(wiring.Component):
             refetcher.start.eq(sequencer.launch_refetch), refetcher.base.eq(self.writer.external),
             refetcher.written.eq(~spiller.busy), refetcher.taken.eq(~drain.activation_write),
             sequencer.external_ready.eq(Mux(command.opcode == Opcode.FORWARD, spiller.ready, refetcher.ready)),
-            sequencer.external_busy.eq(spiller.busy | refetcher.busy), self.first.front.hold.eq(spiller.hold & spills),
+            sequencer.external_busy.eq(spiller.busy | refetcher.busy), self.held.eq(spiller.hold & spills),
             self.reader.errors.eq(errors)]
         for fields, target in ((place_fields(machine), spiller.place), (refetch_fields(machine), refetcher.tensor)):
             m.d.comb += [target[name].eq(command[name]) for name in fields

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import EXTERNAL_BITS, Machine
-from espalier.gateware.layouts import struct, vector_layout
+from espalier.gateware.layouts import element_bits, struct, vector_layout
 from espalier.program.words import PAGE_SHIFT, bits_for, command_fields
 
 DESCRIPTORS = 4           #: tensors that wait for their turn, in each direction
@@ -53,8 +53,10 @@ def refetch_fields(machine: Machine) -> dict[str, int]:
     """The same, and where it goes on chip; whether instead a panel ``moves``, and how."""
     fields = command_fields(machine)
     panel = {"moves": 1, **move_fields(machine)} if machine.panel_depth else {}
+    elements = {"own": 1, "everywhere": 1} if machine.elements > 1 else {}
     return {**place_fields(machine),
-            **{name: fields[name] for name in ("out_base", "out_block", "out_plane", "blocks", "last_rows")}, **panel}
+            **{name: fields[name] for name in ("out_base", "out_block", "out_plane", "blocks", "last_rows")}, **panel,
+            **elements}
 
 
 def move_fields(machine: Machine) -> dict[str, int]:
@@ -193,7 +195,8 @@ class Refetcher(wiring.Component):
     written : In(1)
         What was spilled has arrived: nothing is read before.
     valid, address, vector : Out
-        A vector, and where it goes; until it is ``taken``.
+        A vector, and where it goes; until it is ``taken``. Of several processing elements it goes to the ``owner``, or
+        ``everywhere``.
     taken : In(1)
         May be high without ``valid``.
     busy : Out(1)
@@ -210,9 +213,11 @@ class Refetcher(wiring.Component):
         self.machine = machine
         panels = {"moving": Out(1), "move": Out(struct(move_fields(machine))),
                   "moved": In(1)} if machine.panel_depth else {}
+        elements = {"owner": Out(element_bits(machine)), "everywhere": Out(1)} if machine.elements > 1 else {}
         super().__init__({
-            **panels, "start": In(1), "tensor": In(struct(refetch_fields(machine))), "base": In(EXTERNAL_BITS),
-            "ready": Out(1), "written": In(1), "valid": Out(1), "address": Out(bits_for(machine.activation_depth)),
+            **panels, **elements, "start": In(1), "tensor": In(struct(refetch_fields(machine))),
+            "base": In(EXTERNAL_BITS), "ready": Out(1), "written": In(1), "valid": Out(1),
+            "address": Out(bits_for(machine.activation_depth)),
             "vector": Out(vector_layout(machine)), "taken": In(1), "busy": Out(1), "error": Out(1),
             **read_channels(machine)})
 
@@ -268,19 +273,50 @@ class Refetcher(wiring.Component):
         block, pixel_base = Signal.like(self.address), Signal.like(self.address)
         row, pixel, number = Signal.like(tensor.last_rows), Signal.like(tensor.out_plane), Signal.like(tensor.blocks)
         row_done, pixel_done, block_done = Signal(), Signal(), Signal()
+        step: Value = tensor.out_block
+        whole: Value = C(self.machine.rows)
+        if self.machine.elements > 1:
+            whole = Mux(tensor.own, self.machine.all_rows, self.machine.rows)
+            step = self._owners(m, tensor, begin, row, row_done, row_done & pixel_done)
         m.d.comb += [
             block_done.eq(number + 1 == tensor.blocks), pixel_done.eq(pixel + 1 == tensor.out_plane),
-            row_done.eq(row + 1 == Mux(block_done, tensor.last_rows, self.machine.rows)),
+            row_done.eq(row + 1 == Mux(block_done, tensor.last_rows, whole)),
             last.eq(self.valid & self.taken & row_done & pixel_done & block_done)]
         with m.If(begin):
             m.d.sync += [self.address.eq(following.out_base), block.eq(following.out_base),
                          pixel_base.eq(following.out_base), row.eq(0), pixel.eq(0), number.eq(0)]
         with m.Elif(self.valid & self.taken):
             m.d.sync += [row.eq(row + 1), self.address.eq(self.address + tensor.out_plane)]
+            if self.machine.elements > 1:
+                with m.If(_last_of(self.machine, row)):
+                    m.d.sync += self.address.eq(pixel_base)
             with m.If(row_done):
                 m.d.sync += [row.eq(0), pixel.eq(pixel + 1), self.address.eq(pixel_base + 1),
                              pixel_base.eq(pixel_base + 1)]
             with m.If(row_done & pixel_done):
-                after = block + tensor.out_block
+                after = block + step
                 m.d.sync += [pixel.eq(0), number.eq(number + 1), self.address.eq(after), pixel_base.eq(after),
                              block.eq(after)]
+
+    def _owners(self, m: Module, tensor: data.View, begin: Signal, row: Signal, row_done: Signal, done: Value) -> Value:
+        """Whose the vectors are; and how far behind a block, ``done`` now, the next one lies.
+
+        Blocks are those of one element after the other, or of all together.
+        """
+        first = Signal.like(self.owner)  # of the block
+        with m.If(begin):
+            m.d.sync += [first.eq(0), self.owner.eq(0)]
+        with m.Elif(self.valid & self.taken):
+            with m.If(_last_of(self.machine, row)):
+                m.d.sync += self.owner.eq(self.owner + 1)
+            with m.If(row_done):
+                m.d.sync += self.owner.eq(first)
+            with m.If(done & ~tensor.own):
+                m.d.sync += [first.eq(first + 1), self.owner.eq(first + 1)]
+        m.d.comb += self.everywhere.eq(tensor.everywhere)
+        return Mux(tensor.own | first.all(), tensor.out_block, 0)
+
+
+def _last_of(machine: Machine, row: Value) -> Value:
+    """Whether a row is the last of those of a processing element."""
+    return row[:(machine.rows - 1).bit_length()] == machine.rows - 1

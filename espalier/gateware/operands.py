@@ -106,9 +106,9 @@ class Operands(wiring.Component):
                      pitch.eq(Mux(self.backward, command.gradient_x, command.source_x))]
         at_y, at_x = self._in_tile(m, "y"), self._in_tile(m, "x")
         y, x, tile_y, tile_x = (Signal(COORDINATE_BITS, name=name) for name in ("y", "x", "tile_y", "tile_x"))
-        base, row, column, gradient_row, gradient_column, address, gradient_address, late, later = (
+        base, row, column, gradient_row, gradient_column, address, source, gradient_address, late, later = (
             Signal(bits, name=name) for name in ("base", "row", "column", "gradient_row", "gradient_column", "address",
-                                                 "gradient_address", "late", "later"))
+                                                 "source_address", "gradient_address", "late", "later"))
         m.d.sync += [
             y.eq(Mux(halve_source, at_y >> 1, at_y)), x.eq(Mux(halve_source, at_x >> 1, at_x)),
             tile_y.eq(step.tile.y >> command.pool_source), tile_x.eq(step.tile.x >> command.pool_source),
@@ -118,8 +118,8 @@ class Operands(wiring.Component):
             gradient_row.eq(tile_y * command.gradient_x), gradient_column.eq(then.tile.out + tile_x),
             address.eq(Mux(self.probe.active, self.probe.address, row + column)),
             gradient_address.eq(gradient_row + gradient_column), late.eq(gradient_address),
-            later.eq(late), self.activation_address.eq(address),
-            self.gradient_address.eq(Mux(self.update, later, self.activation_address))]
+            later.eq(late), source.eq(address), self.gradient_address.eq(Mux(self.update, later, source))]
+        m.d.comb += self.activation_address.eq(source)
 
     def _in_tile(self, m: Module, axis: str) -> Value:
         """Where in its lane's tile the pixel is that a step reads."""

@@ -100,7 +100,9 @@ class Command:
     own : int
         FP, BP: whether every processing element makes results of its own, ``rows`` each, which leave one element after
         the other. ``blocks`` are as many of all elements then, and ``last_rows`` the results of the last. Else all make
-        the same results, each a part of the sums.
+        the same results, each a part of the sums. REFETCH: which of that was done.
+    everywhere : int
+        REFETCH: whether every processing element gets all of it.
     tile_y, tile_x : int
         FP, BP, WU: the logarithms of height and width of what a lane holds of the map that is read through the taps.
     """
@@ -180,6 +182,7 @@ class Command:
     tile_y: int = 0
     tile_x: int = 0
     own: int = 0
+    everywhere: int = 0
 
     @property
     def phase(self) -> Opcode:

@@ -121,7 +121,7 @@ def command_fields(machine: Machine) -> dict[str, int]:
             "sum_frac": FRAC_BITS, "word_frac": FRAC_BITS, "word_limit": machine.word_bits,
             **dict.fromkeys(NORM_SCALARS, SCALAR_BITS)} if machine.norm_depth else {}
     grid = dict.fromkeys(("tile_y", "tile_x"), TILE_BITS) if machine.tiles > 1 else {}
-    elements = {"own": 1} if machine.elements > 1 else {}
+    elements = {"own": 1, **({"everywhere": 1} if machine.port_bits else {})} if machine.elements > 1 else {}
     return {
         "opcode": 4 if machine.norm_depth else 3,
         "table": bits_for(machine.table_depth), "blocks": bits_for(machine.table_depth),

@@ -362,7 +362,6 @@ def test_a_grid_that_divides_nothing_wrong(capsys, made, tmp_path, grid, sentenc
 
 @pytest.mark.parametrize(("given", "sentence"), [
     (("--elements", "3"), r"^Processing elements must be a power of two up to 16, not 3$"),
-    (("--elements", "2", "--port-bits", "32"), r"^2 processing elements share no port to external memory: take one, "),
 ])
 def test_processing_elements_that_cannot_be_wrong(capsys, made, tmp_path, given, sentence):
     fails(capsys, sentence, "compile", made / "train", *given, "--output-dir", tmp_path / "build")

@@ -1,5 +1,7 @@
 """The choice of a machine: within the limits, the fastest, and refused with the numbers where nothing fits."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from bench.networks import Chain, all_live, compiled, random_live
@@ -58,8 +60,8 @@ def test_processing_elements_share_the_limits(elements):
     assert machine.elements == elements and multipliers_of(machine) <= 156 < multipliers_of(machine) * 2
     assert machine.multipliers == elements * 2 * machine.lanes
     compiled(net, machine, live=all_live(net))
-    with pytest.raises(FitError, match=r"^2 processing elements share no port to external memory: "):
-        chosen(net, all_live(net), part(elements=2, port_bits=32))
+    with pytest.raises(FitError, match=r"^Weights in external memory are those of one processing element, and there "):
+        replace(machine, port_bits=64, panel_depth=64, state_depth=64, run_depth=64)
 
 
 def test_given_rows_and_lanes_are_taken():

@@ -1,11 +1,17 @@
 """Processing elements that share the work of a layer: RTL equals interpreter, and takes the cycles predicted."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
+from bench.external import FORMATS, check_predicted_waits, check_steps
+from bench.networks import Chain, compiled, random_live, random_state
 from bench.random_networks import check_engine, examples
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from espalier.arch.machine import Machine
+from espalier.compiler.place import place
 
 EXAMPLES = settings(deadline=None, max_examples=7, derandomize=True, phases=[Phase.explicit, Phase.generate],
                     suppress_health_check=list(HealthCheck))
@@ -26,3 +32,23 @@ def named(machine):
 @given(data=st.data())
 def test_random_networks(machine, data):
     check_engine(data.draw(examples(machine)))
+
+
+@pytest.mark.parametrize("machine", [
+    Machine(elements=2, rows=2, lanes=3, acc_bits=48, port_bits=64, **DEPTHS),
+    Machine(elements=4, rows=1, lanes=2, acc_bits=48, port_bits=32, groups=True, **DEPTHS)], ids=named)
+def test_external_memory(machine):
+    """Images go to all of them, what a depthwise layer makes to its owners; random stalls; the waits predicted."""
+    rng = np.random.default_rng(machine.elements)
+    chain = Chain((3, 8, 8), FORMATS[16].result).conv(8, (3, 3), (1, 1, 1, 1), formats=FORMATS[16]).relu()
+    chain.conv(8, (3, 3), (1, 1, 1, 1), formats=FORMATS[16], groups=8).relu()
+    chain.conv(7, (1, 1), formats=FORMATS[16]).relu().conv(6, (3, 3), (1, 1, 1, 1), formats=FORMATS[16]).relu()
+    start = chain.conv(6, (3, 3), (1, 1, 1, 1), formats=FORMATS[16]).relu().pool().x
+    chain.conv(6, (3, 3), (1, 1, 1, 1), formats=FORMATS[16]).add(start).linear(5, formats=FORMATS[16])
+    live = random_live(rng, chain, machine.rows, 0.9)
+    least = place(chain.layers(), machine.rows, spill=True, elements=machine.elements).activation_depth
+    network = compiled(chain, replace(machine, activation_depth=least), live=live)
+    program = network.program
+    assert program.image_pages and {command.own for command in program.commands if command.spill} == {0, 1}
+    check_steps(rng, network, random_state(rng, chain, live))
+    check_predicted_waits(rng, network)
