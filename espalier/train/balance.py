@@ -20,32 +20,39 @@ from espalier.train.pipelined import PipelinedSteps
 from espalier.train.pipelining import Pipeline, candidates
 
 LINK = 1e9   #: bytes a second that one process gives another on the same machine, roughly
-BATCHES = 3  #: that are timed
+BATCHES = 5  #: that are timed
 TRIALS = 3   #: of cuts whose parts are timed as wholes, at most
 
 
 def even_cuts(start: Checkpoint, data: Dataset, crew: Crew) -> tuple[str, ...]:
     """The cuts with which the parts of ``start``'s pipeline take equally long here, as far as that can be.
 
-    The first process of the crew measures, and all do as it found. Nothing of ``start`` changes.
+    The first process of the crew times the segments, one after the other. Parts are timed as they will run, each in its
+    process while the others are at work: they share memory and caches. All processes call this together, and find the
+    same. Nothing of ``start`` changes.
     """
     told = start.config.pipeline
     assert told is not None, "the run is one of a pipeline"
-    found: tuple[str, ...] = ()
-    if not crew.rank and told.parts > 1:
-        values = candidates(start.graph, folds=start.config.quantise is not None)
-        crossing = [prod(value.shape) * (2 if isinstance(value.format, Fixed) else 4) * start.config.batch / LINK
-                    for value in values]
+    if told.parts == 1:
+        return ()
+    values = candidates(start.graph, folds=start.config.quantise is not None)
+    crossing = [prod(value.shape) * (2 if isinstance(value.format, Fixed) else 4) * start.config.batch / LINK
+                for value in values]
 
-        def seconds(cuts: tuple[int, ...]) -> list[float]:
-            return part_seconds(start, data, [values[number].name for number in cuts])
+    def seconds(cuts: tuple[int, ...]) -> list[float]:
+        names = [values[number].name for number in cuts]
+        if len(cuts) + 1 == crew.size:
+            return part_seconds(start, data, names, crew)
+        return crew.gather([] if crew.rank else part_seconds(start, data, names))[0]
 
-        found = tuple(values[number].name for number in settled_cuts(seconds, crossing, told.parts))
-    return crew.gather(found)[0]
+    return tuple(values[number].name for number in settled_cuts(seconds, crossing, told.parts))
 
 
-def part_seconds(start: Checkpoint, data: Dataset, cuts: Sequence[str]) -> list[float]:
-    """What each part between ``cuts`` takes for a batch, forward and back and with its update, in this process."""
+def part_seconds(start: Checkpoint, data: Dataset, cuts: Sequence[str], crew: Crew = ALONE) -> list[float]:
+    """What each part between ``cuts`` takes for a batch, forward and back and with its update.
+
+    By the medians of some batches; in this process, or each part in its process of a ``crew``.
+    """
     config, device = start.config, start.config.device
     optimiser = Optimiser(start.graph.learned(), start.gradient_formats, start.update, config.batch, device,
                           start.frozen, start.graph.statistics())
@@ -53,13 +60,13 @@ def part_seconds(start: Checkpoint, data: Dataset, cuts: Sequence[str]) -> list[
     optimiser.load(start.state)
     loaded = DeviceData(data, start.graph.inputs[0].format, device)
     tally = torch.zeros(2, dtype=torch.float64, device=device)
-    steps = PipelinedSteps(Pipeline(micro_batches=1).with_cuts(cuts), start, optimiser, loaded, ALONE, tally)
-    index = [torch.arange(config.batch, device=device)] * BATCHES
-    for _ in range(2):  # the first to warm up
+    steps = PipelinedSteps(Pipeline(micro_batches=1).with_cuts(cuts), start, optimiser, loaded, crew, tally)
+    for count in (1, BATCHES):  # the first to warm up
         for timeline in steps.timelines:
-            timeline.spent.clear()
-        steps(index, None, config.sgd, stale=False)
-    return [timeline.busy() / 1e9 / BATCHES for timeline in steps.timelines]
+            timeline.spans.clear()
+        steps([torch.arange(config.batch, device=device)] * count, None, config.sgd, stale=not crew.alone)
+    own = [timeline.typical() / 1e9 for timeline in steps.timelines]
+    return own if crew.alone else [seconds for part in crew.gather(own) for seconds in part]
 
 
 def settled_cuts(seconds: Callable[[tuple[int, ...]], Sequence[float]], crossing: Sequence[float], parts: int

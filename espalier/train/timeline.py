@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
 WAIT = "wait"  #: for another part
@@ -56,9 +57,13 @@ class Timeline:
             if len(self.spans) < KEPT:
                 self.spans.append(Span(what, begun, ended))
 
-    def busy(self) -> int:
-        """Nanoseconds, in the epoch under way, that a process of all parts would spend, too."""
-        return self.spent.total() - self.spent[WAIT] - self.spent[COPY]
+    def typical(self) -> float:
+        """Nanoseconds of a batch: the median of each thing that is done once for it, but waiting and copying."""
+        taken: dict[str, list[int]] = {}
+        for span in self.spans:
+            if span.what not in (WAIT, COPY):
+                taken.setdefault(span.what, []).append(span.ended - span.begun)
+        return sum(median(times) for times in taken.values())
 
     def end_epoch(self, number: int) -> None:
         """Count anew from here on."""

@@ -30,12 +30,21 @@ def test_shares_are_told_apart() -> None:
     assert set(shares(Counter()).values()) == {0.0}
 
 
+def test_a_typical_batch_is_made_of_medians() -> None:
+    """Of what is done once for each, and not of what a process of all parts would not do."""
+    part = Timeline()
+    assert part.typical() == 0
+    part.spans = [Span(what, begun, begun + took) for what, begun, took in (
+        (FORWARD, 0, 20), (WAIT, 20, 500), (BACKWARD, 520, 30), (FORWARD, 550, 22), (COPY, 572, 9), (BACKWARD, 581, 90),
+        (FORWARD, 671, 400), (BACKWARD, 1071, 34), (UPDATE, 1105, 5))]
+    assert part.typical() == 22 + 34 + 5
+
+
 def test_each_epoch_counts_for_itself() -> None:
     part = Timeline()
     part.spent = SPENT.copy()
-    assert part.busy() == 65
     part.end_epoch(1)
-    assert part.busy() == 0
+    assert not part.spent
     part.spent[WAIT] += 7
     part.end_epoch(2)
     assert told([part, part], 1) == ("epoch 1: part 0 computing 60%, waiting 25%, copying 10%, loading 5%; "
