@@ -58,7 +58,7 @@ def networks(name: str) -> Iterator[tuple[str, Network]]:
         yield "dense", dense
         sparse = Network(name, Setting(rows, DENSITY, 90, elements))
         yield AT_RANDOM, sparse
-        sparse.live = balanced_live(sparse)
+        sparse.keep(balanced_live(sparse))
         yield BALANCED, sparse
 
 
@@ -94,7 +94,7 @@ def simulated() -> Iterator[Figure | Bar]:
     for pattern in (AT_RANDOM, BALANCED):
         network = Network(name, Setting(rows, DENSITY, 90, elements))
         if pattern == BALANCED:
-            network.live = balanced_live(network)
+            network.keep(balanced_live(network))
         program = network.program(SIMULATED_LANES)
         engine = RtlEngine(base.Network(graph=network.step, program=program, rules={}, live=network.live))
         rng = np.random.default_rng(SEED)

@@ -112,8 +112,12 @@ class Network:
         self.setting = setting
         self.graph, self.gradients = in_fixed_point(name)
         self.step = differentiate(self.graph, LOSS, self.gradients)
-        self.live = random_live(self.step, setting)
-        self.useful = {layer.name: layer_macs(layer, self.live) for layer in legalise(self.step)[0]}
+        self.keep(random_live(self.step, setting))
+
+    def keep(self, live: dict[str, NDArray[np.bool_]]) -> None:
+        """These weights live, no others."""
+        self.live = live
+        self.useful = {layer.name: layer_macs(layer, live) for layer in legalise(self.step)[0]}
 
     def program(self, lanes: int, port_bits: int = 0, *, stream: bool = False, grid: Grid = WHOLE) -> Program:
         """For the smallest machine that holds it."""
