@@ -1,7 +1,7 @@
 """What stale weights cost in accuracy: pipelines of 2 to 5 parts, cut early or late, by scheme.
 
     python benchmarks/pipeline_accuracy.py --data DATA --networks lenet5 --seeds 0,1,2
-    python benchmarks/pipeline_accuracy.py --data DATA --networks cnn1x resnet20 --registers 1
+    python benchmarks/pipeline_accuracy.py --data DATA --networks cnn1x resnet20 --registers 1 --epochs 6 --images 10000
 
 After Zhang and Abdelrahman (arXiv 1912.12675), who cut with K registers: K early ones follow the first K layers, K late
 ones go before the last K. Each network is trained without a pipeline and by each scheme with the same recipe, data and
@@ -85,7 +85,8 @@ def jobs(options: Namespace) -> list[Job]:
                     quantise=None if options.float32 else replace(WIDE, probe_steps=options.probe_steps),
                     augment=task.augment, device=options.device)
                 kind = "float32" if options.float32 else "fixed16"
-                folder = f"{task.network}-{kind}-{epochs}-{variant.scheme}-{variant.registers}{variant.place}-{seed}"
+                folder = (f"{task.network}-{kind}-{epochs}-{variant.scheme}-{variant.registers}{variant.place}-{seed}"
+                          + (f"-{options.images}" if options.images else ""))
                 found.append(Job(options.work / folder.replace(" ", "-"), partial(run, variant, config, place)))
     return found
 
@@ -108,9 +109,11 @@ def findings(results: list[dict]) -> Findings:
     """Means over seeds, and the drop against no pipeline on the seeds that both have."""
     figures, bars, notes = [], [], []
     for task in TASKS:
-        for key in sorted({(run["epochs"], run["arithmetic"]) for run in results if run["network"] == task.network}):
-            own = [run for run in results if (run["network"], run["epochs"], run["arithmetic"]) == (task.network, *key)]
-            head = f"{task.network}/{task.data}/{key[1]}/{key[0]} epochs"
+        mine = [run for run in results if run["network"] == task.network]
+        for key in sorted({_kind(run) for run in mine}):
+            own = [run for run in mine if _kind(run) == key]
+            epochs, arithmetic, images = key
+            head = f"{task.network}/{task.data}/{arithmetic}/{epochs} epochs{f' of {images} images' if images else ''}"
             base = {run["seed"]: run["test_accuracy"] for run in own if run["scheme"] == NONE}
             notes.append(f"{head}: {len(base)} seed(s)")
             for variant in dict.fromkeys(Variant(run["scheme"], run["registers"], run["place"]) for run in own):
@@ -124,6 +127,10 @@ def findings(results: list[dict]) -> Findings:
                     figures.append(Figure(f"{name}: drop", drop, "points", Provenance.MEASURED))
                     bars += bars_of(f"{head}/{variant.name}: points lost", variant, drop, task.points)
     return Findings(figures=figures, bars=bars, notes=notes)
+
+
+def _kind(run: dict) -> tuple[int, str, int]:
+    return run["epochs"], run["arithmetic"], run["images"]
 
 
 def bars_of(name: str, variant: Variant, drop: float, published: float) -> list[Bar]:

@@ -75,6 +75,8 @@ def train(
                                                     "balanced (equally many blocks for each output block).")] = None,
     scope: Annotated[str | None, typer.Option(help="By magnitude, prune each layer alike (layer), small layers less "
                                                    "than large ones (erdos_renyi), or the whole (network).")] = None,
+    elements: Annotated[int | None, typer.Option(help="Processing elements of the machine, on which balanced spreads "
+                                                      "blocks evenly.")] = None,
     prune_start: Annotated[float | None, typer.Option(help="In epochs.")] = None,
     prune_end: Annotated[float | None, typer.Option(help="In epochs.")] = None,
     exchange: Annotated[float | None, typer.Option(help="Fraction of live weights to exchange meanwhile for dead "
@@ -106,9 +108,9 @@ def train(
         rate=rate, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay, float32=float32,
         update=update, weight_bits=weight_bits, activation_bits=activation_bits, gradient_bits=gradient_bits,
         quantise_start=quantise_start, quantise_rate=quantise_rate, batch_norm=batch_norm, density=density,
-        block=block, method=method, scope=scope, prune_start=prune_start, prune_end=prune_end, warm_up=warm_up,
-        exchange=exchange, freeze=tuple(freeze) if freeze else None, parts=parts, cut=tuple(cut) if cut else None,
-        scheme=scheme, switch=switch, micro_batches=micro_batches))
+        block=block, method=method, scope=scope, elements=elements, prune_start=prune_start, prune_end=prune_end,
+        warm_up=warm_up, exchange=exchange, freeze=tuple(freeze) if freeze else None, parts=parts,
+        cut=tuple(cut) if cut else None, scheme=scheme, switch=switch, micro_batches=micro_batches))
     found = flow.train_network(told, output_dir, data_root=data_root, resume=resume, dry_run=dry_run,
                                processes=processes, patience=patience, steps=steps)
     if not flow.leads():

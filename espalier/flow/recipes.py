@@ -46,6 +46,7 @@ class TrainFlags:
     block: int | None = None
     method: str | None = None
     scope: str | None = None
+    elements: int | None = None
     prune_start: float | None = None
     prune_end: float | None = None
     exchange: float | None = None
@@ -146,8 +147,8 @@ def _quantise(fields: dict[str, Any] | None, flags: TrainFlags) -> dict[str, Any
 
 
 def _prune(fields: dict[str, Any] | None, flags: TrainFlags, epochs: int) -> dict[str, Any] | None:
-    given = any(getattr(flags, name) is not None for name in ("density", "block", "method", "scope", "prune_start",
-                                                             "prune_end", "exchange"))
+    given = any(getattr(flags, name) is not None for name in ("density", "block", "method", "scope", "elements",
+                                                             "prune_start", "prune_end", "exchange"))
     if fields is None and not given:
         return None
     if fields is None:
@@ -159,7 +160,8 @@ def _prune(fields: dict[str, Any] | None, flags: TrainFlags, epochs: int) -> dic
     if flags.method is not None and flags.method != fields["method"].get("kind"):
         fields["method"] = {"kind": flags.method, **{name: fields["method"][name] for name in ("density", "rows")
                                                      if name in fields["method"]}}
-    _put(fields["method"], flags, {"density": "density", "block": "rows", "scope": "scope"})
+    _put(fields["method"], flags, {"density": "density", "block": "rows", "scope": "scope",
+                                    "elements": "elements"})
     _put(fields["schedule"], flags, {"prune_start": "start", "prune_end": "end"})
     if flags.exchange is not None:
         start, end = fields["schedule"]["start"], fields["schedule"]["end"]

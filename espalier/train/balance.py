@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from math import prod
@@ -21,6 +22,7 @@ from espalier.train.pipelining import Pipeline, candidates
 
 LINK = 1e9   #: bytes a second that one process gives another on the same machine, roughly
 BATCHES = 5  #: that are timed
+WARM_UP = 10  #: batches before
 TRIALS = 3   #: of cuts whose parts are timed as wholes, at most
 
 
@@ -30,11 +32,15 @@ def even_cuts(start: Checkpoint, data: Dataset, crew: Crew) -> tuple[str, ...]:
     The first process of the crew times the segments, one after the other. Parts are timed as they will run, each in its
     process while the others are at work: they share memory and caches. All processes call this together, and find the
     same. Nothing of ``start`` changes.
+
+    How long exact sums take depends on how large words are, and gradients of the first batches are small: all is timed
+    behind some batches.
     """
     told = start.config.pipeline
     assert told is not None, "the run is one of a pipeline"
     if told.parts == 1:
         return ()
+    start = further(start, data)
     values = candidates(start.graph, folds=start.config.quantise is not None)
     crossing = [prod(value.shape) * (2 if isinstance(value.format, Fixed) else 4) * start.config.batch / LINK
                 for value in values]
@@ -48,11 +54,31 @@ def even_cuts(start: Checkpoint, data: Dataset, crew: Crew) -> tuple[str, ...]:
     return tuple(values[number].name for number in settled_cuts(seconds, crossing, told.parts))
 
 
+def further(start: Checkpoint, data: Dataset, batches: int = WARM_UP) -> Checkpoint:
+    """``start`` after so many batches more."""
+    steps, optimiser = _steps(start, data, (), ALONE)
+    places = torch.arange(batches * start.config.batch, device=start.config.device).remainder(len(data))
+    steps(places.split(start.config.batch), None, start.config.sgd, stale=False)
+    return replace(start, state=optimiser.state())
+
+
 def part_seconds(start: Checkpoint, data: Dataset, cuts: Sequence[str], crew: Crew = ALONE) -> list[float]:
     """What each part between ``cuts`` takes for a batch, forward and back and with its update.
 
     By the medians of some batches; in this process, or each part in its process of a ``crew``.
     """
+    steps, _ = _steps(start, data, cuts, crew)
+    for count in (1, BATCHES):  # the first for caches
+        for timeline in steps.timelines:
+            timeline.spans.clear()
+        batch = torch.arange(start.config.batch, device=start.config.device)
+        steps([batch] * count, None, start.config.sgd, stale=not crew.alone)
+    own = [timeline.typical() / 1e9 for timeline in steps.timelines]
+    return own if crew.alone else [seconds for part in crew.gather(own) for seconds in part]
+
+
+def _steps(start: Checkpoint, data: Dataset, cuts: Sequence[str], crew: Crew) -> tuple[PipelinedSteps, Optimiser]:
+    """Stretches of training of ``start``'s network, cut in parts, and the whole's optimiser."""
     config, device = start.config, start.config.device
     optimiser = Optimiser(start.graph.learned(), start.gradient_formats, start.update, config.batch, device,
                           start.frozen, start.graph.statistics())
@@ -60,13 +86,7 @@ def part_seconds(start: Checkpoint, data: Dataset, cuts: Sequence[str], crew: Cr
     optimiser.load(start.state)
     loaded = DeviceData(data, start.graph.inputs[0].format, device)
     tally = torch.zeros(2, dtype=torch.float64, device=device)
-    steps = PipelinedSteps(Pipeline(micro_batches=1).with_cuts(cuts), start, optimiser, loaded, crew, tally)
-    for count in (1, BATCHES):  # the first to warm up
-        for timeline in steps.timelines:
-            timeline.spans.clear()
-        steps([torch.arange(config.batch, device=device)] * count, None, config.sgd, stale=not crew.alone)
-    own = [timeline.typical() / 1e9 for timeline in steps.timelines]
-    return own if crew.alone else [seconds for part in crew.gather(own) for seconds in part]
+    return PipelinedSteps(Pipeline(micro_batches=1).with_cuts(cuts), start, optimiser, loaded, crew, tally), optimiser
 
 
 def settled_cuts(seconds: Callable[[tuple[int, ...]], Sequence[float]], crossing: Sequence[float], parts: int

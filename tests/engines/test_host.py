@@ -3,6 +3,7 @@ import pytest
 from bench.machines import MACHINES, TWO_BY_FOUR
 from bench.networks import Chain, compiled
 
+from espalier.arch.machine import Machine
 from espalier.engines import host
 from espalier.numerics.activation import max_pool, max_pool_grad
 from espalier.numerics.window import Window
@@ -42,12 +43,14 @@ def program(machine):
     return compiled(Chain((2, 3, 5)).conv(5, (2, 2)).linear(3), machine).program
 
 
-@pytest.mark.parametrize("machine", MACHINES[:4], ids=lambda machine: f"{machine.rows}x{machine.lanes}")
+@pytest.mark.parametrize("machine", [*MACHINES[:4], Machine(**{**TWO_BY_FOUR.to_json(), "elements": 2})],
+                         ids=lambda machine: f"{machine.elements}x{machine.rows}x{machine.lanes}")
 def test_every_word_of_a_tensor_has_its_own_address(machine):
     for placement in program(machine).placements:
-        found = host.tensor_addresses(program(machine), placement)
-        assert found.shape == (machine.lanes, *placement.shape)
-        assert len(np.unique(found)) == found.size
+        found, elements = host.tensor_addresses(program(machine), placement)
+        assert found.shape == (machine.lanes, *placement.shape) and set(elements) <= set(range(machine.elements))
+        assert all(len(np.unique(found[:, elements == element])) == found[:, elements == element].size
+                   for element in range(machine.elements))
         space = Space.ACTIVATIONS if placement.memory == "activations" else Space.GRADIENTS
         assert set((found >> SPACE_SHIFT).ravel()) == {space}
 

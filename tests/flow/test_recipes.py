@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from espalier.compress.balanced import Balanced
 from espalier.compress.cgap import Shedding, Structure, Times
 from espalier.compress.group_lasso import GroupLasso
 from espalier.compress.magnitude import Magnitude
@@ -87,3 +88,10 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 @pytest.mark.parametrize("epochs", [1, 7, 90])
 def test_every_recipe_can_be_stretched(path: Path, epochs: int) -> None:
     assert recipe(path, TrainFlags(epochs=epochs)).epochs == epochs
+
+
+def test_blocks_spread_over_processing_elements() -> None:
+    told = recipe(None, TrainFlags(density=0.1, method="balanced", block=4, elements=2))
+    assert told.prune is not None and told.prune.method == Balanced(density=0.1, rows=4, elements=2)
+    with pytest.raises(DataError, match=r"prune.*elements"):
+        recipe(None, TrainFlags(density=0.1, elements=2))
