@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from espalier.errors import DataError, ToolError
 from espalier.ir.types import Fixed, Format
 from espalier.opencl.bundle import Bundle, Launch
+from espalier.opencl.processors import give_name
 
 POCL = "pocl_binary_distribution"  #: a device for every processor, as a package of Python's
 HIDING = ("POCL_DEVICES", "OCL_ICD_VENDORS")  #: of the environment: what can hide PoCL
@@ -33,6 +34,8 @@ def devices() -> list[cl.Device]:
     found = [device for platform in platforms for device in _devices_of(platform)]
     if not found:
         raise ToolError(f"There is no OpenCL device on this machine: {_remedy()}")
+    for device in found:
+        give_name(device)
     return found
 
 
