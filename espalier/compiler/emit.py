@@ -214,6 +214,8 @@ class _Commands:
         self.channels = {layer.out: first for layer, first in zip(norms, channels, strict=False)}
         self.normed = {layer.x for layer in norms}
         self.tables = [self._list(k, panels[k].forward_columns if k in panels else {}) for k in range(len(blocks))]
+        self.own_tables = {k: self._list(k, {}, own=True) for k, layer in enumerate(layers)
+                           if makes_own(layer, machine.elements)}
 
     def _list(self, k: int, columns: Mapping[int, int], *, own: bool = False) -> int:
         """The FP list of a layer, as :meth:`_Lists.forward`."""
@@ -334,8 +336,8 @@ class _Commands:
         layer, places = self.layers[k], self.memory.activations
         plane = layer.out_shape[1] * layer.out_shape[2]
         block = plane * self.machine.rows if layer.out_shape[0] > self.machine.all_rows else 0  # no step from the last
-        own = makes_own(layer, self.machine.elements)
-        alone = {**self._blocks(layer.conv_shape[0], own=True), "table": self._list(k, {}, own=True)} if own else {}
+        own = k in self.own_tables
+        alone = {**self._blocks(layer.conv_shape[0], own=True), "table": self.own_tables[k]} if own else {}
         out, added = places[layer.out], places[layer.out if layer.addend is None else layer.addend]
         return Command(
             opcode=Opcode.FORWARD, layer=layer.name, **{**self._source(k), **alone}, own=int(own),

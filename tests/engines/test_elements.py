@@ -4,14 +4,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from bench.external import FORMATS, check_predicted_waits, check_steps
+from bench.external import FORMATS, check_predicted_waits, check_steps, images
 from bench.networks import Chain, compiled, random_live, random_state
 from bench.random_networks import check_engine, examples
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from espalier.arch.machine import Machine
+from espalier.compiler.fit import required_depths
+from espalier.compiler.lists import blocks_of
 from espalier.compiler.place import place
+from espalier.engines.interpreter import InterpreterEngine
+from espalier.engines.rtl import RtlEngine
+from espalier.engines.verify import verify_step
+from espalier.numerics.window import Window
 
 EXAMPLES = settings(deadline=None, max_examples=7, derandomize=True, phases=[Phase.explicit, Phase.generate],
                     suppress_health_check=list(HealthCheck))
@@ -52,3 +58,24 @@ def test_external_memory(machine):
     assert program.image_pages and {command.own for command in program.commands if command.spill} == {0, 1}
     check_steps(rng, network, random_state(rng, chain, live))
     check_predicted_waits(rng, network)
+
+
+@pytest.mark.parametrize("elements", [2, 4])
+def test_memories_no_deeper_than_needed(elements):
+    """Lists of layers whose channels do not mix are there a second time, for FP; of training and inference, once."""
+    rng = np.random.default_rng(elements)
+    chain = Chain((3, 8, 8), FORMATS[16].result).conv(8, (3, 3), (1, 1, 1, 1), formats=FORMATS[16]).relu()
+    chain.conv(8, (3, 3), (1, 1, 1, 1), formats=FORMATS[16], groups=8).relu()
+    chain.conv(6, (3, 3), window=Window((3, 3), (2, 2), (1, 1, 1, 1)), formats=FORMATS[16]).relu()
+    chain.average(None, FORMATS[16]).linear(5, formats=FORMATS[16])
+    layers, live = chain.layers(), random_live(rng, chain, 2, 0.7)
+    blocks = blocks_of(layers, live, 2, elements=elements)
+    depths = required_depths(layers, blocks, place(layers, 2, elements=elements), 2)
+    machine = Machine(elements=elements, rows=2, lanes=2, acc_bits=48, **depths)
+    network = compiled(chain, machine, live=live)
+    lists = network.program.lists
+    assert max(len(part.entries) for part in lists) == machine.index_depth
+    assert {len(part.table) for part in lists} == {machine.table_depth}
+    state, rtl = random_state(rng, chain, live), RtlEngine(network)
+    verify_step(network, state, *images(rng, network, 2), reference=InterpreterEngine(network), candidate=rtl).check()
+    rtl.close()
