@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator
 
 import numpy as np
-from harness import write_results
+from harness import write_found
 from numpy.typing import NDArray
 from utilisation_at_scale import NETWORKS, PHASES, SEED, Network, Setting, on_chip_mb
 
@@ -117,9 +117,8 @@ def main() -> int:
     for name in NETWORKS:
         found += predicted(name)
     found += simulated()
-    write_results("elements", seeds=[SEED], figures=[item for item in found if isinstance(item, Figure)],
-                  bars=[item for item in found if isinstance(item, Bar)],
-                  notes=f"{LANES} lanes; of a step the loss is a part. Live blocks are of random weights.")
+    write_found("elements", found, seeds=[SEED],
+                notes=f"{LANES} lanes; of a step the loss is a part. Live blocks are of random weights.")
     return 0
 
 

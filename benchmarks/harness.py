@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -166,6 +166,12 @@ def write_results(name: str, *, seeds: Iterable[int], figures: Iterable[Figure],
         "bars": [bar.to_json() for bar in bars], "notes": notes, **more})
     for bar in bars:
         print(f"{'met ' if bar.met else 'MISS'}  {bar.name}: {bar.value:.6g} {bar.op} {bar.bound:g}")
+
+
+def write_found(name: str, found: Sequence[Figure | Bar], *, seeds: Iterable[int], notes: str) -> None:
+    """As :func:`write_results`, of figures and bars as they come."""
+    write_results(name, seeds=seeds, figures=[item for item in found if isinstance(item, Figure)],
+                  bars=[item for item in found if isinstance(item, Bar)], notes=notes)
 
 
 torch.set_num_threads(1)

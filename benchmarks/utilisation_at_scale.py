@@ -27,7 +27,7 @@ from itertools import product
 from math import prod
 
 import numpy as np
-from harness import LOSS, fitted_machine, plain_rules, write_results
+from harness import LOSS, fitted_machine, plain_rules, write_found
 from numpy.typing import NDArray
 
 from espalier.arch.memory import MemoryTiming
@@ -262,9 +262,8 @@ def main() -> int:
                 found += in_memory(name, network, stream=stream)
             print(name, setting, flush=True)
         found += one_image(name)
-    write_results("utilisation_at_scale", seeds=[SEED], figures=[item for item in found if isinstance(item, Figure)],
-                  bars=[item for item in found if isinstance(item, Bar)],
-                  notes=f"External memory beside machines of {MHZ} MHz. What names none has all tensors on chip.")
+    write_found("utilisation_at_scale", found, seeds=[SEED],
+                notes=f"External memory beside machines of {MHZ} MHz. What names none has all tensors on chip.")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from espalier.arch.machine import Machine
 from espalier.compiler.backward import Backward, Step, backward
 from espalier.compiler.fit import makes_own
+from espalier.compiler.growing_lists import GrowingLists
 from espalier.compiler.legalise import Held, Layer, Loss
-from espalier.compiler.lists import Block, LayerBlocks
+from espalier.compiler.lists import LayerBlocks
 from espalier.compiler.moves import LOSS, Moves, Part
 from espalier.compiler.panels import LayerPanels, Panel, Piece
 from espalier.compiler.place import Memory, PhaseAxis, phases, vectors
@@ -26,12 +27,11 @@ from espalier.numerics.fixed_batch_norm import following, share
 from espalier.numerics.scalar import binary32
 from espalier.numerics.update import BufferedSgd, ScalarSgd
 from espalier.program.norm import NormMode, Slot
-from espalier.program.program import Command, Entry, IndexLists, Placement, Program
+from espalier.program.program import Command, Placement, Program
 from espalier.program.scalar import FRAC_BITS
 from espalier.program.words import PAGE_BITS, PAGE_SHIFT, Opcode, command_fields
 
 Rules = Mapping[str, BufferedSgd | ScalarSgd]
-Place = tuple[int, int, int]  #: of blocks in a list: the block that the list is ordered by, and the tap
 
 
 def emit(machine: Machine, graph: Graph, layers: tuple[Layer, ...], loss: Loss, blocks: tuple[LayerBlocks, ...],
@@ -106,92 +106,6 @@ def _placements(layers: tuple[Layer, ...], memory: Memory, plan: Backward, maker
     return (*found, *sorted(gradients, key=lambda placement: placement.command))
 
 
-class _Lists:
-    """Index lists and segment pointers of each processing element as they grow.
-
-    All have pointers for the same blocks and taps, so that a table position is that of each.
-    """
-
-    def __init__(self, rows: int, elements: int) -> None:
-        self.rows, self.elements = rows, elements
-        self.entries: list[list[Entry]] = [[] for _ in range(elements)]
-        self.tables: list[list[int]] = [[] for _ in range(elements)]
-
-    def whole(self) -> tuple[IndexLists, ...]:
-        """The lists as they are."""
-        return tuple(IndexLists(entries=tuple(entries), table=tuple(table))
-                     for entries, table in zip(self.entries, self.tables, strict=True))
-
-    def forward(self, item: LayerBlocks, base: int, source: MapShape, columns: Mapping[int, int], *,
-                everywhere: bool = False, own: bool = False) -> int:
-        """Append a layer's FP list, ordered by output block, then tap; return its table position.
-
-        ``columns`` has where columns lie on chip, if that is not where they are numbered. ``everywhere``: all elements
-        have all of the source. ``own``: each has the list of the output blocks that are its own.
-        """
-        layer, plane = item.layer, source[1] * source[2]
-        share, apart = self.elements if own else 1, 1 if everywhere else self.elements
-        biases = [{out // share: Entry(columns.get(column, column), base, 0, 0, 1, one=1)
-                   for out, column in enumerate(item.bias_columns) if out % self.elements == element}
-                  for element in range(self.elements)]
-        taps = [_grouped((b for b in item.blocks if b.element == element), lambda b: (b.out // share, b.ky, b.kx))
-                for element in range(self.elements)]
-        return self._append(-(-item.out_blocks // share), layer.weight_shape[2:], biases, [{
-            place: [Entry(columns.get(b.column, b.column), base + b.source // apart * self.rows * plane, b.ky, b.kx,
-                          b.columns) for b in found]
-            for place, found in by_place.items()} for by_place in taps])
-
-    def backward(self, item: LayerBlocks, base: int, gradient: MapShape, axes: tuple[PhaseAxis, PhaseAxis],
-                 columns: Mapping[int, int]) -> int:
-        """Append a layer's BP list of one phase, by source block, then mirrored tap; return its table position.
-
-        Each element has the list of the source blocks that are its own.
-        """
-        layer, plane = item.layer, gradient[1] * gradient[2]
-        channels = layer.weight_shape[0]
-        taps: list[dict[Place, list[Entry]]] = [{} for _ in range(self.elements)]
-        for b in item.backward():
-            ky, kx = (axis.place(tap, stride)
-                      for axis, tap, stride in zip(axes, (b.ky, b.kx), layer.stride, strict=True))
-            if ky is not None and kx is not None:
-                taps[b.element].setdefault((b.source // self.elements, ky, kx), []).append(
-                    Entry(columns.get(b.column, b.column), base + b.out * plane, ky, kx,
-                          min(self.rows, channels - b.out * self.rows)))
-        return self._append(-(-item.source_blocks // self.elements), (axes[0].taps, axes[1].taps),
-                            [{}] * self.elements, taps)
-
-    def part(self, table: int, slots: int, first: int, count: int) -> int:
-        """Append pointers to so many entries only of the list of a block; return their table position."""
-        only, = self.tables  # who have weights in external memory are alone
-        pointers = only[table: table + slots + 1]
-        low = pointers[0] + first
-        only += [min(max(pointer, low), low + count) for pointer in pointers]
-        return len(only) - len(pointers)
-
-    def _append(self, blocks: int, kernel: tuple[int, int], biases: Sequence[Mapping[int, Entry]],
-                taps: Sequence[Mapping[Place, list[Entry]]]) -> int:
-        """A list for each block: its bias where there is one, then its entries tap by tap; for each element."""
-        start = len(self.tables[0])
-        for entries, table, bias, places in zip(self.entries, self.tables, biases, taps, strict=True):
-            for block in range(blocks):
-                table.append(len(entries))
-                if block in bias:
-                    entries.append(bias[block])
-                for ky in range(kernel[0]):
-                    for kx in range(kernel[1]):
-                        table.append(len(entries))
-                        entries += places.get((block, ky, kx), ())
-            table.append(len(entries))
-        return start
-
-
-def _grouped(blocks: Iterable[Block], key: Callable[[Block], Place]) -> dict[Place, list[Block]]:
-    groups: dict[Place, list[Block]] = {}
-    for block in blocks:
-        groups.setdefault(key(block), []).append(block)
-    return groups
-
-
 class _Commands:
     """Makes the commands of each phase of each layer, and the lists that they walk."""
 
@@ -200,7 +114,7 @@ class _Commands:
         self.machine, self.layers, self.items, self.memory, self.panels = machine, layers, blocks, memory, panels
         self.makers = {layer.out: layer for layer in layers}
         self.numbers = {layer.out: k for k, layer in enumerate(layers)}
-        self.lists = _Lists(machine.rows, machine.elements)
+        self.lists = GrowingLists(machine.rows, machine.elements)
         self.image_pages = 0  # between the two places of images in external memory; 0 where they come from the host
         self.pages = 0        # of external memory that are taken
         self.external = self._external_places()
@@ -218,7 +132,7 @@ class _Commands:
                            if makes_own(layer, machine.elements)}
 
     def _list(self, k: int, columns: Mapping[int, int], *, own: bool = False) -> int:
-        """The FP list of a layer, as :meth:`_Lists.forward`."""
+        """The FP list of a layer, as :meth:`GrowingLists.forward`."""
         layer = self.layers[k]
         return self.lists.forward(self.items[k], self.memory.activations[layer.x], layer.in_shape, columns,
                                   everywhere=layer.x not in self.makers, own=own)
@@ -373,8 +287,7 @@ class _Commands:
                     out_plane=vectors(self.layers[0].in_shape), external=page, beats=beats,
                     alternate=self.image_pages, everywhere=int(self.machine.elements > 1)))
                 continue
-            layer, rows, own = self.makers[name], self._made_at_once(name), makes_own(
-                self.makers[name], self.machine.elements)
+            layer, rows, own = self.makers[name], self._made_at_once(name), self.numbers[name] in self.own_tables
             channels, height, width = layer.out_shape
             block = height * width * self.machine.rows if channels > self.machine.all_rows else 0
             for (first, blocks), (page, beats) in zip(self._parts(name), places, strict=True):

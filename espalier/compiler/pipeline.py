@@ -74,8 +74,12 @@ def step_schedule(build: Build) -> Build:
 def step_emit(build: Build) -> Build:
     """Encode index lists and commands."""
     assert build.loss_layer is not None and build.memory is not None, "legalise and place come first"
-    return replace(build, program=emission.emit(build.machine, build.graph, build.layers, build.loss_layer,
-                                                build.blocks, build.panels, build.memory, build.rules))
+    machine = build.machine
+    program = emission.emit(machine, build.graph, build.layers, build.loss_layer, build.blocks, build.panels,
+                            build.memory, build.rules)
+    assert all(len(lists.entries) <= machine.index_depth and len(lists.table) <= machine.table_depth
+               for lists in program.lists), "the lists take more than the fit was checked for"
+    return replace(build, program=program)
 
 
 PIPELINE: tuple[tuple[str, Callable[[Build], Build]], ...] = (

@@ -7,14 +7,14 @@ from functools import reduce
 from itertools import pairwise
 from operator import add, or_
 
-from amaranth.hdl import Array, C, Cat, Const, DomainRenamer, Module, Mux, ResetSignal, Signal, Value
+from amaranth.hdl import Array, C, Cat, Const, DomainRenamer, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from espalier.arch.machine import REGION_BITS, Machine
 from espalier.gateware.arithmetic import delay_line
-from espalier.gateware.drain import Drain, LaneTree, RowCounter, bank_of
-from espalier.gateware.entries import step_layout
+from espalier.gateware.drain import Drain, bank_of
+from espalier.gateware.element import Element, places
 from espalier.gateware.external import (
     Refetcher,
     Spiller,
@@ -24,16 +24,13 @@ from espalier.gateware.external import (
     refetch_fields,
     write_channels,
 )
-from espalier.gateware.front import Front
 from espalier.gateware.host import WRITE, HostReader, HostWriter, spaces_of
 from espalier.gateware.lattice import Lattice
 from espalier.gateware.layouts import command_layout, element_bits, vector_layout
 from espalier.gateware.loss_unit import LossUnit
-from espalier.gateware.memories import GradientBanks, WeightBanks
 from espalier.gateware.norm_unit import NormUnit
 from espalier.gateware.operands import Operands
 from espalier.gateware.panels import PanelMover
-from espalier.gateware.ram import BankedRam
 from espalier.gateware.sequencer import Sequencer
 from espalier.gateware.update_unit import READ_CYCLES as UPDATE_READ_CYCLES
 from espalier.gateware.update_unit import UpdateUnit
@@ -43,42 +40,6 @@ from espalier.program.words import BUS_BITS, Opcode, bits_for
 WRITE_CYCLES = 1   #: from what writes a memory to the memory's port
 HOLD_CYCLES = 4    #: from a vector's coming to a queue to the step that it holds up
 RESET_CYCLES = 128  #: how long to hold reset, for what is in flight to run out
-
-
-class Element:
-    """A processing element: its parts, under their names, and what the accelerator makes beside them.
-
-    Members
-    -------
-    ending : data.View
-        The step whose products are in the lattice; set when the accelerator is elaborated.
-    summed : Value
-        For each lane tree whether a weight's sum leaves it; likewise.
-    """
-
-    def __init__(self, machine: Machine, number: int, add_cycles: int):
-        self.number = number
-        self.trees = [LaneTree(machine) for _ in range(machine.trees)]
-        self.updates = [UpdateUnit(word_bits=machine.word_bits, depth=machine.master_depth // machine.trees,
-                                   sum_bits=machine.sum_bits, groups=machine.groups,
-                                   panel_depth=machine.state_depth * machine.tree_rows) for _ in range(machine.trees)]
-        self.front = Front(machine, add_cycles)
-        self.operands, self.rows = Operands(machine), RowCounter(machine)
-        self.activations = BankedRam(vector_layout(machine), machine.activation_depth)
-        self.gradients, self.weights = GradientBanks(machine), WeightBanks(machine)
-        self.lattice = Lattice(machine, chained=number + 1 < machine.elements)
-        self.ending: data.View
-        self.summed: Value
-
-    def join(self, m: Module, name: str) -> None:
-        """Make its parts submodules, their names ending in ``name``."""
-        for part in ("front", "activations", "gradients", "weights", "rows"):
-            m.submodules[part + name] = getattr(self, part)
-        for part in ("operands", "lattice"):
-            m.submodules[part + name] = DomainRenamer("data")(getattr(self, part))
-        for number, (tree, update) in enumerate(zip(self.trees, self.updates, strict=True)):
-            m.submodules[f"tree{name}_{number}"] = DomainRenamer("data")(tree)
-            m.submodules[f"update{name}_{number}"] = DomainRenamer("data")(update)
 
 
 class Accelerator(wiring.Component):
@@ -119,7 +80,7 @@ class Accelerator(wiring.Component):
         sums = Operands.latency_cycles + Lattice.latency_cycles + WRITE_CYCLES  # cycles to the first row, and to write
         self.elements = [Element(machine, number, Lattice.latency_cycles + Drain.add_cycles + gathers)
                          for number in range(machine.elements)]
-        self.first = first = self.elements[0]  # which has the activations of what is there once
+        self.first = first = self.elements[0]  # for what is there only where there is no other, or the same in all
         self.sequencer = Sequencer(
             machine, drain_cycles=sums + gathers + machine.all_rows - 1 + Drain.latency_cycles,
             update_cycles=(sums + machine.tree_rows - 1 + first.trees[0].latency_cycles
@@ -233,16 +194,7 @@ class Accelerator(wiring.Component):
         """Operands into each lattice; sums of a row, of one lattice behind the other or of all together, to the drain.
         """
         for element in self.elements:
-            operands, lattice = element.operands, element.lattice
-            m.d.comb += [lattice.x.eq(operands.x), lattice.b.eq(operands.b), lattice.last.eq(operands.last),
-                         lattice.clear.eq(ResetSignal())]
-            steps = [operands.done]
-            for stage in range(2):  # along with the products
-                steps.append(Signal(step_layout(self.machine), name=f"ending_{stage}"))
-                m.d.sync += steps[-1].eq(steps[-2])
-            element.ending = data.View(step_layout(self.machine), steps[-1])
-            m.d.comb += [element.rows.loaded.eq(lattice.loaded), element.rows.tile.eq(element.ending.tile),
-                         *(tree.i.eq(row) for tree, row in zip(element.trees, lattice.tree_rows, strict=True))]
+            element.connect(m)
         m.d.comb += self.drain.addend.eq(self._of_owner("addend_owner", (
             element.operands.source.as_value() for element in self.elements)))
         first, drain = self.first, self.drain
@@ -411,7 +363,7 @@ class Accelerator(wiring.Component):
         if self.machine.norm_depth:
             made = self.norm.word_valid
             en, place, word = en | made, Mux(made, self._word_place(m), place), Mux(made, self.norm.word, word)
-        own, group, column = self._places(place)
+        own, group, column = places(self.machine, place)
         for element in self.elements:
             memory, writes = element.weights, self._to(element, en)
             m.d.comb += [memory.read_addresses.eq(element.operands.weight_addresses),
@@ -438,47 +390,12 @@ class Accelerator(wiring.Component):
         m.d.comb += [column.eq(base + Mux(norm.word_which, 1 + row, 0)), bank.eq(Mux(norm.word_which, row << 1, row))]
         return Cat(bank, column)
 
-    def _places(self, place: Value) -> tuple[Value, Value, Value]:
-        """A place ``column * rows + bank`` in parts: which of an update unit's banks, which unit, and the column."""
-        low, high = (self.machine.tree_rows - 1).bit_length(), (self.machine.rows - 1).bit_length()
-        return place[:low], place[low:high], place[high:]
-
     def _update(self, m: Module) -> None:
         for element in self.elements:
-            self._sum(m, element)
+            element.sum_weights(m, self.command)
             for number, update in enumerate(element.updates):
                 self._update_unit(m, element, number, update)
         self._host_of_updates(m)
-
-    def _sum(self, m: Module, element: Element) -> None:
-        """WU: rows of partial sums through the lane trees into the update units, with the place of each weight.
-
-        At once leave rows that lie ``tree_rows`` apart, so their weights are in banks of different units: tree ``t``
-        sums for unit ``t + turn``.
-        """
-        machine, rows, ending, trees = self.machine, element.rows, element.ending, element.trees
-        column, term, every, count = (Signal.like(ending.column), Signal.like(ending.term), Signal(),
-                                      Signal.like(ending.tile.rows))
-        place = ending.column + ending.term
-        with m.If(element.lattice.loaded):
-            m.d.sync += [column.eq(place - self.command.first_column if machine.panel_depth else place),
-                         term.eq(ending.term), count.eq(ending.tile.rows),
-                         every.eq(~self.command.diagonal | ending.one)]
-        valid, row = rows.item.valid & (self.command.opcode == Opcode.UPDATE), bank_of(machine, rows.item.row)
-        ours = [row + tree * machine.tree_rows for tree in range(machine.trees)]
-        bank = Signal((machine.rows - 1).bit_length())
-        m.d.comb += bank.eq(row + term)
-        own, turn, _ = self._places(bank)
-        summed = delay_line(m, Cat(*(valid & (row < count) & (every | (row == term)) for row in ours)),
-                            trees[0].latency_cycles, "summed")[-1]
-        if machine.norm_depth:
-            element.summed, summed = summed, summed & ~self.command.norm.replicate(machine.trees)
-        turned = delay_line(m, turn, trees[0].latency_cycles, "turned")[-1]
-        address = delay_line(m, Cat(own, column), trees[0].latency_cycles, "summed_address")[-1]
-        for number, update in enumerate(element.updates):
-            tree = Signal(range(machine.trees), name=f"tree_of_{number}")
-            m.d.comb += [tree.eq(number - turned), update.valid.eq(summed.bit_select(tree, 1)),
-                         update.total.eq(Array(tree.o for tree in trees)[tree]), update.address.eq(address)]
 
     def _norm(self, m: Module) -> None:
         """WU's sums of a batch norm into scalars, and words of those into the weight banks (:meth:`_word_place`)."""
@@ -499,7 +416,7 @@ class Accelerator(wiring.Component):
 
     def _update_unit(self, m: Module, element: Element, number: int, update: UpdateUnit) -> None:
         machine = self.machine
-        own, group, _ = self._places(Const(0, (machine.rows - 1).bit_length()))
+        own, group, _ = places(self.machine, Const(0, (machine.rows - 1).bit_length()))
         place = Cat(update.gradient_address[:len(own)], Const(number, len(group)), update.gradient_address[len(own):],
                     self.command.panel if machine.panel_depth else ())
         if machine.elements > 1:
@@ -517,7 +434,7 @@ class Accelerator(wiring.Component):
         """The host's way to masters and momenta."""
         writer, reader = self.writer, self.reader
         place = Mux(writer.write_any, writer.item, reader.update_address)
-        own, group, column = self._places(place)
+        own, group, column = places(self.machine, place)
         for element in self.elements:
             writes = self._to(element, writer.master_en | writer.momentum_en)
             for number, update in enumerate(element.updates):

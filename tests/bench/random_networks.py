@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from bench.networks import Chain, Formats, compiled, random_live, random_state, random_words, rules_of
-from hypothesis import assume
+from hypothesis import HealthCheck, Phase, assume, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -27,6 +27,8 @@ from espalier.numerics.update import GRADIENT_BITS, Factor, ScalarSgd
 from espalier.numerics.window import Window
 
 MAX_LOGIT_FRAC = 16
+FEW = settings(deadline=None, max_examples=7, derandomize=True, phases=[Phase.explicit, Phase.generate],
+               suppress_health_check=list(HealthCheck))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

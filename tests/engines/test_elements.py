@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from bench.external import FORMATS, check_predicted_waits, check_steps, images
+from bench.machines import DEEP
 from bench.networks import Chain, compiled, random_live, random_state
-from bench.random_networks import check_engine, examples
-from hypothesis import HealthCheck, Phase, given, settings
+from bench.random_networks import FEW, check_engine, examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from espalier.arch.machine import Machine
@@ -19,14 +20,10 @@ from espalier.engines.rtl import RtlEngine
 from espalier.engines.verify import verify_step
 from espalier.numerics.window import Window
 
-EXAMPLES = settings(deadline=None, max_examples=7, derandomize=True, phases=[Phase.explicit, Phase.generate],
-                    suppress_health_check=list(HealthCheck))
-DEPTHS = {"activation_depth": 2048, "gradient_depth": 1024, "weight_depth": 2048, "index_depth": 4096,
-          "table_depth": 4096, "program_depth": 512}
-MACHINES = (Machine(elements=2, rows=2, lanes=3, acc_bits=48, clips=True, trees=2, **DEPTHS),
-            Machine(elements=4, rows=1, lanes=2, acc_bits=48, groups=True, **DEPTHS),
-            Machine(elements=2, rows=4, lanes=1, word_bits=8, acc_bits=40, pairs=True, **DEPTHS),
-            Machine(elements=2, rows=2, lanes=4, grid_y=2, grid_x=2, acc_bits=48, clips=True, **DEPTHS))
+MACHINES = (Machine(elements=2, rows=2, lanes=3, acc_bits=48, clips=True, trees=2, **DEEP),
+            Machine(elements=4, rows=1, lanes=2, acc_bits=48, groups=True, **DEEP),
+            Machine(elements=2, rows=4, lanes=1, word_bits=8, acc_bits=40, pairs=True, **DEEP),
+            Machine(elements=2, rows=2, lanes=4, grid_y=2, grid_x=2, acc_bits=48, clips=True, **DEEP))
 
 
 def named(machine):
@@ -34,15 +31,15 @@ def named(machine):
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=named)
-@EXAMPLES
+@FEW
 @given(data=st.data())
 def test_random_networks(machine, data):
     check_engine(data.draw(examples(machine)))
 
 
 @pytest.mark.parametrize("machine", [
-    Machine(elements=2, rows=2, lanes=3, acc_bits=48, port_bits=64, **DEPTHS),
-    Machine(elements=4, rows=1, lanes=2, acc_bits=48, port_bits=32, groups=True, **DEPTHS)], ids=named)
+    Machine(elements=2, rows=2, lanes=3, acc_bits=48, port_bits=64, **DEEP),
+    Machine(elements=4, rows=1, lanes=2, acc_bits=48, port_bits=32, groups=True, **DEEP)], ids=named)
 def test_external_memory(machine):
     """Images go to all of them, what a depthwise layer makes to its owners; random stalls; the waits predicted."""
     rng = np.random.default_rng(machine.elements)

@@ -3,21 +3,18 @@
 import numpy as np
 import pytest
 from bench.external import FORMATS, check_predicted_waits, check_steps
+from bench.machines import DEEP
 from bench.networks import Chain, compiled, random_live, random_state
-from bench.random_networks import check_engine, examples
-from hypothesis import HealthCheck, Phase, given, settings
+from bench.random_networks import FEW, check_engine, examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from espalier.arch.machine import Machine
 
-EXAMPLES = settings(deadline=None, max_examples=7, derandomize=True, phases=[Phase.explicit, Phase.generate],
-                    suppress_health_check=list(HealthCheck))
-DEPTHS = {"activation_depth": 2048, "gradient_depth": 1024, "weight_depth": 2048, "index_depth": 4096,
-          "table_depth": 4096, "program_depth": 512}
-MACHINES = (Machine(rows=2, lanes=8, grid_y=2, grid_x=2, acc_bits=48, clips=True, trees=2, **DEPTHS),
-            Machine(rows=1, lanes=4, grid_y=1, grid_x=4, acc_bits=48, groups=True, **DEPTHS),
-            Machine(rows=4, lanes=12, grid_y=4, grid_x=1, acc_bits=48, norm_depth=64, **DEPTHS),
-            Machine(rows=2, lanes=6, grid_y=3, grid_x=2, word_bits=8, acc_bits=40, pairs=True, **DEPTHS))
+MACHINES = (Machine(rows=2, lanes=8, grid_y=2, grid_x=2, acc_bits=48, clips=True, trees=2, **DEEP),
+            Machine(rows=1, lanes=4, grid_y=1, grid_x=4, acc_bits=48, groups=True, **DEEP),
+            Machine(rows=4, lanes=12, grid_y=4, grid_x=1, acc_bits=48, norm_depth=64, **DEEP),
+            Machine(rows=2, lanes=6, grid_y=3, grid_x=2, word_bits=8, acc_bits=40, pairs=True, **DEEP))
 
 
 def named(machine):
@@ -25,7 +22,7 @@ def named(machine):
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=named)
-@EXAMPLES
+@FEW
 @given(data=st.data())
 def test_random_networks(machine, data):
     check_engine(data.draw(examples(machine)))
@@ -33,10 +30,10 @@ def test_random_networks(machine, data):
 
 @pytest.mark.parametrize("machine", [
     Machine(rows=2, lanes=8, grid_y=2, grid_x=2, acc_bits=48, port_bits=64, **{
-        **DEPTHS, "activation_depth": 130, "weight_depth": 128, "panel_depth": 256, "state_depth": 64,
+        **DEEP, "activation_depth": 130, "weight_depth": 128, "panel_depth": 256, "state_depth": 64,
         "run_depth": 256}),
     Machine(rows=1, lanes=4, grid_y=2, grid_x=2, acc_bits=48, port_bits=32, groups=True, **{
-        **DEPTHS, "activation_depth": 130})], ids=named)
+        **DEEP, "activation_depth": 130})], ids=named)
 def test_external_memory(machine):
     """Images, activations and weights there, with random stalls; and the waits that are predicted."""
     rng = np.random.default_rng(machine.rows)
