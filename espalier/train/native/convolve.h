@@ -3,8 +3,8 @@
 //
 // A map lies in memory as [channel][y][x][LANES], with a border of zeros. Products are added in 32 bits, by the
 // processor's pairwise multiply-add. That is exact because each sum is bounded first, from the weights and the largest
-// word there is: where 32 bits might not hold it, one factor is split into a coarse and a fine byte, with a sum for
-// each; where even those might overflow, sums are taken in 64 bits.
+// word there is: where 32 bits might not hold it, taps are added up in segments that they do hold, and after each the
+// upper bits are carried to a sum of their own.
 #pragma once
 #include <cstdlib>
 #include <vector>
@@ -63,14 +63,11 @@ inline int32_t pair_of(int64_t first, int64_t second) {
     return static_cast<int32_t>(static_cast<uint32_t>(second) << 16 | (static_cast<uint32_t>(first) & 0xffff));
 }
 
-inline int64_t fine_byte(int64_t w) { return static_cast<int8_t>(w); }
-inline int64_t coarse_byte(int64_t w) { return (w - fine_byte(w)) / 256; }
-
-// Two taps of R output channels: weights in pairs, whole and split.
+// Two taps of R output channels: where they lie, and weights in pairs.
 template <int R>
 struct Pair {
     int32_t first, second;
-    int32_t whole[R], coarse[R], fine[R];
+    int32_t weights[R];
 };
 
 // Lists of the taps that are not zero, by block of R output channels.
@@ -78,6 +75,8 @@ template <int R>
 struct Lists {
     std::vector<Pair<R>> pairs;
     std::vector<size_t> start;
+    std::vector<int64_t> before{0};  // magnitudes of the weights of all pairs before, of each the largest of R
+    int64_t largest = 0;             // of a pair
 
     Lists(const Window& window, const View& source, const int16_t* weights) {
         const int64_t fan = window.fan_in(), outputs = window.outputs / window.groups;
@@ -99,34 +98,40 @@ struct Lists {
         start.push_back(pairs.size());
     }
 
+    // The end of the segment that begins with a pair and stays within a list, for magnitudes of up to ``room``.
+    const Pair<R>* segment(const Pair<R>* pair, const Pair<R>* end, int64_t room) const {
+        const auto from = before.begin() + (pair - pairs.data()), to = before.begin() + (end - pairs.data());
+        return pairs.data() + (std::upper_bound(from, to + 1, *from + room) - before.begin() - 1);
+    }
+
 private:
     void put(const int16_t* w, int64_t fan, const std::vector<int32_t>& where, int64_t first, int64_t second) {
-        Pair<R> pair{where[first], where[second < 0 ? first : second], {}, {}, {}};
+        Pair<R> pair{where[first], where[second < 0 ? first : second], {}};
+        int64_t magnitude = 0;
         for (int r = 0; r < R; r++) {
             const int64_t a = w[r * fan + first], b = second < 0 ? 0 : w[r * fan + second];
-            pair.whole[r] = pair_of(a, b);
-            pair.coarse[r] = pair_of(coarse_byte(a), coarse_byte(b));
-            pair.fine[r] = pair_of(fine_byte(a), fine_byte(b));
+            pair.weights[r] = pair_of(a, b);
+            magnitude = std::max(magnitude, std::abs(a) + std::abs(b));
         }
         pairs.push_back(pair);
+        before.push_back(before.back() + magnitude);
+        largest = std::max(largest, magnitude);
     }
 };
 
-// The largest sums of magnitudes of an output channel's weights, and of their bytes.
+// The largest sum of magnitudes of an output channel's weights, and how many weights are not zero.
 struct Bounds {
-    int64_t whole = 0, coarse = 0, fine = 0, live = 0;
+    int64_t sum = 0, live = 0;
 
     Bounds(const Window& w, const int16_t* weights) {
         const int64_t fan = w.fan_in();
         for (int64_t o = 0; o < w.outputs; o++) {
-            int64_t a = 0, b = 0, c = 0;
+            int64_t magnitudes = 0;
             for (int64_t k = o * fan; k < (o + 1) * fan; k++) {
-                a += std::abs(int64_t(weights[k]));
-                b += std::abs(coarse_byte(weights[k]));
-                c += std::abs(fine_byte(weights[k]));
+                magnitudes += std::abs(int64_t(weights[k]));
                 live += weights[k] != 0;
             }
-            whole = std::max(whole, a), coarse = std::max(coarse, b), fine = std::max(fine, c);
+            sum = std::max(sum, magnitudes);
         }
     }
 };
@@ -161,38 +166,29 @@ inline Words rounded(const Rounding& r, Sums low, Sums high) {
     return limit(pack((low + half) >> shift, (high + half) >> shift), r.low, r.high);
 }
 
-// Words of coarse * 256 + fine, of which what is added for rounding is a part already; the shift is 0..38. The last bits
-// of fine cannot change a quotient that is rounded down, and 32 bits hold the sum without them. A shift of less than 8
-// needs them, but not the upper bits of sums that are clamped anyway.
-inline Words rounded(const Rounding& r, const Sums* coarse, const Sums* fine) {
-    const int shift = static_cast<int>(r.shift) - 8;
-    const Sums most = Sums{} + (1 << 17);
+// Words of upper * 2**16 + lower, with lower in 0..2**16-1, of which what is added for rounding is a part already; the
+// shift is 0..46. A shift of less than 16 needs the lower bits, but not the upper bits of sums that are clamped anyway.
+inline Words rounded(const Rounding& r, const Sums* upper, const Sums* lower) {
+    const int shift = static_cast<int>(r.shift) - 16;
+    const Sums most = Sums{} + INT16_MAX;
     Sums found[2];
     for (int h = 0; h < 2; h++) {
-        const Sums upper = coarse[h] + (fine[h] >> 8);
         if (shift >= 0) {
-            found[h] = upper >> shift;
+            found[h] = upper[h] >> shift;
             continue;
         }
-        const Sums within = upper > most ? most : upper < -most ? -most : upper;
-        found[h] = (within << -shift) + ((fine[h] & 255) >> (8 + shift));
+        const Sums within = upper[h] > most ? most : upper[h] < -most ? -most : upper[h];
+        found[h] = (within << -shift) + (lower[h] >> (16 + shift));
     }
     return limit(pack(found[0], found[1]), r.low, r.high);
 }
 
-// R output channels from o on at P neighbouring pixels from (y, x) on; sums in one 32-bit place each.
+// R output channels from o on at P neighbouring pixels from (y, x) on: what is added, from a list of pairs.
 template <int R, int P>
-void whole_tile(const Job& job, const Pair<R>* pair, const Pair<R>* end, const int16_t* origin, int64_t o, int64_t y,
-                int64_t x) {
-    const int64_t step = job.window.stride_x * LANES;
-    for (int q = 0; q < P; q++)
-        for (int r = 0; r < R; r++) expect(job, o + r, y, x + q);
-    Sums sums[P][R][2];
-    for (auto& at : sums)
-        for (int r = 0; r < R; r++) at[r][0] = at[r][1] = Sums{} + static_cast<int32_t>(job.bias[o + r]);
+[[gnu::always_inline]] inline void add(Sums (&sums)[P][R][2], const Pair<R>* pair, const Pair<R>* end, const int16_t* origin, int64_t step) {
     for (; pair < end; pair++) {
         Words weights[R];
-        for (int r = 0; r < R; r++) weights[r] = broadcast(pair->whole[r]);
+        for (int r = 0; r < R; r++) weights[r] = broadcast(pair->weights[r]);
         for (int q = 0; q < P; q++) {
             const Words a = load(origin + pair->first + q * step), b = load(origin + pair->second + q * step);
             const Words low = interleave<false>(a, b), high = interleave<true>(a, b);
@@ -202,38 +198,45 @@ void whole_tile(const Job& job, const Pair<R>* pair, const Pair<R>* end, const i
             }
         }
     }
+}
+
+// Sums in one 32-bit place each.
+template <int R, int P>
+void narrow_tile(const Job& job, const Pair<R>* pair, const Pair<R>* end, const int16_t* origin, int64_t o, int64_t y,
+                 int64_t x) {
+    for (int q = 0; q < P; q++)
+        for (int r = 0; r < R; r++) expect(job, o + r, y, x + q);
+    Sums sums[P][R][2];
+    for (auto& at : sums)
+        for (int r = 0; r < R; r++) at[r][0] = at[r][1] = Sums{} + static_cast<int32_t>(job.bias[o + r]);
+    add<R, P>(sums, pair, end, origin, job.window.stride_x * LANES);
     for (int q = 0; q < P; q++)
         for (int r = 0; r < R; r++) put(job, o + r, y, x + q, rounded(job.rounding, sums[q][r][0], sums[q][r][1]));
 }
 
-// The same with a sum for the coarse and one for the fine bytes of the weights.
+// Sums of segments of the list, with magnitudes of up to ``room``, and what is carried from them.
 template <int R, int P>
-void split_tile(const Job& job, const Pair<R>* pair, const Pair<R>* end, const int16_t* origin, int64_t o, int64_t y,
-                int64_t x) {
-    const int64_t step = job.window.stride_x * LANES;
-    Sums coarse[P][R][2], fine[P][R][2];
+void carried_tile(const Job& job, const Lists<R>& lists, int64_t room, const Pair<R>* pair, const Pair<R>* end,
+                  const int16_t* origin, int64_t o, int64_t y, int64_t x) {
+    Sums lower[P][R][2], upper[P][R][2];
     for (int r = 0; r < R; r++) {
         const int64_t start = job.bias[o + r] + job.rounding.half();
         for (int q = 0; q < P; q++)
             for (int h = 0; h < 2; h++) {
-                coarse[q][r][h] = Sums{} + static_cast<int32_t>(start >> 8);
-                fine[q][r][h] = Sums{} + static_cast<int32_t>(start & 255);
+                lower[q][r][h] = Sums{} + static_cast<int32_t>(start & CARRIED);
+                upper[q][r][h] = Sums{} + static_cast<int32_t>(start >> 16);
             }
     }
-    for (; pair < end; pair++)
-        for (int q = 0; q < P; q++) {
-            const Words a = load(origin + pair->first + q * step), b = load(origin + pair->second + q * step);
-            const Words low = interleave<false>(a, b), high = interleave<true>(a, b);
-            for (int r = 0; r < R; r++) {
-                const Words c = broadcast(pair->coarse[r]), f = broadcast(pair->fine[r]);
-                coarse[q][r][0] = dot(coarse[q][r][0], low, c);
-                coarse[q][r][1] = dot(coarse[q][r][1], high, c);
-                fine[q][r][0] = dot(fine[q][r][0], low, f);
-                fine[q][r][1] = dot(fine[q][r][1], high, f);
-            }
-        }
+    while (pair < end) {
+        const Pair<R>* next = lists.segment(pair, end, room);
+        add<R, P>(lower, pair, next, origin, job.window.stride_x * LANES);
+        for (int q = 0; q < P; q++)
+            for (int r = 0; r < R; r++)
+                for (int h = 0; h < 2; h++) carry(lower[q][r][h], upper[q][r][h]);
+        pair = next;
+    }
     for (int q = 0; q < P; q++)
-        for (int r = 0; r < R; r++) put(job, o + r, y, x + q, rounded(job.rounding, coarse[q][r], fine[q][r]));
+        for (int r = 0; r < R; r++) put(job, o + r, y, x + q, rounded(job.rounding, upper[q][r], lower[q][r]));
 }
 
 // One pixel, for sums that may need 64 bits.
@@ -244,7 +247,7 @@ void wide_tile(const Job& job, const Pair<R>* pair, const Pair<R>* end, const in
         int64_t sums[LANES];
         for (auto& sum : sums) sum = job.bias[o + r];
         for (const Pair<R>* k = pair; k < end; k++) {
-            const int64_t a = static_cast<int16_t>(k->whole[r] & 0xffff), b = k->whole[r] >> 16;
+            const int64_t a = static_cast<int16_t>(k->weights[r] & 0xffff), b = k->weights[r] >> 16;
             for (int l = 0; l < LANES; l++) sums[l] += a * origin[k->first + l] + b * origin[k->second + l];
         }
         Words words;
@@ -253,25 +256,10 @@ void wide_tile(const Job& job, const Pair<R>* pair, const Pair<R>* end, const in
     }
 }
 
-enum class Way { WHOLE, SPLIT, WIDE };
-
-template <int R, int P>
-void tile(const Job& job, Way way, const Pair<R>* pair, const Pair<R>* end, const int16_t* origin, int64_t o, int64_t y,
-          int64_t x) {
-    switch (way) {
-        case Way::WHOLE: return whole_tile<R, P>(job, pair, end, origin, o, y, x);
-        case Way::SPLIT:
-            for (int q = 0; q < P; q += (P > 1 ? 2 : 1))
-                split_tile<R, (P > 1 ? 2 : 1)>(job, pair, end, origin + q * job.window.stride_x * LANES, o, y, x + q);
-            return;
-        case Way::WIDE:
-            for (int q = 0; q < P; q++)
-                wide_tile<R>(job, pair, end, origin + q * job.window.stride_x * LANES, o, y, x + q);
-    }
-}
+enum class Way { NARROW, CARRIED, WIDE };
 
 template <int R>
-void convolve(const Job& job, Way way, const Lists<R>& lists) {
+void convolve(const Job& job, Way way, const Lists<R>& lists, int64_t room) {
     constexpr int P = R == 1 ? 4 : 2;  // as many sums as registers hold
     const Window& w = job.window;
     for (int64_t y = 0; y < w.out_height; y++)
@@ -281,8 +269,15 @@ void convolve(const Job& job, Way way, const Lists<R>& lists) {
             for (size_t k = 0; k + 1 < lists.start.size(); k++) {
                 const Pair<R>* pair = lists.pairs.data() + lists.start[k];
                 const Pair<R>* end = lists.pairs.data() + lists.start[k + 1];
-                if (several) tile<R, P>(job, way, pair, end, origin, R * k, y, x);
-                else tile<R, 1>(job, way, pair, end, origin, R * k, y, x);
+                auto tile = [&]<int COUNT>() {
+                    if (way == Way::NARROW) return narrow_tile<R, COUNT>(job, pair, end, origin, R * k, y, x);
+                    if (way == Way::CARRIED)
+                        return carried_tile<R, COUNT>(job, lists, room, pair, end, origin, R * k, y, x);
+                    for (int q = 0; q < COUNT; q++)
+                        wide_tile<R>(job, pair, end, origin + q * w.stride_x * LANES, R * k, y, x + q);
+                };
+                if (several) tile.template operator()<P>();
+                else tile.template operator()<1>();
             }
             x += several ? P : 1;
         }
@@ -308,13 +303,19 @@ public:
     // ``most``: a bound on the magnitudes of the source's words. ``job.bias`` is filled in.
     void operator()(Job job, int64_t most) const {
         job.bias = bias.data();
-        const Rounding& r = job.rounding;
-        const int64_t whole = most * bounds.whole, coarse = most * bounds.coarse, fine = most * bounds.fine + 255;
-        Way way = Way::WIDE;
-        if (r.between(0, 30) && most_bias < LIMIT && whole + most_bias + r.half() <= LIMIT) way = Way::WHOLE;
-        else if (r.between(0, 38) && fine <= LIMIT && coarse + (most_bias + r.half() + fine) / 256 + 2 <= LIMIT)
-            way = Way::SPLIT;
-        if (dense) convolve<4>(job, way, *dense);
-        else convolve<1>(job, way, *sparse);
+        if (dense) convolve<4>(job, way(job.rounding, most, dense->largest), *dense, room(most));
+        else convolve<1>(job, way(job.rounding, most, sparse->largest), *sparse, room(most));
+    }
+
+private:
+    // What the magnitudes of the weights of a segment may add up to.
+    static int64_t room(int64_t most) { return (LIMIT - CARRIED) / std::max<int64_t>(most, 1); }
+
+    // ``largest``: the magnitude of a pair.
+    Way way(const Rounding& r, int64_t most, int64_t largest) const {
+        if (!r.between(0, 46) || most_bias > LIMIT << 14) return Way::WIDE;
+        const int64_t whole = most * bounds.sum + most_bias + r.half();
+        if (r.shift <= 30 && whole <= LIMIT) return Way::NARROW;
+        return largest <= room(most) && whole <= LIMIT << 15 ? Way::CARRIED : Way::WIDE;
     }
 };

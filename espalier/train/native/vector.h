@@ -16,6 +16,7 @@ constexpr int BYTES = 16;
 #endif
 constexpr int LANES = BYTES / 2;
 constexpr int64_t LIMIT = INT32_MAX;
+constexpr int64_t CARRIED = (1 << 16) - 1;  // the bits that a sum keeps when it is carried
 
 typedef int16_t Words __attribute__((vector_size(BYTES)));
 typedef int32_t Sums __attribute__((vector_size(BYTES)));  // half as many
@@ -40,6 +41,12 @@ inline Sums dot(Sums sums, Words a, Words b) {
     for (int k = 0; k < LANES / 2; k++) sums[k] += a[2 * k] * b[2 * k] + a[2 * k + 1] * b[2 * k + 1];
     return sums;
 #endif
+}
+
+// Moves all but the last 16 bits of a sum to the upper one.
+inline void carry(Sums& lower, Sums& upper) {
+    upper += lower >> 16;
+    lower &= static_cast<int32_t>(CARRIED);
 }
 
 // Words of a and b in turn, from the lower or upper half of each 16 bytes; pack undoes it.

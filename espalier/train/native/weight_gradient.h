@@ -29,6 +29,8 @@ struct Gradients {
     size_t sums() const { return items.size() * rows; }
 };
 
+constexpr int64_t FEW = 4;  // pixels, behind which carrying costs as much as another product for each
+
 // What a thread adds up: a sum for each item and row, and for the coarse bytes of the factors another.
 struct GradientSums {
     std::vector<int64_t> fine, coarse;
@@ -38,26 +40,36 @@ struct GradientSums {
 struct Patch {
     int64_t rows, columns;
     int64_t source_row, source_step, gradient_row;
+    int64_t pixels;  // whose products 32 bits hold
 };
 
 // Adds to the sums of E items, for each of R planes of output gradients, those over a patch.
 template <int R, int E>
 void weight_items(const Patch& patch, const Gradients::Item* item, const int16_t* origin, const int16_t* const* planes,
                   int64_t* const* targets, int64_t step) {
-    Sums sums[R][E] = {};
+    Sums lower[R][E] = {}, upper[R][E] = {};
+    int64_t left = patch.pixels;
     for (int64_t y = 0; y < patch.rows; y++) {
         const int16_t* x = origin + y * patch.source_row;
-        for (int64_t k = 0; k < patch.columns; k++, x += patch.source_step) {
-            Words here[E];
-            for (int e = 0; e < E; e++) here[e] = load(x + item[e].offset);
-            for (int r = 0; r < R; r++) {
-                const Words g = load(planes[r] + y * patch.gradient_row + k * LANES);
-                for (int e = 0; e < E; e++) sums[r][e] = dot(sums[r][e], here[e], g);
+        for (int64_t k = 0; k < patch.columns;) {
+            const int64_t end = std::min(patch.columns, k + left);
+            left -= end - k;
+            for (; k < end; k++, x += patch.source_step) {
+                Words here[E];
+                for (int e = 0; e < E; e++) here[e] = load(x + item[e].offset);
+                for (int r = 0; r < R; r++) {
+                    const Words g = load(planes[r] + y * patch.gradient_row + k * LANES);
+                    for (int e = 0; e < E; e++) lower[r][e] = dot(lower[r][e], here[e], g);
+                }
             }
+            if (left) continue;
+            left = patch.pixels;
+            for (int r = 0; r < R; r++)
+                for (int e = 0; e < E; e++) carry(lower[r][e], upper[r][e]);
         }
     }
     for (int r = 0; r < R; r++)
-        for (int e = 0; e < E; e++) targets[r][e * step] += total(sums[r][e]);
+        for (int e = 0; e < E; e++) targets[r][e * step] += total(upper[r][e]) * (1 << 16) + total(lower[r][e]);
 }
 
 template <int R>
@@ -79,8 +91,8 @@ void weight_list(const Patch& patch, const Gradients::Item* item, const Gradient
 inline void add_weight_gradients(const Window& w, const Gradients& wanted, View source, View gradient, int64_t most,
                                  int64_t most_gradient, std::vector<int16_t>& scratch, GradientSums& sums) {
     if (wanted.items.empty() || most == 0 || most_gradient == 0) return;
-    int64_t pixels = LIMIT / (2 * most * most_gradient);  // that can be added up in 32 bits
-    const bool split = pixels < std::min<int64_t>(w.out_height * w.out_width, 32);
+    int64_t pixels = (LIMIT - CARRIED) / (2 * most * most_gradient);
+    const bool split = pixels < std::min(w.out_height * w.out_width, FEW);
     View fine = gradient, coarse = gradient;
     if (split) {
         const int64_t size = w.outputs * gradient.plane;
@@ -94,14 +106,14 @@ inline void add_weight_gradients(const Window& w, const Gradients& wanted, View 
                     scratch[size + at] = (word - static_cast<int8_t>(word)) / 256;
                 }
         fine.words = scratch.data(), coarse.words = scratch.data() + size;
-        pixels = LIMIT / (2 * most * 128);
+        pixels = (LIMIT - CARRIED) / (2 * most * 128);
     }
-    const int64_t columns = std::min(w.out_width, pixels);
-    const int64_t most_rows = std::max<int64_t>(1, std::min<int64_t>(pixels, 128) / columns);
+    const int64_t columns = std::min<int64_t>(w.out_width, 128);  // of patches that stay near
+    const int64_t most_rows = std::max<int64_t>(1, 128 / columns);
     for (int64_t y = 0; y < w.out_height; y += most_rows)
         for (int64_t x = 0; x < w.out_width; x += columns) {
             const Patch patch{std::min(most_rows, w.out_height - y), std::min(columns, w.out_width - x),
-                              w.stride_y * source.row, w.stride_x * LANES, gradient.row};
+                              w.stride_y * source.row, w.stride_x * LANES, gradient.row, pixels};
             const int16_t* origin = source.at(0, y * w.stride_y, x * w.stride_x);
             for (size_t k = 0; k + 1 < wanted.start.size(); k++) {
                 const Gradients::Item *item = wanted.items.data() + wanted.start[k],
