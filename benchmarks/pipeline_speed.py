@@ -22,7 +22,8 @@ published speed-ups.
 What limits a pipeline of stale weights: the slower part (``balance``: the speed-up if nothing were ever waited for,
 from the time that each part works: computes, copies messages, and loads images or labels), filling and running empty (2
 of ``--batches`` + 2 cycles), and waiting for messages. ``predicted`` is what ``cost/pipelines.py`` makes of the time
-that each part works in the scheme and of the measured time of one process, held against the measured speed-up.
+that each part works in the scheme and of the measured time of one process in the same round, held against the measured
+speed-up.
 """
 
 from __future__ import annotations
@@ -160,27 +161,27 @@ def theirs(name: str, data: Dataset, batches: int, rank: int) -> dict[str, Step]
             "GPipe": piped(ScheduleGPipe), "1F1B": piped(Schedule1F1B)}
 
 
-def measured(schemes: dict[str, dict[str, Step]], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each scheme of each arithmetic in each round, until all processes are done."""
+def measured(schemes: dict[str, dict[str, Step]], rounds: int, mine: Stage
+             ) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[Counter[str]]]]:
+    """Seconds of each scheme of each arithmetic in each round, until all processes are done.
+
+    And in each round the nanoseconds by what ``mine`` does, in the schemes in which it is the part of this process.
+    """
     seconds: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in steps} for kind, steps in schemes.items()}
+    spent: dict[str, list[Counter[str]]] = {STALE: [], SYNCHRONOUS: []}
     for number in range(rounds + 1):
         for kind, steps in schemes.items():
             for name, step in steps.items():
+                mine.timeline.spent.clear()
                 dist.barrier()
                 began = time.perf_counter()
                 step()
                 dist.barrier()
                 if number:  # the first round warms up
                     seconds[kind][name].append(time.perf_counter() - began)
-    return seconds
-
-
-def spent(stage: Stage, step: Step) -> Counter[str]:
-    """Nanoseconds by what the part does in ``step``, warmed up."""
-    step()
-    stage.timeline.spent.clear()
-    step()
-    return stage.timeline.spent.copy()
+                    if kind == FIXED and name in spent:
+                        spent[name].append(mine.timeline.spent.copy())
+    return seconds, spent
 
 
 def work(options: Namespace, results: Path) -> None:
@@ -200,10 +201,10 @@ def work(options: Namespace, results: Path) -> None:
             schemes = {FIXED: fixed, "float32": floating,
                        "PyTorch float32": theirs(name, data, options.batches, rank)}
             schemes = {kind: steps for kind, steps in schemes.items() if kind in options.kinds}
-            found[name] = {"spent": {scheme: crew.gather(spent(mine, fixed[scheme]))
-                                     for scheme in (STALE, SYNCHRONOUS)},
-                           "sent": crew.gather(2 * BATCH * prod(mine.result.shape)),
-                           "seconds": measured(schemes, options.rounds)}
+            seconds, spent = measured(schemes, options.rounds, mine)
+            found[name] = {"spent": {scheme: [*zip(*crew.gather(rounds), strict=True)]
+                                     for scheme, rounds in spent.items()},
+                           "sent": crew.gather(2 * BATCH * prod(mine.result.shape)), "seconds": seconds}
             if not rank:
                 results.write_text(json.dumps(found))
                 print(name, {kind: {scheme: round(median(took), 2) for scheme, took in of.items()}
@@ -232,10 +233,14 @@ def findings(found: dict, batches: int) -> tuple[list[Figure], list[Bar]]:
                     if (kind, scheme) == (FIXED, FULL):
                         bars.append(Bar(f"{head}, over one process", round(ratio, 3), ">=", PUBLISHED))
         if FIXED in runs["seconds"]:
-            alone = median(runs["seconds"][FIXED][ONE]) / batches
-            parts = {scheme: parts_of(times, runs["sent"], batches) for scheme, times in runs["spent"].items()}
-            figures += limits(name, runs["spent"][STALE], parts[STALE])
-            for scheme, speed_up in predictions(parts, alone, batches).items():
+            rounds = len(runs["spent"][STALE])
+            parts = [{scheme: parts_of(times[number], runs["sent"], batches) for scheme, times in runs["spent"].items()}
+                     for number in range(rounds)]
+            figures += limits(name, runs["spent"][STALE], [of[STALE] for of in parts])
+            predicted = [predictions(of, alone / batches, batches)
+                         for of, alone in zip(parts, runs["seconds"][FIXED][ONE], strict=True)]
+            for scheme in predicted[0]:
+                speed_up = median(of[scheme] for of in predicted)
                 head, error = f"{name}: {FIXED}, {scheme}", 100 * abs(speed_up / over[FIXED, scheme] - 1)
                 figures.append(Figure(f"{head}: predicted", round(speed_up, 3), "times", Provenance.ESTIMATED))
                 bars.append(Bar(f"{head}: error of the prediction, in %", round(error, 1), "<=", ERROR))
@@ -257,12 +262,16 @@ def predictions(parts: dict[str, list[Part]], alone: float, batches: int) -> dic
             SYNCHRONOUS: predict(parts[SYNCHRONOUS], link, Scheme.SYNCHRONOUS, MICRO_BATCHES, alone=alone).speed_up}
 
 
-def limits(name: str, spent: list[dict[str, int]], parts: list[Part]) -> list[Figure]:
-    """Of the pipeline of 16 bit on stale weights."""
-    head, busy = f"{name}: {FIXED}, {STALE}", [part.seconds for part in parts]
-    return [Figure(f"{head}: balance", round(sum(busy) / max(busy), 3), "times", Provenance.MEASURED),
-            *(Figure(f"{head}: part {number}, {what}", round(100 * share, 2), "%", Provenance.MEASURED)
-              for number, part in enumerate(spent) for what, share in shares(Counter(part)).items())]
+def limits(name: str, spent: list[list[dict[str, int]]], parts: list[list[Part]]) -> list[Figure]:
+    """Of the pipeline of 16 bit on stale weights, from what each part did in each round."""
+    head = f"{name}: {FIXED}, {STALE}"
+    balance = median(sum(part.seconds for part in of) / max(part.seconds for part in of) for of in parts)
+    figures = [Figure(f"{head}: balance", round(balance, 3), "times", Provenance.MEASURED)]
+    for number in range(WORKERS):
+        rounds = [shares(Counter(of[number])) for of in spent]
+        figures += [Figure(f"{head}: part {number}, {what}", round(100 * median(of[what] for of in rounds), 2), "%",
+                           Provenance.MEASURED) for what in rounds[0]]
+    return figures
 
 
 def main() -> int:

@@ -1,7 +1,8 @@
 """From a graph to the list of operations, and the maps they work on, that native code (native/step.cpp) runs.
 
 Rectifiers and masks ride on the operation before them; a reshape is another view of the same memory; the border of
-zeros that a padded window reads belongs to the map.
+zeros that a padded window reads belongs to the map. Maps that are not needed at the same time lie in the same place, so
+that what passes by stays in caches.
 """
 
 from __future__ import annotations
@@ -70,13 +71,27 @@ class _Placed:
     """A map: its shape (C, H, W), its border, and what it shares memory with."""
 
     shape: tuple[int, int, int]
-    passing: bool
     border: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  #: top, left, bottom, right
     owner: int = native.NONE
+    step: tuple[int, int] = (1, 1)  #: between the words that are not always zero
 
     @property
     def full(self) -> tuple[int, int]:
         return (self.shape[1] + self.border[0] + self.border[2], self.shape[2] + self.border[1] + self.border[3])
+
+    @property
+    def zeros(self) -> tuple[tuple[int, ...], ...]:
+        """What is alike in maps whose words that are always zero lie in the same places; () where there are none."""
+        return (tuple(self.border), self.full, self.step) if any(self.border) or self.step != (1, 1) else ()
+
+
+@dataclass(slots=True)
+class _Room:
+    """Memory for maps, one after the other."""
+
+    until: int  #: the last operation that needs what lies there now
+    words: int = 0
+    offset: int = 0
 
 
 class Unknown(Exception):
@@ -98,8 +113,6 @@ class OperationList:
         How many of the operations are those of the forward pass.
     """
 
-    keeps_all = False  #: whether the maps of the backward pass are kept, too
-
     def __init__(self, graph: Graph, batch: int) -> None:
         self.graph = graph
         weights = [parameter for parameter in graph.parameters if isinstance(parameter.format, Fixed)]
@@ -119,20 +132,18 @@ class OperationList:
         self.operations: list[ctypes.Structure] = []
         self.roundings: dict[str, Rounding] = {}
         self.losses = [op for op in graph.ops if isinstance(op, LOSSES)]
-        trained = len(graph.inputs) > 1
-        self.passing = not trained  # without a backward pass nothing needs to be kept
         self.image = self._map(graph.inputs[0])
         self.gradient = self.forward_count = native.NONE
         self._add_all()
         self.result = self.places[graph.outputs[1 if self.losses else 0].name]
         self.through = self.places.get(gradient_name(graph.inputs[0].name), native.NONE)
-        if set(self.roundings) != (set(self.owners) if trained else set()):
+        if set(self.roundings) != (set(self.owners) if len(graph.inputs) > 1 else set()):
             raise Unknown("a parameter's gradient has several parts")
 
     def _add_all(self) -> None:
         for op in self.graph.ops:
             if self.forward_count == native.NONE and set(self.graph.inputs[1:]).intersection(op.inputs):
-                self.forward_count, self.passing = len(self.operations), not self.keeps_all
+                self.forward_count = len(self.operations)
                 if not self.losses:
                     self.gradient = self._map(self.graph.inputs[1])
             if not isinstance(op, LOSSES):
@@ -143,25 +154,64 @@ class OperationList:
             self.forward_count = len(self.operations)
 
     def laid_out(self, lanes: int) -> tuple[ctypes.Array, list[int]]:
-        """The maps with their places in the arenas, and the arenas' sizes, in words."""
-        sizes, offsets = [0, 0], []
-        for placed in self.maps:
-            if placed.owner == native.NONE:
-                offsets.append(sizes[placed.passing])
-                sizes[placed.passing] += lanes * placed.shape[0] * prod(placed.full)
-                continue
-            assert not any((*placed.border, *self.maps[placed.owner].border)), "two shapes, but a border"
-            offsets.append(offsets[placed.owner])
-        made = [native.Map(placed.passing, offset, *placed.shape, *placed.border[:2], *placed.full,
-                     index if placed.owner == native.NONE else placed.owner)
-                for index, (placed, offset) in enumerate(zip(self.maps, offsets, strict=True))]
+        """The maps with their places in the arenas, and the arenas' sizes, in words.
+
+        Arena 0 is there for each chunk and keeps what operations need of those before a stop; the rest lies in arena 1,
+        which each thread has one of.
+        """
+        lives, stops = self._lives(), self._stops()
+        rooms: dict[tuple[bool, tuple[tuple[int, ...], ...]], list[_Room]] = {}
+        taken: dict[int, tuple[bool, _Room]] = {}
+        for index in sorted((index for index, placed in enumerate(self.maps) if placed.owner == native.NONE),
+                            key=lambda index: lives[index]):
+            placed, (first, last) = self.maps[index], lives[index]
+            passing, words = not any(first < stop <= last for stop in stops), placed.shape[0] * prod(placed.full)
+            alike = rooms.setdefault((passing, placed.zeros), [])
+            room = min((room for room in alike if room.until < first), default=None,
+                       key=lambda room: (max(0, words - room.words), room.words))
+            if room is None:
+                alike.append(room := _Room(last))
+            room.words, room.until = max(room.words, words), last
+            taken[index] = passing, room
+        sizes = [0, 0]
+        for (passing, _), alike in rooms.items():
+            for room in alike:
+                room.offset = sizes[passing]
+                sizes[passing] += lanes * room.words
+        made = []
+        for index, placed in enumerate(self.maps):
+            owner = index if placed.owner == native.NONE else placed.owner
+            assert owner == index or not any((*placed.border, *self.maps[owner].border)), "two shapes, but a border"
+            passing, room = taken[owner]
+            made.append(native.Map(passing, room.offset, *placed.shape, *placed.border[:2], *placed.full, owner))
         return (native.Map * len(made))(*made), sizes
+
+    def _stops(self) -> set[int]:
+        """The operations before which all chunks are through those before."""
+        return {self.forward_count}
+
+    def _lives(self) -> list[tuple[int, int]]:
+        """The first and the last operation that uses each map, or the memory that it shares."""
+        used: list[list[int]] = [[] for _ in self.maps]
+
+        def note(place: int, *times: int) -> None:
+            if place != native.NONE:
+                owner = self.maps[place].owner
+                used[place if owner == native.NONE else owner] += times
+
+        note(self.image, 0)
+        note(self.result, max(0, self.forward_count - 1))
+        note(self.gradient, self.forward_count)
+        note(self.through, len(self.operations) - 1)
+        for number, op in enumerate(self.operations):
+            for place in (op.source, op.second, op.mask, op.target):
+                note(place, number)
+        return [(min(times), max(times)) if times else (0, 0) for times in used]
 
     def _map(self, value: Value, owner: int = native.NONE) -> int:
         _require_words(value)
         shape = value.shape if len(value.shape) == 3 else (prod(value.shape), 1, 1)
-        passing = self.passing if owner == native.NONE else self.maps[owner].passing
-        self.maps.append(_Placed(shape, passing, owner=owner))
+        self.maps.append(_Placed(shape, owner=owner))
         self.places[value.name] = len(self.maps) - 1
         return len(self.maps) - 1
 
@@ -277,7 +327,7 @@ class OperationList:
     def _copied(self, source: int) -> int:
         """Another map with the words of ``source``."""
         if source not in self.copies:
-            self.maps.append(_Placed(self.maps[source].shape, self.passing))
+            self.maps.append(_Placed(self.maps[source].shape))
             self.copies[source] = len(self.maps) - 1
             every = native.Rounding(0, -1 << WORD_BITS - 1, (1 << WORD_BITS - 1) - 1)
             self.operations.append(operation(native.COMBINE, source, target=self.copies[source], same=1,
@@ -313,7 +363,7 @@ class OperationList:
 
     def _spread(self, source: int, stride: tuple[int, int]) -> int:
         channels, height, width = self.maps[source].shape
-        self.maps.append(_Placed((channels, (height - 1) * stride[0] + 1, (width - 1) * stride[1] + 1), True))
+        self.maps.append(_Placed((channels, (height - 1) * stride[0] + 1, (width - 1) * stride[1] + 1), step=stride))
         window = native.Window(channels, channels, 1, 1, 1, *stride, 1, 1, height, width)
         self.operations.append(operation(native.SPREAD, source, target=len(self.maps) - 1, window=window))
         return len(self.maps) - 1

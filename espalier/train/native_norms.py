@@ -69,8 +69,6 @@ class NormedList(OperationList):
         What is to be done in scalars before the operations from that place on.
     """
 
-    keeps_all = True
-
     def __init__(self, graph: Graph, batch: int) -> None:
         self.due: dict[int, list[Scalars]] = {0: []}
         self.waiting: list[Scalars] = []
@@ -79,6 +77,9 @@ class NormedList(OperationList):
         if self.through != native.NONE or len(graph.inputs) > 1 and not self.losses:
             raise Unknown("a part of a network, whose batches overlap")
         self.due.setdefault(len(self.operations), []).extend(self.waiting)
+
+    def _stops(self) -> set[int]:
+        return super()._stops() | set(self.due)
 
     def _norm(self, op: BatchNormOp | BiasGrad) -> None:
         if isinstance(op, BiasGrad | BatchNormScaleGrad) and op.out not in self.graph.outputs:

@@ -157,7 +157,7 @@ def _arena(words: int) -> Tensor:
     """Zeros, in large pages where there are such: taps lie far apart, and each small page would be looked up."""
     if not words:
         return torch.empty(0, dtype=torch.int16)
-    memory = mmap.mmap(-1, 2 * words + HUGE_PAGE)
+    memory = mmap.mmap(-1, 2 * words + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.int16, count=words)

@@ -348,6 +348,30 @@ def test_inference_keeps_no_maps(batch: int) -> None:
         assert torch.equal(native.forward(part, parameters), training.forward(part, parameters))
 
 
+def test_maps_share_memory_once_nothing_needs_them() -> None:
+    """A deeper network takes no more memory to infer; a kernel wider than the others has a border of its own."""
+    word, kernels = Fixed.of(16, 9), [3, 3, 5, 3, 3, 3, 5, 3]
+
+    def chain(depth: int) -> Graph:
+        draw = Draw(None, None, False, 0)
+        values = [draw.value(f"x{layer}", 3, 6, 6, format_=word) for layer in range(depth + 1)]
+        weights = [draw.value(f"w{layer}", 3, 3, size, size, format_=word)
+                   for layer, size in enumerate(kernels[:depth])]
+        layers = [ops.Conv2d(out, x, w, None, Window((size, size), pad=(size // 2,) * 4))
+                  for x, out, w, size in zip(values, values[1:], weights, kernels, strict=False)]
+        return Graph("chain", (values[0],), tuple(weights), tuple(layers), (values[-1],))
+
+    shallow, deep = compiled(chain(5), 9), compiled(chain(len(kernels)), 9)
+    assert shallow is not None and deep is not None and shallow.sizes == deep.sizes
+    random = np.random.RandomState(0)
+    for _ in range(2):
+        x = random.randint(-300, 300, (9, 3, 6, 6))
+        weights = {value.name: random.randint(-300, 300, value.shape) for value in deep.graph.parameters}
+        expected = interpret(deep.graph, {"x0": x, **weights})
+        found = deep.forward(torch.tensor(x, dtype=torch.int16), flat([*weights.values()]))
+        assert np.array_equal(found.numpy(), expected[f"x{len(kernels)}"])
+
+
 @pytest.mark.usefixtures("native_code_anew")
 def test_without_a_compiler_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
