@@ -81,12 +81,14 @@ def jobs(options: Namespace) -> list[Job]:
         for seed in options.seeds:
             for variant in variants:
                 config = TrainConfig(
-                    task.network, task.data, epochs, options.batch, seed, task.sgd, RateSchedule(RateKind.COSINE),
+                    task.network, task.data, epochs, options.batch, seed, task.sgd,
+                    RateSchedule(RateKind.COSINE, warm_up=options.warm_up),
                     quantise=None if options.float32 else replace(WIDE, probe_steps=options.probe_steps),
                     augment=task.augment, device=options.device)
                 kind = "float32" if options.float32 else "fixed16"
                 folder = (f"{task.network}-{kind}-{epochs}-{variant.scheme}-{variant.registers}{variant.place}-{seed}"
-                          + (f"-{options.images}" if options.images else ""))
+                          + (f"-{options.images}" if options.images else "")
+                          + (f"-warm{options.warm_up}" if options.warm_up else ""))
                 found.append(Job(options.work / folder.replace(" ", "-"), partial(run, variant, config, place)))
     return found
 
@@ -112,8 +114,9 @@ def findings(results: list[dict]) -> Findings:
         mine = [run for run in results if run["network"] == task.network]
         for key in sorted({_kind(run) for run in mine}):
             own = [run for run in mine if _kind(run) == key]
-            epochs, arithmetic, images = key
-            head = f"{task.network}/{task.data}/{arithmetic}/{epochs} epochs{f' of {images} images' if images else ''}"
+            epochs, arithmetic, images, warm_up = key
+            head = (f"{task.network}/{task.data}/{arithmetic}/{epochs} epochs{f' of {images} images' if images else ''}"
+                    f"{f', {warm_up} to warm up' if warm_up else ''}")
             base = {run["seed"]: run["test_accuracy"] for run in own if run["scheme"] == NONE}
             notes.append(f"{head}: {len(base)} seed(s)")
             for variant in dict.fromkeys(Variant(run["scheme"], run["registers"], run["place"]) for run in own):
@@ -129,8 +132,8 @@ def findings(results: list[dict]) -> Findings:
     return Findings(figures=figures, bars=bars, notes=notes)
 
 
-def _kind(run: dict) -> tuple[int, str, int]:
-    return run["epochs"], run["arithmetic"], run["images"]
+def _kind(run: dict) -> tuple[int, str, int, int]:
+    return run["epochs"], run["arithmetic"], run["images"], run["config"]["rate"]["warm_up"]
 
 
 def bars_of(name: str, variant: Variant, drop: float, published: float) -> list[Bar]:
@@ -150,6 +153,7 @@ def main() -> int:
     options.add_argument("--places", nargs="+", choices=(EARLY, LATE), default=[EARLY, LATE])
     options.add_argument("--float32", action="store_true")
     options.add_argument("--epochs", type=int, help="instead of each task's own")
+    options.add_argument("--warm-up", type=int, default=0, help="epochs in which the rate rises")
     options.add_argument("--batch", type=int, default=100)
     told = options.parse_args()
     return carry_out("pipeline_accuracy", told, jobs(told), findings)

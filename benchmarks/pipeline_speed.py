@@ -80,7 +80,7 @@ TORCH_CUTS = {"resnet20": "layer2.1", "resnet56": "layer2.4", "vgg16": "conv3_3"
 PUBLISHED = 1.65  #: times as fast, of two GPUs (arXiv 1912.12675, ResNet-56; up to 1.82)
 ERROR = 15.0      #: of the predicted speed-up, in %, at most
 ONE, STALE, SYNCHRONOUS = "one process", "stale", f"synchronous in {MICRO_BATCHES}"
-FIXED = "16 bit"
+FIXED, FLOAT, TORCH = KINDS = "16 bit", "float32", "PyTorch float32"
 STALE_FEW, FULL, APART = f"stale, {FEW} batches", "stale, once full", "two runs side by side"
 
 Step = Callable[[], None]
@@ -197,10 +197,11 @@ def work(options: Namespace, results: Path) -> None:
         for name in options.networks:
             wide = Quantise(Widths(16, 16, 16), Headroom(2, 2, 3), probe_steps=2)
             fixed, mine = ours(started(name, data, wide), data, options.batches, crew)
-            floating, _ = ours(started(name, data, None), data, options.batches, crew)
-            schemes = {FIXED: fixed, "float32": floating,
-                       "PyTorch float32": theirs(name, data, options.batches, rank)}
-            schemes = {kind: steps for kind, steps in schemes.items() if kind in options.kinds}
+            schemes = {FIXED: fixed} if FIXED in options.kinds else {}
+            if FLOAT in options.kinds:
+                schemes[FLOAT], _ = ours(started(name, data, None), data, options.batches, crew)
+            if TORCH in options.kinds:
+                schemes[TORCH] = theirs(name, data, options.batches, rank)
             seconds, spent = measured(schemes, options.rounds, mine)
             found[name] = {"spent": {scheme: [*zip(*crew.gather(rounds), strict=True)]
                                      for scheme, rounds in spent.items()},
@@ -278,7 +279,7 @@ def main() -> int:
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("--data", help="folder of the data sets (default: ESPALIER_DATA)")
     options.add_argument("--networks", nargs="+", choices=TORCH_CUTS, default=list(TORCH_CUTS))
-    options.add_argument("--kinds", nargs="+", default=[FIXED, "float32", "PyTorch float32"])
+    options.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     options.add_argument("--batches", type=int, default=20, help="of a measurement")
     options.add_argument("--rounds", type=int, default=3)
     told = options.parse_args()
