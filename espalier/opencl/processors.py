@@ -2,7 +2,8 @@
 
 PoCL asks its LLVM for the processor's name. One that is newer than LLVM is ``generic`` to it, which Clang takes for the
 name of no processor, so that nothing can be built (github.com/pocl/pocl/issues/1049). PoCL has no setting for the name:
-where its device says that it is generic, the name in the device's memory is replaced by one that Clang knows.
+where its device says that it is generic, the name in the device's memory is replaced by that of the latest processor
+whose vectors this one has, too, of those that Clang knows.
 """
 
 from __future__ import annotations
@@ -19,19 +20,21 @@ MEMORY, CPU = Path("/proc/self/mem"), Path("/proc/cpuinfo")
 DEVICE_BYTES = 4096  #: in which a device keeps the pointer to its processor's name
 POINTER = struct.Struct("<Q")
 GENERIC = b"generic\0"
-ANY, ZEN3 = b"x86-64\0\0", b"znver3\0\0"  #: not longer than what they replace
-ZEN3_FAMILY = 25  #: of AMD's processors; later ones have all of its instructions
+AVX2 = {"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe"}
+AVX512 = AVX2 | {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "adx"}
+NAMES = ((b"skx", AVX512), (b"haswell", AVX2), (b"x86-64", set[str]()))  #: none longer than what it replaces
 
 
 def give_name(device: cl.Device) -> None:
     """Let PoCL build kernels for ``device`` where it knows no name for the processor; any other stays as it is."""
     if not device.version.endswith("-x86_64-unknown-linux-gnu-generic") or not MEMORY.exists():
         return
-    name = ZEN3 if _is_zen3_or_later(CPU.read_text(encoding="utf-8") if CPU.exists() else "") else ANY
+    flags = _flags(CPU.read_text(encoding="utf-8") if CPU.exists() else "")
+    given = next(name for name, needed in NAMES if needed <= flags)
     with suppress(OSError), MEMORY.open("r+b", buffering=0) as memory:
         for place in _names(memory, device.int_ptr):
             memory.seek(place)
-            memory.write(name)
+            memory.write(given.ljust(len(GENERIC), b"\0"))
 
 
 def _names(memory: BinaryIO, device: int) -> Iterator[int]:
@@ -44,8 +47,7 @@ def _names(memory: BinaryIO, device: int) -> Iterator[int]:
                 yield pointer
 
 
-def _is_zen3_or_later(cpuinfo: str) -> bool:
-    fields = {key.strip(): value.strip() for key, _, value in (
-        line.partition(":") for line in cpuinfo.split("\n\n")[0].splitlines())}
-    family = fields.get("cpu family", "")
-    return fields.get("vendor_id") == "AuthenticAMD" and family.isdecimal() and int(family) >= ZEN3_FAMILY
+def _flags(cpuinfo: str) -> set[str]:
+    """What the first processor can do."""
+    return next((set(value.split()) for key, _, value in (line.partition(":") for line in cpuinfo.splitlines())
+                 if key.strip() == "flags"), set())

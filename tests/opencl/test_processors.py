@@ -11,16 +11,16 @@ import pytest
 from espalier.opencl import processors
 
 UNKNOWN = "OpenCL 3.0 PoCL HSTR: pthread-x86_64-unknown-linux-gnu-generic"
-CPUINFO = "processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: 2\n\nprocessor\t: 1\n"
+CPUINFO = "processor\t: 0\nmodel name\t: Any\nflags\t\t: {flags}\nbugs\t\t: many\n\nprocessor\t: 1\n"
+AVX2 = "fpu abm f16c fma bmi1 avx2 bmi2 movbe"
 
 
-@pytest.mark.parametrize(("vendor", "family", "name"), [
-    ("AuthenticAMD", "26", b"znver3"), ("AuthenticAMD", "25", b"znver3"), ("AuthenticAMD", "23", b"x86-64"),
-    ("CentaurHauls", "7", b"x86-64"), ("AuthenticAMD", "?", b"x86-64")])
-def test_a_name_in_the_place_of_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, vendor: str, family: str,
-                                     name: bytes) -> None:
+@pytest.mark.parametrize(("flags", "name"), [
+    (f"{AVX2} avx512f adx avx512dq avx512cd avx512bw avx512vl", b"skx"), (f"{AVX2} adx avx512f avx512cd", b"haswell"),
+    (AVX2, b"haswell"), ("fpu avx avx2", b"x86-64"), ("", b"x86-64")])
+def test_a_name_in_the_place_of_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, name: bytes) -> None:
     """In memory that looks as a device's does: words that are no pointers, pointers elsewhere, one to the name."""
-    (tmp_path / "cpuinfo").write_text(CPUINFO.format(vendor=vendor, family=family))
+    (tmp_path / "cpuinfo").write_text(CPUINFO.format(flags=flags))
     monkeypatch.setattr(processors, "CPU", tmp_path / "cpuinfo")
     generic, other = ctypes.create_string_buffer(b"generic", 16), ctypes.create_string_buffer(b"genericity", 16)
     block = (ctypes.c_uint64 * (processors.DEVICE_BYTES // 8))(3, 1 << 63, ctypes.addressof(other), 0,

@@ -185,8 +185,8 @@ inline void spread(const Map& map, const View& source, int64_t step_y, int64_t s
             for (int64_t x = 0; x < map.width; x++) sink(c, y * step_y, x * step_x, load(source.at(c, y, x)));
 }
 
-// Adds to sums[channel] all words of a map. 32 bits hold those of 2**15 pixels.
-inline void add_channel_sums(const Map& map, const View& source, int64_t* sums) {
+// Adds to sums[channel] all words of a map, where ``live`` is not 0. 32 bits hold those of 2**15 pixels.
+inline void add_channel_sums(const Map& map, const View& source, const double* live, double* sums) {
     const Words ones = Words{} + 1;
     const int64_t rows = std::max<int64_t>(1, (int64_t(1) << 14) / map.width);
     for (int64_t c = 0; c < map.channels; c++)
@@ -194,6 +194,6 @@ inline void add_channel_sums(const Map& map, const View& source, int64_t* sums) 
             Sums part{};
             for (int64_t y = top; y < std::min(top + rows, map.height); y++)
                 for (int64_t x = 0; x < map.width; x++) part = dot(part, load(source.at(c, y, x)), ones);
-            sums[c] += total(part);
+            sums[c] += static_cast<double>(total(part)) * live[c];
         }
 }

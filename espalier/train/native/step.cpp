@@ -43,16 +43,18 @@ struct Program {
 
 std::vector<int16_t> words(const double* weights, int64_t count) { return {weights, weights + count}; }
 
-// Weights [group][output][channel][tap] as those of the convolution that is the gradient of theirs.
+// Weights [group][output][channel][tap] as those of the convolution that is the gradient of theirs. Some outputs at a
+// time, because they lie side by side in what is read, and far apart in what is written.
 std::vector<int16_t> turned(const Window& w, const double* weights) {
     const int64_t outputs = w.outputs / w.groups, channels = w.channels / w.groups, taps = w.kernel_y * w.kernel_x;
     std::vector<int16_t> found(w.weights());
     for (int64_t g = 0; g < w.groups; g++)
-        for (int64_t o = 0; o < outputs; o++)
+        for (int64_t first = 0; first < outputs; first += 16)
             for (int64_t c = 0; c < channels; c++)
-                for (int64_t t = 0; t < taps; t++)
-                    found[((g * outputs + o) * channels + c) * taps + t] =
-                        weights[((g * channels + c) * outputs + o) * taps + taps - 1 - t];
+                for (int64_t o = first; o < std::min(outputs, first + 16); o++)
+                    for (int64_t t = 0; t < taps; t++)
+                        found[((g * outputs + o) * channels + c) * taps + t] =
+                            weights[((g * channels + c) * outputs + o) * taps + taps - 1 - t];
     return found;
 }
 
@@ -81,19 +83,22 @@ public:
         }
     }
 
-    // The memory of a thread.
+    // The memory of a thread. ``sums``: of the gradients, at the places of their parameters.
     struct Worker {
         int16_t* passing;
-        std::vector<GradientSums> sums;
+        double* sums;
+        std::vector<double> own;
         std::vector<int16_t> scratch;
     };
 
-    Worker worker(int64_t thread) const {
-        Worker found{program.passing + thread * program.arena_sizes[1], std::vector<GradientSums>(ready.size()), {}};
-        for (size_t k = 0; k < ready.size(); k++) {
-            const size_t count = ready[k].gradients ? ready[k].gradients->sums()
-                                 : begin[k].kind == BIAS_GRADIENT ? program.maps[begin[k].source].channels : 0;
-            found.sums[k] = {std::vector<int64_t>(count), std::vector<int64_t>(count)};
+    // The first adds to ``sums``, the others to sums of their own.
+    Worker worker(int64_t thread, double* sums) const {
+        Worker found{program.passing + thread * program.arena_sizes[1], sums, {}, {}};
+        if (sums && thread) {
+            int64_t size = 0;
+            each_gradient([&](int64_t first, int64_t count) { size = std::max(size, first + count); });
+            found.own.resize(size);
+            found.sums = found.own.data();
         }
         return found;
     }
@@ -133,27 +138,24 @@ public:
         for (const Operation* op = begin; op < end; op++) step(*op, ready[op - begin], worker, chunk);
     }
 
-    // Adds the sums of all workers, each at its parameter's place.
-    void collect(const std::vector<Worker>& workers, double* sums) const {
-        for (size_t k = 0; k < ready.size(); k++) {
-            auto total = [&](size_t at) {
-                int64_t sum = 0;
-                for (const Worker& worker : workers) sum += worker.sums[k].fine[at] + 256 * worker.sums[k].coarse[at];
-                return static_cast<double>(sum);
-            };
-            const Operation& op = begin[k];
-            if (op.kind == BIAS_GRADIENT)
-                for (int64_t c = 0; c < program.maps[op.source].channels; c++)
-                    sums[op.bias + c] += total(c) * live[op.bias + c];
-            if (op.kind != WEIGHT_GRADIENT) continue;
-            const Gradients& wanted = *ready[k].gradients;
-            for (size_t i = 0; i < wanted.items.size(); i++)
-                for (int64_t r = 0; r < wanted.rows; r++)
-                    sums[op.weights + wanted.items[i].place + r * op.window.fan_in()] += total(i * wanted.rows + r);
-        }
+    // Adds the sums of the other workers to those of the first.
+    void collect(const std::vector<Worker>& workers) const {
+        each_gradient([&](int64_t first, int64_t count) {
+            for (size_t t = 1; t < workers.size(); t++)
+                for (int64_t k = first; k < first + count; k++) workers[0].sums[k] += workers[t].sums[k];
+        });
     }
 
 private:
+    // Calls work(first, count) with the places of each parameter whose gradient is computed.
+    template <class Work>
+    void each_gradient(Work work) const {
+        for (const Operation* op = begin; op < end; op++) {
+            if (op->kind == WEIGHT_GRADIENT) work(op->weights, op->window.weights());
+            if (op->kind == BIAS_GRADIENT) work(op->bias, program.maps[op->source].channels);
+        }
+    }
+
     View strides(int64_t map) const { return program.maps[map].view(nullptr); }
 
     View at(const Worker& worker, int64_t chunk, int64_t map) const {
@@ -191,7 +193,6 @@ private:
         const View origin{source.at(0, -op.pad_y, -op.pad_x), source.plane, source.row};
         const View target = at(worker, chunk, op.target), mask = at(worker, chunk, op.mask);
         const int64_t most = magnitude(chunk, op.source);
-        GradientSums& sums = worker.sums[&op - begin];
         Words seen{};
         const auto mask_high = static_cast<int16_t>(op.mask_high);
         const Sink sink{target, mask, mask_high, &seen};
@@ -202,8 +203,8 @@ private:
                 break;
             case WEIGHT_GRADIENT:
                 return add_weight_gradients(op.window, *made.gradients, origin, second, most,
-                                            magnitude(chunk, op.second), worker.scratch, sums);
-            case BIAS_GRADIENT: return add_channel_sums(map, source, sums.fine.data());
+                                            magnitude(chunk, op.second), worker.scratch, worker.sums + op.weights);
+            case BIAS_GRADIENT: return add_channel_sums(map, source, live + op.bias, worker.sums + op.bias);
             case MAX_POOL: max_pool(op.pool, map, source, program.maps[op.target], op.rounding, op.same, sink); break;
             case MAX_POOL_GRADIENT:  // source: the gradient, second: what was pooled
                 max_pool_gradient(op.pool, program.maps[op.second], second, map, source, op.rounding, op.same, sink);
@@ -240,7 +241,7 @@ void lanes_run(const Program* program, int64_t first, int64_t last, const double
                int64_t in_map, const int16_t* in, int64_t out_map, int16_t* out, double* sums, int64_t threads) {
     const Run run(*program, first, last, parameters, live);
     std::vector<Run::Worker> workers;
-    for (int64_t t = 0; t < std::min(threads, program->chunks); t++) workers.push_back(run.worker(t));
+    for (int64_t t = 0; t < std::min(threads, program->chunks); t++) workers.push_back(run.worker(t, sums));
     std::atomic<int64_t> next{0};
     auto work = [&](Run::Worker& worker) {
         for (int64_t chunk; (chunk = next++) < program->chunks;) {
@@ -253,7 +254,7 @@ void lanes_run(const Program* program, int64_t first, int64_t last, const double
     for (size_t t = 1; t < workers.size(); t++) helpers.emplace_back(work, std::ref(workers[t]));
     work(workers[0]);
     for (auto& helper : helpers) helper.join();
-    if (sums) run.collect(workers, sums);
+    if (sums) run.collect(workers);
 }
 
 // How the weights of one parameter move: numerics/update.py, BufferedSgd. Whole numbers in double, all exact.

@@ -2,14 +2,14 @@
 #pragma once
 #include "convolve.h"
 
-// The gradients asked for: by block of R output channels and tap.
+// The gradients asked for: lists of taps, by block of output channels.
 struct Gradients {
     struct Item {
-        int64_t offset, place;  // in the source, from the window's origin; in the weights
+        int64_t offset, place;  // in the source, from the window's origin; in the weights of its output channel
     };
     int64_t rows;  // output channels worked on together
     std::vector<Item> items;
-    std::vector<size_t> start;
+    std::vector<size_t> start;  // of each block's list; of each group's, where all gradients are wanted
 
     // ``live`` is 0 where no gradient is wanted.
     Gradients(const Window& w, const View& source, const double* live) {
@@ -17,24 +17,17 @@ struct Gradients {
         const bool all = std::all_of(live, live + w.weights(), [](double l) { return l != 0; });
         rows = all && outputs % 4 == 0 ? 4 : 1;
         std::vector<int32_t> where;
-        for (int64_t o = 0; o < w.outputs; o += rows) {
+        for (int64_t o = 0; o < w.outputs; o += all ? outputs : 1) {
             start.push_back(items.size());
             if (o % outputs == 0) where = offsets(w, source, o / outputs);
             for (int64_t k = 0; k < fan; k++)
-                if (all || live[o * fan + k] != 0) items.push_back({where[k], o * fan + k});
+                if (all || live[o * fan + k] != 0) items.push_back({where[k], k});
         }
         start.push_back(items.size());
     }
-
-    size_t sums() const { return items.size() * rows; }
 };
 
 constexpr int64_t FEW = 4;  // pixels, behind which carrying costs as much as another product for each
-
-// What a thread adds up: a sum for each item and row, and for the coarse bytes of the factors another.
-struct GradientSums {
-    std::vector<int64_t> fine, coarse;
-};
 
 // A rectangle of the output map, and steps in words from row to row and from pixel to pixel.
 struct Patch {
@@ -43,10 +36,17 @@ struct Patch {
     int64_t pixels;  // whose products 32 bits hold
 };
 
-// Adds to the sums of E items, for each of R planes of output gradients, those over a patch.
+// Where the sums over a plane of output gradients go: to those of an output channel, times so much.
+struct Plane {
+    const int16_t* words;
+    double* sums;
+    int64_t factor;
+};
+
+// Adds to the sums of E items, for each of R planes of output gradients, those over a patch. All are whole numbers, exact
+// in double.
 template <int R, int E>
-void weight_items(const Patch& patch, const Gradients::Item* item, const int16_t* origin, const int16_t* const* planes,
-                  int64_t* const* targets, int64_t step) {
+void weight_items(const Patch& patch, const Gradients::Item* item, const int16_t* origin, const Plane* planes) {
     Sums lower[R][E] = {}, upper[R][E] = {};
     int64_t left = patch.pixels;
     for (int64_t y = 0; y < patch.rows; y++) {
@@ -58,7 +58,7 @@ void weight_items(const Patch& patch, const Gradients::Item* item, const int16_t
                 Words here[E];
                 for (int e = 0; e < E; e++) here[e] = load(x + item[e].offset);
                 for (int r = 0; r < R; r++) {
-                    const Words g = load(planes[r] + y * patch.gradient_row + k * LANES);
+                    const Words g = load(planes[r].words + y * patch.gradient_row + k * LANES);
                     for (int e = 0; e < E; e++) lower[r][e] = dot(lower[r][e], here[e], g);
                 }
             }
@@ -69,27 +69,24 @@ void weight_items(const Patch& patch, const Gradients::Item* item, const int16_t
         }
     }
     for (int r = 0; r < R; r++)
-        for (int e = 0; e < E; e++) targets[r][e * step] += total(upper[r][e]) * (1 << 16) + total(lower[r][e]);
+        for (int e = 0; e < E; e++) {
+            const int64_t sum = total(upper[r][e]) * (1 << 16) + total(lower[r][e]);
+            planes[r].sums[item[e].place] += static_cast<double>(planes[r].factor * sum);
+        }
 }
 
 template <int R>
 void weight_list(const Patch& patch, const Gradients::Item* item, const Gradients::Item* end, const int16_t* origin,
-                 const int16_t* const* planes, int64_t* const* targets, int64_t step) {
+                 const Plane* planes) {
     constexpr int E = R == 4 ? 4 : 8;
-    int64_t* to[R];
-    std::copy(targets, targets + R, to);
-    auto work = [&]<int COUNT>() {
-        weight_items<R, COUNT>(patch, item, origin, planes, to, step);
-        item += COUNT;
-        for (auto& target : to) target += COUNT * step;
-    };
-    while (item + E <= end) work.template operator()<E>();
-    while (item < end) work.template operator()<1>();
+    for (; item + E <= end; item += E) weight_items<R, E>(patch, item, origin, planes);
+    for (; item < end; item++) weight_items<R, 1>(patch, item, origin, planes);
 }
 
-// Adds a chunk's part. ``source`` is at the window's first place, ``gradient`` at the map's; ``most`` bound magnitudes.
+// Adds a chunk's part to ``sums``, one for each weight. ``source`` is at the window's first place, ``gradient`` at the
+// map's; ``most`` bound magnitudes.
 inline void add_weight_gradients(const Window& w, const Gradients& wanted, View source, View gradient, int64_t most,
-                                 int64_t most_gradient, std::vector<int16_t>& scratch, GradientSums& sums) {
+                                 int64_t most_gradient, std::vector<int16_t>& scratch, double* sums) {
     if (wanted.items.empty() || most == 0 || most_gradient == 0) return;
     int64_t pixels = (LIMIT - CARRIED) / (2 * most * most_gradient);
     const bool split = pixels < std::min(w.out_height * w.out_width, FEW);
@@ -115,25 +112,24 @@ inline void add_weight_gradients(const Window& w, const Gradients& wanted, View 
             const Patch patch{std::min(most_rows, w.out_height - y), std::min(columns, w.out_width - x),
                               w.stride_y * source.row, w.stride_x * LANES, gradient.row, pixels};
             const int16_t* origin = source.at(0, y * w.stride_y, x * w.stride_x);
-            for (size_t k = 0; k + 1 < wanted.start.size(); k++) {
-                const Gradients::Item *item = wanted.items.data() + wanted.start[k],
-                                      *end = wanted.items.data() + wanted.start[k + 1];
-                const int16_t *planes[4], *coarse_planes[4];
-                int64_t *targets[4], *coarse_targets[4];
+            for (int64_t o = 0; o < w.outputs; o += wanted.rows) {
+                const size_t list = o * (wanted.start.size() - 1) / w.outputs;
+                const Gradients::Item *item = wanted.items.data() + wanted.start[list],
+                                      *end = wanted.items.data() + wanted.start[list + 1];
+                Plane planes[4], coarse_planes[4];
                 for (int64_t r = 0; r < wanted.rows; r++) {
-                    const int64_t o = wanted.rows * k + r, first = wanted.start[k] * wanted.rows + r;
-                    planes[r] = fine.at(o, y, x), coarse_planes[r] = coarse.at(o, y, x);
-                    targets[r] = sums.fine.data() + first, coarse_targets[r] = sums.coarse.data() + first;
+                    double* const to = sums + (o + r) * w.fan_in();
+                    planes[r] = {fine.at(o + r, y, x), to, 1};
+                    coarse_planes[r] = {coarse.at(o + r, y, x), to, 256};
                 }
                 if (wanted.rows == 4) {
-                    weight_list<4>(patch, item, end, origin, planes, targets, 4);
-                    if (split) weight_list<4>(patch, item, end, origin, coarse_planes, coarse_targets, 4);
+                    weight_list<4>(patch, item, end, origin, planes);
+                    if (split) weight_list<4>(patch, item, end, origin, coarse_planes);
                 } else if (split) {
-                    const int16_t* both[2] = {planes[0], coarse_planes[0]};
-                    int64_t* two[2] = {targets[0], coarse_targets[0]};
-                    weight_list<2>(patch, item, end, origin, both, two, 1);
+                    const Plane both[2] = {planes[0], coarse_planes[0]};
+                    weight_list<2>(patch, item, end, origin, both);
                 } else {
-                    weight_list<1>(patch, item, end, origin, planes, targets, 1);
+                    weight_list<1>(patch, item, end, origin, planes);
                 }
             }
         }
