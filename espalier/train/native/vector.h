@@ -96,6 +96,26 @@ inline int64_t total(Sums v) {
     return sum;
 }
 
+// The sums of all places of each of four vectors, which 32 bits hold.
+inline void totals(const Sums* v, int32_t* found) {
+#if defined(__AVX512BW__)
+    auto pairs = [](Sums a, Sums b) {
+        return _mm512_add_epi32(_mm512_unpacklo_epi32((__m512i)a, (__m512i)b),
+                                _mm512_unpackhi_epi32((__m512i)a, (__m512i)b));
+    };
+    const __m512i ab = pairs(v[0], v[1]), cd = pairs(v[2], v[3]);
+    const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    _mm_storeu_si128((__m128i*)found, _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+#elif defined(__AVX2__)
+    const __m256i ab = _mm256_hadd_epi32((__m256i)v[0], (__m256i)v[1]), cd = _mm256_hadd_epi32((__m256i)v[2], (__m256i)v[3]);
+    const __m256i all = _mm256_hadd_epi32(ab, cd);
+    _mm_storeu_si128((__m128i*)found, _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
+#else
+    for (int k = 0; k < 4; k++) found[k] = static_cast<int32_t>(total(v[k]));
+#endif
+}
+
 inline void store(int16_t* p, Words v) { std::memcpy(p, &v, BYTES); }
 
 // What raises ``most`` to the magnitude of each word; one less than that of a negative word.

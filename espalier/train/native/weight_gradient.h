@@ -68,11 +68,19 @@ void weight_items(const Patch& patch, const Gradients::Item* item, const int16_t
                 for (int e = 0; e < E; e++) carry(lower[r][e], upper[r][e]);
         }
     }
-    for (int r = 0; r < R; r++)
-        for (int e = 0; e < E; e++) {
-            const int64_t sum = total(upper[r][e]) * (1 << 16) + total(lower[r][e]);
+    for (int r = 0; r < R; r++) {
+        auto put = [&](int e, int64_t sum) {
             planes[r].sums[item[e].place] += static_cast<double>(planes[r].factor * sum);
-        }
+        };
+        if constexpr (E == 1) put(0, total(upper[r][0]) * (1 << 16) + total(lower[r][0]));
+        else
+            for (int e = 0; e < E; e += 4) {
+                int32_t high[4], low[4];
+                for (int k = e; k < e + 4; k++) carry(lower[r][k], upper[r][k]);
+                totals(upper[r] + e, high), totals(lower[r] + e, low);
+                for (int k = 0; k < 4; k++) put(e + k, int64_t(high[k]) * (1 << 16) + low[k]);
+            }
+    }
 }
 
 template <int R>
