@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from espalier.errors import FormatError
 from espalier.numerics.fixed import Fixed
-from espalier.numerics.update import BufferedSgd, Factor, master_format, narrow
+from espalier.numerics.scalar import Scalars, add, mul, scalar, sub
+from espalier.numerics.update import BufferedSgd, Factor, ScalarSgd, master_format, narrow
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +57,17 @@ def compensated(rule: BufferedSgd, how: Compensation, master: NDArray[np.int64],
 def predicted(weight: Fixed, master: NDArray[np.int64], velocity: NDArray[np.int64], delay: int) -> NDArray[np.int64]:
     """The weight words in ``delay`` steps if each is like the last: ``round(sat(m - D*v))``."""
     return narrow(master_format(weight).limit(master - delay * velocity), weight)
+
+
+def compensated_scalars(rule: ScalarSgd, how: Compensation, weight: Scalars, velocity: Scalars, gradient: Scalars
+                        ) -> tuple[Scalars, Scalars]:
+    """As ``rule``, but ``w' = w - (a*v' + b*(eta*G + lambda*w))``. New weight and velocity (momentum)."""
+    _, velocity = rule(weight, velocity, gradient)
+    spike = add(mul(gradient, rule.rate), mul(weight, rule.decay))
+    step = add(mul(velocity, scalar(how.lasting.value)), mul(spike, scalar(how.sudden.value)))
+    return sub(weight, step), velocity
+
+
+def predicted_scalars(weight: Scalars, velocity: Scalars, delay: int) -> Scalars:
+    """The weight in ``delay`` steps if each is like the last: ``w - D*v``."""
+    return sub(weight, mul(velocity, scalar(delay)))

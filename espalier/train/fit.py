@@ -69,10 +69,7 @@ def check_data(split: Split, graph: Graph) -> None:
 
 def _check_pipeline(pipeline: Pipeline) -> None:
     """Of batch norms on words: their statistics and the rounding of gradients are those of a whole batch."""
-    if pipeline.scheme is Scheme.COMPENSATED:
-        raise UnsupportedError("Late gradients are not made up for in batch norms that are trained in fixed point: "
-                               "choose another scheme, or fold them")
-    if pipeline.scheme is not Scheme.STALE and pipeline.micro_batches > 1:
+    if pipeline.scheme in (Scheme.SYNCHRONOUS, Scheme.HYBRID) and pipeline.micro_batches > 1:
         raise UnsupportedError(f"Batch norms are trained in fixed point on whole batches, not on "
                                f"{pipeline.micro_batches} micro-batches: take 1, choose the scheme 'stale', or fold "
                                f"them")

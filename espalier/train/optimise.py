@@ -29,7 +29,7 @@ from espalier.numerics.update import EXTRA_BITS, BufferedSgd, NarrowSgd, ScalarS
 from espalier.train.convolve import Rounding
 from espalier.train.evaluate import element_type, to_array
 from espalier.train.native_code import UpdateRule, library
-from espalier.train.scalars import add, mul, sub
+from espalier.train.scalars import add, mul, number, sub
 from espalier.train.unbuffered import UnbufferedSgd
 
 WEIGHT_BITS = 16  #: of the widest weights whose update float64 carries exactly
@@ -150,10 +150,7 @@ class Optimiser:
         self.delay, self.lasting, self.sudden = delay, 1.0, 0.0
         self.flat = tuple(value for value in parameters if update_of(value, update) is update)
         scalars = tuple(value for value in parameters if value not in self.flat)
-        if delay and scalars:
-            raise UnsupportedError(f"Late gradients are not made up for in scale and shift of a batch norm on words, "
-                                   f"and {scalars[0]} is one: choose another scheme")
-        self.scalars = [_Scalars(scalars, {}, Update.FLOAT, batch, device, frozen)] if scalars else []
+        self.scalars = [_Scalars(scalars, {}, Update.FLOAT, batch, device, frozen, delay=delay)] if scalars else []
         self.gradients = {value.name: formats.get(gradient_name(value.name)) for value in parameters}
         dtype = element_type(FLOAT if update is Update.FLOAT else self.flat[0].format)
         size = sum(prod(value.shape) for value in self.flat)
@@ -353,7 +350,8 @@ class Optimiser:
 
     def weights_ahead(self) -> dict[str, Tensor]:
         """:meth:`ahead` by name, the scalars and the statistics."""
-        return self.weights | self._views(self.ahead())
+        beside = {name: tensor for scalars in self.scalars for name, tensor in scalars.weights_ahead().items()}
+        return self.weights | self._views(self.ahead()) | beside
 
     def _spike(self, gradient: Tensor, weight: Tensor) -> Tensor:
         """What a gradient adds to the momentum; ``weight`` at the scale of a master."""
@@ -396,12 +394,19 @@ class Optimiser:
 
 
 class _Scalars(Optimiser):
-    """Of the scalars among words: by ``ScalarSgd``."""
+    """Of the scalars among words: by ``ScalarSgd``, and where gradients come late as ``compensated_scalars``."""
+
+    def ahead(self) -> Tensor:
+        return sub(self.weight, mul(self.momentum, number(self.delay))) if self.delay else self.weight
 
     def _step_float(self, gradient: Tensor) -> None:
-        spike = mul(gradient, self.rate)
-        self.momentum.copy_(add(add(mul(self.momentum, self.mu), spike), mul(self.weight, self.decay)))
-        self.weight.copy_(sub(self.weight, self.momentum))
+        drawn, pulled = mul(gradient, self.rate), mul(self.weight, self.decay)
+        self.momentum.copy_(add(add(mul(self.momentum, self.mu), drawn), pulled))
+        if not self.delay:
+            self.weight.copy_(sub(self.weight, self.momentum))
+            return
+        spike = mul(add(drawn, pulled), number(self.sudden))
+        self.weight.copy_(sub(self.weight, add(mul(self.momentum, number(self.lasting)), spike)))
 
 
 def _rounded(scaled: Tensor) -> Tensor:

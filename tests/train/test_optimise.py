@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from espalier.errors import FormatError, UnsupportedError
 from espalier.ir.types import FLOAT, Fixed, TensorType, Value
+from espalier.numerics.compensation import Compensation, compensated_scalars, predicted_scalars
 from espalier.numerics.scalar import scalar
 from espalier.numerics.update import master_format
 from espalier.train.optimise import (
@@ -155,9 +156,26 @@ def test_scalars_are_taken_over_frozen_and_pruned_as_words_are() -> None:
     assert any(not torch.equal(now, old) for now, old in zip(second.state_tensors, before, strict=True))
     second.prune({"s": np.array([True, False])})
     assert second.state()["s"].tolist() == [1, 0] and second.part("live")["s"].tolist() == [1, 0]
-    with pytest.raises(UnsupportedError, match=r"^Late gradients are not made up for in scale and shift of a batch "
-                                               r"norm on words, and %s: float\[2\] is one: choose another scheme$"):
-        Optimiser(parameters, {"w.grad": Fixed.of(32, 12)}, Update.BUFFERED, 1, delay=2)
+
+
+@pytest.mark.parametrize("size", [1.0, 2.0 ** -100, 2.0 ** 126])
+@pytest.mark.parametrize("delay", [2, 6])
+def test_late_gradients_of_scalars_are_made_up_for_as_defined(delay: int, size: float) -> None:
+    parameters = (Value("w", TensorType((4,), Fixed.of(8, 6))), Value("s", TensorType((2,), FLOAT)))
+    optimiser = Optimiser(parameters, {"w.grad": Fixed.of(32, 12)}, Update.BUFFERED, 3, delay=delay)
+    random, sgd = np.random.RandomState(delay), Sgd(0.1, 0.9, 0.01)
+    weight, velocity = (scalar(random.standard_normal(2) * size) for _ in range(2))
+    optimiser.load({**start(random, parameters[:1], Update.BUFFERED, False),
+                    "s": weight, "s.momentum": velocity, "s.live": np.ones(2, bool)})
+    optimiser.set(sgd)
+    for _ in range(3):
+        assert np.array_equal(optimiser.weights_ahead()["s"].numpy(), predicted_scalars(weight, velocity, delay))
+        gradient = scalar(random.standard_normal(2) * size)
+        weight, velocity = compensated_scalars(scalar_rule(sgd, 3), Compensation.of(0.9, delay), weight, velocity,
+                                               gradient)
+        optimiser.step({"w.grad": torch.ones(4, dtype=torch.float64), "s.grad": torch.tensor(gradient)})
+        assert np.array_equal(optimiser.weights["s"].numpy(), weight)
+        assert np.array_equal(optimiser.state()["s.momentum"], velocity)
 
 
 def test_pruned_weights_lose_everything_and_stay_dead() -> None:
