@@ -9,8 +9,8 @@ that each batch under way met. A hybrid holds what its two halves do, one after 
 what is left once it is synchronous.
 
 Beside it stands what ``cost/pipelines.py`` predicts from the bytes that each part keeps of one batch, plus the messages
-under way, one each way over each cut. Parts are even in MACs. Images are noise and all weights are dead, which makes
-passes short and tensors none the smaller.
+under way, one each way over each cut, and the memory in which each part works, whatever it keeps. Parts are even in
+MACs. Images are noise and all weights are dead, which makes passes short and tensors none the smaller.
 
 After table 9 of Zhang and Abdelrahman (arXiv 1912.12675), whose percentages, with one register on GPUs in float32, are:
 LeNet-5 109 % (PipeDream) and 97 %, AlexNet 214 and 37 %, VGG-16 124 and 75 %, ResNet-20 61 and 60 %. Where they cut is
@@ -185,16 +185,18 @@ def held(start: Checkpoint, cuts: tuple[str, ...], batch: int, subject: Subject)
 
 
 def predicted(stages: Sequence[Stage], batch: int, scheme: Modelled) -> tuple[Prediction, int]:
-    """The model's, from what each part keeps of one batch, and the bytes of all messages under way."""
-    parts = []
+    """The model's, from what each part keeps of one batch, and the bytes of all else: messages and working memory."""
+    parts, working = [], 0
     for stage in stages:
         assert stage.native is not None, "counted in native code"
         room = stage.native.keeping(batch)
+        working += stage.native.working_bytes
         parts.append(Part(1.0, 1.0, 0 if stage.last else WORD * batch * prod(stage.result.shape),
                           sum(storages((room.arena, room.magnitudes)).values()),
                           WORD * stage.optimiser.weight.numel()))
     divided = MICRO_BATCHES if scheme is Modelled.SYNCHRONOUS else 1
-    return predict(parts, Link(1.0), scheme, divided), sum(2 * part.sent for part in parts) // divided
+    messages = sum(2 * part.sent for part in parts) // divided
+    return predict(parts, Link(1.0), scheme, divided), messages + working
 
 
 def needed(stage: Stage, batch: int) -> int:
@@ -206,7 +208,7 @@ def findings(name: str, options: Namespace) -> tuple[list[Figure], list[Bar]]:
     """Bytes beyond those without a pipeline, and in % of what that holds in activations and weights."""
     start, batch, head = started(name), options.batch, f"{name}/batches of {options.batch}"
     alone, [whole] = held(start, (), batch, SCHEMES["stale"])
-    found, _ = predicted([whole], batch, Modelled.STALE)
+    found, working = predicted([whole], batch, Modelled.STALE)
     base = sum(found.activation_bytes) + sum(found.weight_bytes)
     figures = [Figure(f"{head}/no pipeline: {what}", nbytes, "bytes", provenance) for what, nbytes, provenance in (
         ("activations of a batch", sum(found.activation_bytes), Provenance.MEASURED),
@@ -217,8 +219,8 @@ def findings(name: str, options: Namespace) -> tuple[list[Figure], list[Bar]]:
     for parts, (scheme, subject) in product(options.parts, SCHEMES.items()):
         cuts = tuple(options.cuts) or even(start.graph, parts)
         total, stages = held(start, cuts, batch, subject)
-        model, messages = predicted(stages, batch, subject.modelled)
-        extra, modelled = total - alone, sum(model.activation_bytes) + sum(model.weight_bytes) + messages - base
+        model, beside = predicted(stages, batch, subject.modelled)
+        extra, modelled = total - alone, sum(model.activation_bytes) + sum(model.weight_bytes) + beside - working - base
         title = f"{head}/{parts} parts cut at {', '.join(cuts)}/{scheme}"
         figures += [Figure(f"{title}: extra", extra, "bytes", Provenance.MEASURED),
                     Figure(f"{title}: extra, of activations and weights", round(100 * extra / base, 1), "%",

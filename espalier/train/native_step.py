@@ -70,6 +70,11 @@ class NativeStep:
         """In how many chunks so many images are taken."""
         return ceil(images / self.lanes)
 
+    @property
+    def working_bytes(self) -> int:
+        """What it has for maps that pass by, whatever batches are under way, since it last ran."""
+        return self.passing.nbytes
+
     def keeping(self, images: int) -> Kept:
         """Room for what one more batch that is under way, of so many images, leaves."""
         chunks = self.chunks(images)
