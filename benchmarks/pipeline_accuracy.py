@@ -133,7 +133,7 @@ def findings(results: list[dict]) -> Findings:
 
 
 def _kind(run: dict) -> tuple[int, str, int, int]:
-    return run["epochs"], run["arithmetic"], run["images"], run["config"]["rate"]["warm_up"]
+    return run["epochs"], run["arithmetic"], run["images"], run["config"]["rate"].get("warm_up", 0)
 
 
 def bars_of(name: str, variant: Variant, drop: float, published: float) -> list[Bar]:
