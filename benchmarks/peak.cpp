@@ -2,7 +2,7 @@
 #include "vector.h"
 
 #if defined(__x86_64__)
-#define VECTOR_REGISTER "+x"
+#define VECTOR_REGISTER "+v"
 #else
 #define VECTOR_REGISTER "+w"
 #endif
@@ -15,11 +15,14 @@ extern "C" int64_t multiply_adds(int64_t rounds, int32_t* out) {
     Words a, b;
     for (int k = 0; k < LANES; k++) a[k] = static_cast<int16_t>(out[k & 3]), b[k] = static_cast<int16_t>(out[k & 3] + k);
     Sums sums[SUMS] = {};
-    for (int64_t round = 0; round < rounds; round++)
-        for (Sums& sum : sums) {
+    for (int64_t round = 0; round < rounds; round++) {
+#pragma GCC unroll 16
+        for (Sums& sum : sums) {  // both loops unrolled, or sums would lie in memory
             sum = dot(sum, a, b);
             asm volatile("" : VECTOR_REGISTER(sum));  // or the compiler would multiply once
         }
+    }
+#pragma GCC unroll 16
     for (const Sums& sum : sums) out[0] += sum[0];
     return rounds * SUMS * LANES;
 }
