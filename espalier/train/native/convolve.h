@@ -4,7 +4,7 @@
 // A map lies in memory as [channel][y][x][LANES], with a border of zeros. Products are added in 32 bits, by the
 // processor's pairwise multiply-add. That is exact because each sum is bounded first, from the weights and the largest
 // word there is: where 32 bits might not hold it, taps are added up in segments that they do hold, and after each the
-// upper bits are carried to a sum of their own.
+// upper bits are carried to a sum of their own; where they might not hold two products, sums are taken in 64 bits.
 #pragma once
 #include <cstdlib>
 #include <vector>
@@ -185,7 +185,8 @@ inline Words rounded(const Rounding& r, const Sums* upper, const Sums* lower) {
 
 // R output channels from o on at P neighbouring pixels from (y, x) on: what is added, from a list of pairs.
 template <int R, int P>
-[[gnu::always_inline]] inline void add(Sums (&sums)[P][R][2], const Pair<R>* pair, const Pair<R>* end, const int16_t* origin, int64_t step) {
+[[gnu::always_inline]] inline void add(Sums (&sums)[P][R][2], const Pair<R>* pair, const Pair<R>* end,
+                                       const int16_t* origin, int64_t step) {
     for (; pair < end; pair++) {
         Words weights[R];
         for (int r = 0; r < R; r++) weights[r] = broadcast(pair->weights[r]);

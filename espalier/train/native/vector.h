@@ -108,8 +108,8 @@ inline void totals(const Sums* v, int32_t* found) {
     const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
     _mm_storeu_si128((__m128i*)found, _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
 #elif defined(__AVX2__)
-    const __m256i ab = _mm256_hadd_epi32((__m256i)v[0], (__m256i)v[1]), cd = _mm256_hadd_epi32((__m256i)v[2], (__m256i)v[3]);
-    const __m256i all = _mm256_hadd_epi32(ab, cd);
+    const __m256i ab = _mm256_hadd_epi32((__m256i)v[0], (__m256i)v[1]);
+    const __m256i cd = _mm256_hadd_epi32((__m256i)v[2], (__m256i)v[3]), all = _mm256_hadd_epi32(ab, cd);
     _mm_storeu_si128((__m128i*)found, _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
 #else
     for (int k = 0; k < 4; k++) found[k] = static_cast<int32_t>(total(v[k]));

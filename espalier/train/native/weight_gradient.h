@@ -43,8 +43,8 @@ struct Plane {
     int64_t factor;
 };
 
-// Adds to the sums of E items, for each of R planes of output gradients, those over a patch. All are whole numbers, exact
-// in double.
+// Adds to the sums of E items, for each of R planes of output gradients, those over a patch. All are whole numbers,
+// exact in double.
 template <int R, int E>
 void weight_items(const Patch& patch, const Gradients::Item* item, const int16_t* origin, const Plane* planes) {
     Sums lower[R][E] = {}, upper[R][E] = {};
