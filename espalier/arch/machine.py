@@ -31,7 +31,7 @@ STATE_BITS = 64  #: that its master and its momentum take there, half of them ea
 REGION_BITS = 2  #: of where a command's weights lie: on chip all the time, or in one of two panels
 SCALAR_BITS = 32         #: of a scalar (numerics/scalar.py)
 CHANNEL_SCALARS = 16     #: that a channel of a batch norm has room for
-_FLAGS = ("groups", "pairs", "clips")
+_FLAGS = ("groups", "pairs", "clips", "sums")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +72,9 @@ class Machine:
         :data:`PAIR_BITS` bits. Changes no result and no cycle.
     clips : bool
         Whether rectifiers may have an upper end (ReLU6).
+    sums : bool
+        Whether something stored may be added to results: where layers are added up, where a value has several readers,
+        whose gradients are, and in BP of batch norms that are trained.
     panel_depth : int
         Columns in each of two panels, beside the ``weight_depth`` that stay on chip, through which weights pass that
         lie in external memory. 0: there are none.
@@ -107,6 +110,7 @@ class Machine:
     port_bits: int = 0
     pairs: bool = False
     clips: bool = False
+    sums: bool = True
     panel_depth: int = 0
     state_depth: int = 0
     run_depth: int = 0
@@ -167,6 +171,11 @@ class Machine:
     def multipliers(self) -> int:
         """Multipliers of the lattices: products in a cycle."""
         return self.elements * self.rows * self.lanes
+
+    @property
+    def copies(self) -> bool:
+        """Whether results of FP can go to the gradient memory, too: what is added, and what batch norms sum up."""
+        return self.sums or self.norm_depth > 0
 
     @property
     def all_rows(self) -> int:

@@ -41,6 +41,11 @@ class Backward:
         return value
 
 
+def adds(layers: tuple[Layer, ...]) -> bool:
+    """Whether something stored is added to a result: layers are added up, or what several readers send back is."""
+    return any(layer.addend for layer in layers) or any(step.add for step in backward(layers).steps)
+
+
 def backward(layers: tuple[Layer, ...]) -> Backward:
     """Plan the backward pass: for each layer from the last to the first BP, if anything needs it, and WU, if it trains.
 

@@ -126,7 +126,6 @@ class _Commands:
         norms = [layer for layer in layers if layer.norm]
         channels = accumulate((layer.conv_shape[0] for layer in norms), initial=0)
         self.channels = {layer.out: first for layer, first in zip(norms, channels, strict=False)}
-        self.normed = {layer.x for layer in norms}
         self.tables = [self._list(k, panels[k].forward_columns if k in panels else {}) for k in range(len(blocks))]
         self.own_tables = {k: self._list(k, {}, own=True) for k, layer in enumerate(layers)
                            if makes_own(layer, machine.elements)}
@@ -193,9 +192,9 @@ class _Commands:
         *before, last = found[0], *later
         return [*before, replace(last, makes=makes)]
 
-    def _offset(self, address: int, other: int) -> int:
-        """From ``address`` to ``other``, as the machine adds it: modulo the addresses that there are."""
-        return (other - address) % (1 << command_fields(self.machine)["add_offset"])
+    def _added(self, address: int, other: int) -> dict[str, int]:
+        """To results at ``address`` is added what is at ``other``: so far behind, modulo the addresses."""
+        return {"add": 1, "add_offset": (other - address) % (1 << command_fields(self.machine)["add_offset"])}
 
     def _blocks(self, channels: int, *, own: bool = False) -> dict[str, int]:
         """How many blocks of results there are: of one element, or, where each has its ``own``, of all together."""
@@ -239,9 +238,6 @@ class _Commands:
             first = self._from_running(k) if rules is None else self._statistics(k, rules)
             return [Part(commands=(replace(first, fence=command.fence),)),
                     Part(commands=(replace(command, fence=0),), makes=layer.out)]
-        if layer.out in self.normed and rules is not None:  # to the gradients, too, at their beginning
-            plane = command.out_plane
-            command = replace(command, target=1, mask_base=command.out_base, out_base=0, out_block=plane)
         if k in self.panels:
             return self._in_panels([command], self.panels[k].forward, layer.out)
         return [Part(commands=(command,), makes=layer.out)]
@@ -252,13 +248,16 @@ class _Commands:
         block = plane * self.machine.rows if layer.out_shape[0] > self.machine.all_rows else 0  # no step from the last
         own = k in self.own_tables
         alone = {**self._blocks(layer.conv_shape[0], own=True), "table": self.own_tables[k]} if own else {}
-        out, added = places[layer.out], places[layer.out if layer.addend is None else layer.addend]
+        out, copies = places[layer.out], self.memory.copies
+        target = {"out_base": out, "out_block": block}
+        if layer.out in copies:
+            target = {"target": 1, "mask_base": out, "out_base": copies[layer.out], "out_block": plane}
         return Command(
             opcode=Opcode.FORWARD, layer=layer.name, **{**self._source(k), **alone}, own=int(own),
             pool_out=int(layer.pool),
-            fence=int(k in self.memory.fences), rectify=int(layer.rectify), out_base=out, out_plane=plane,
-            out_step=1, out_skip=1, out_block=block,
-            add=int(layer.addend is not None), add_offset=self._offset(out, added),
+            fence=int(k in self.memory.fences), rectify=int(layer.rectify), out_plane=plane,
+            out_step=1, out_skip=1, **target,
+            **({} if layer.addend is None else self._added(copies[layer.out], copies[layer.addend])),
             limit=layer.out_format.high, bound=self._bound(layer.out_format.high, layer),
             shift=self._shift(layer, "FP", layer.x_format.frac + layer.weight_format.frac, layer.out_format.frac))
 
@@ -313,7 +312,7 @@ class _Commands:
         table = self.lists.backward(self.items[k], memory.gradients[layer.out], layer.out_shape, axes,
                                     self.panels[k].backward_columns if k in self.panels else {})
         base, first = memory.gradients[layer.x], phase[0] * width + phase[1]
-        added = memory.gradients[layer.x if add is None else add]
+        added = {} if add is None else self._added(memory.gradients[layer.x], memory.gradients[add])
         assert layer.input_gradient_format is not None
         return Command(
             opcode=Opcode.BACKWARD, layer=layer.name, table=table, own=int(own), **self._blocks(channels, own=own),
@@ -323,7 +322,7 @@ class _Commands:
             pool_source=int(layer.pool), gradient_x=layer.out_shape[2], out_base=base + first,
             out_block=height * width, out_plane=height * width, out_step=layer.stride[1],
             out_skip=layer.stride[0] * width - (x.size - 1) * layer.stride[1],
-            add=int(add is not None), add_offset=self._offset(base, added),
+            **added,
             mask_base=memory.activations[layer.x] + first, rectify=int(source.rectify),
             limit=layer.input_gradient_format.high, bound=self._bound(layer.x_format.high, source, 1),
             shift=self._shift(layer, "BP", layer.gradient_format.frac + layer.weight_format.frac,
@@ -378,11 +377,11 @@ class _Commands:
         return Command(opcode=Opcode.NORM, layer=self.layers[k].name, **self._norm(k, NormMode.RUNNING))
 
     def _statistics(self, k: int, rules: Rules) -> Command:
-        """The input stands in for the gradient, at the beginning of the gradients."""
+        """The input stands in for the gradient."""
         layer = self.layers[k]
         return Command(opcode=Opcode.UPDATE, layer=layer.name, **self._source(k), gradient_x=layer.in_shape[2],
-                       out_block=layer.in_shape[1] * layer.in_shape[2], **self._norm(k, NormMode.FORWARD),
-                       **self._sums(k, layer.x_format, _scalar_rule(rules, layer)))
+                       out_base=self.memory.copies[layer.x], out_block=layer.in_shape[1] * layer.in_shape[2],
+                       **self._norm(k, NormMode.FORWARD), **self._sums(k, layer.x_format, _scalar_rule(rules, layer)))
 
     def _gradient_sums(self, k: int, rules: Rules) -> Command:
         layer = self.layers[k]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from espalier.arch.machine import Machine
+from espalier.compiler.backward import adds
 from espalier.compiler.legalise import Layer, Loss
 from espalier.compiler.lists import LayerBlocks
 from espalier.compiler.panels import LayerPanels, Piece
@@ -145,6 +146,9 @@ def check_fit(machine: Machine, layers: tuple[Layer, ...], loss: Loss, blocks: t
     if clipped and not machine.clips:
         raise FitError(f"The rectifier of {clipped!r} has an upper end and the machine's have none: build one with "
                        f"clips")
+    if adds(layers) and not machine.sums:
+        raise FitError("The network adds up layers, or gradients of a value with several readers, which the machine "
+                       "cannot: build one with sums")
     for layer in layers:
         if layer.norm and (sums := _norm_sum_bits(layer, machine.lanes)) > SUM_BITS:
             raise FitError(f"The statistics of batch norm {layer.name!r} are sums of {sums} bits over "

@@ -17,6 +17,7 @@ from espalier.arch.machine import (
     UPDATE_MULTIPLIERS,
     Machine,
 )
+from espalier.compiler.backward import adds
 from espalier.compiler.fit import makes_own, required_acc_bits, required_depths
 from espalier.compiler.legalise import Held, Layer, Loss
 from espalier.compiler.lists import LayerBlocks, aligned_groups, blocks_of, live_weights, whole_blocks
@@ -277,6 +278,7 @@ def _narrowest(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]],
     machine = Machine(rows=rows, lanes=1, word_bits=word_bits, max_classes=max(16, loss.classes), groups=False,
                       trees=min(constraints.trees, rows), pairs=constraints.pairs_in(rows, word_bits),
                       port_bits=constraints.port_bits, elements=elements, clips=any(layer.clip for layer in layers),
+                      sums=adds(layers),
                       acc_bits=max(required_acc_bits(layers, blocks), 2 * word_bits),
                       **_rounded(required_depths(layers, blocks, memory, rows)))
     return streaming(layers, live, memory, machine) if constraints.stream else machine
@@ -326,14 +328,13 @@ def phase_estimates(item: LayerBlocks, tree_rows: int) -> tuple[int, int, int]:
     for out in range(len(item.bias_columns)):
         forward[out // share, out % elements] += out_pixels
         update[out % elements] += max(out_pixels, tree_rows)
-    adding = 0 if layer.addend is None else layer.conv_shape[0] * out_pixels
     for block in item.blocks:
         inside = _inside(layer, block.ky, block.kx)
         forward[block.out // share, block.element] += block.columns * inside
         backward[block.source // elements, block.element] += (
             min(rows, layer.weight_shape[0] - block.out * rows) * inside)
         update[block.element] += block.columns * max(inside, tree_rows)
-    return (int(np.maximum(forward.max(axis=1), share * rows * out_pixels).sum()) + adding,
+    return (int(np.maximum(forward.max(axis=1), share * rows * out_pixels).sum()),
             0 if layer.input_gradient_format is None
             else int(np.maximum(backward.max(axis=1), elements * rows * in_pixels).sum()),
             int(update.max()) if layer.trained else 0)

@@ -20,11 +20,14 @@ class Memory:
 
     ``activations`` has every stored value by name. The image is there twice, one group behind the other, so that one
     can be loaded while the other is in use. ``gradients`` has those of layers' stored results, by the results' names,
-    that anything needs. ``spilled``, ``refetches`` and ``fences`` are those of :class:`espalier.compiler.spill.Stack`.
+    that anything needs; ``copies`` those of results that FP puts there, too, since they are added to others, or others
+    to them, or a batch norm sums them up. ``spilled``, ``refetches`` and ``fences`` are those of
+    :class:`espalier.compiler.spill.Stack`.
     """
 
     activations: Mapping[str, int]
     gradients: Mapping[str, int]
+    copies: Mapping[str, int]
     activation_depth: int
     gradient_depth: int
     spilled: tuple[str, ...] = ()
@@ -34,7 +37,9 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lifetime:
-    """A gradient of so many bank vectors, from the step that first writes it to the last that reads it."""
+    """Of a gradient, or of a result of FP, of so many bank vectors, from the step that first writes it to the last that
+    reads it.
+    """
 
     value: str
     size: int
@@ -93,16 +98,11 @@ def place(layers: tuple[Layer, ...], rows: int, activation_depth: int | None = N
 
 def _gradients(layers: tuple[Layer, ...], plan: Backward, rows: int, activations: Mapping[str, int], top: int
                ) -> Memory:
-    lifetimes = _lifetimes(layers, plan, rows)
-    depth = max(sum(other.size for other in lifetimes if other.first <= item.first <= other.last)
-                for item in lifetimes)
-    found = _fitted(lifetimes, depth)
-    while found is None:
-        depth += max(1, depth >> 6)
-        found = _fitted(lifetimes, depth)
-    depth = max(depth, *(bank_vectors(layer.in_shape, rows) for layer in layers if layer.norm), 0)
+    found, depth = _fitted(_lifetimes(layers, plan, rows))
+    copies, copied = _fitted(_copied(layers, rows))
     gradients = {layer.out: found[plan.owner(layer.out)] for layer in layers if layer.out in plan.complete}
-    return Memory(activations=activations, gradients=gradients, activation_depth=top, gradient_depth=depth)
+    return Memory(activations=activations, gradients=gradients, copies=copies, activation_depth=top,
+                  gradient_depth=max(depth, copied))
 
 
 def _lifetimes(layers: tuple[Layer, ...], plan: Backward, rows: int) -> list[_Lifetime]:
@@ -121,7 +121,27 @@ def _lifetimes(layers: tuple[Layer, ...], plan: Backward, rows: int) -> list[_Li
             for value, begin in first.items()]
 
 
-def _fitted(lifetimes: list[_Lifetime], depth: int) -> dict[str, int] | None:
+def _copied(layers: tuple[Layer, ...], rows: int) -> list[_Lifetime]:
+    """Of every result that FP puts among the gradients, too, in the order of the layers."""
+    last: dict[str, int] = {}
+    for k, layer in enumerate(layers):
+        for value in (layer.addend, layer.addend and layer.out, layer.norm and layer.x):
+            if value is not None:
+                last[value] = k
+    return [_Lifetime(value=layer.out, size=bank_vectors(layer.out_shape, rows), first=k, last=last[layer.out])
+            for k, layer in enumerate(layers) if layer.out in last]
+
+
+def _fitted(lifetimes: list[_Lifetime]) -> tuple[dict[str, int], int]:
+    """The places of all, and how deep the banks are then."""
+    depth = max((sum(other.size for other in lifetimes if other.first <= item.first <= other.last)
+                 for item in lifetimes), default=0)
+    while (found := _placed(lifetimes, depth)) is None:
+        depth += max(1, depth >> 6)
+    return found, depth
+
+
+def _placed(lifetimes: list[_Lifetime], depth: int) -> dict[str, int] | None:
     """The places of all in banks so deep, or None."""
     placed: list[tuple[_Lifetime, int]] = []
     for number, item in enumerate(lifetimes):

@@ -101,9 +101,7 @@ def _values(layers: tuple[Layer, ...], plan: Backward, held: Callable[[MapShape]
     reads: dict[str, list[int]] = {layers[0].x: []}
     for k, layer in enumerate(layers):
         reads[layer.out] = [k]
-        for name in (layer.x, layer.addend):
-            if name is not None:
-                reads[name].append(k)
+        reads[layer.x].append(k)
     reads[layers[-1].out].append(loss)
     for number, step in enumerate(plan.steps):
         reads[layers[step.layer].x].append(loss + 1 + number)

@@ -57,7 +57,8 @@ def _command(command: Command, lists: Lists) -> PhaseCycles:
     match command.opcode:
         case Opcode.FORWARD | Opcode.BACKWARD:
             work = work_of(command, lists)
-            steps = Stopwatch(adds=bool(command.add), elements=machine.elements).cycles(work)
+            steps = Stopwatch(adds=bool(command.add) and command.opcode == Opcode.BACKWARD,
+                              elements=machine.elements, rows=machine.rows).cycles(work)
             cycles, multiplied = around + steps + drain_cycles(machine), work.issued
         case Opcode.UPDATE:
             worked = [_update(command, lists, element) for element in range(machine.elements)]

@@ -100,7 +100,8 @@ def _command(command: Command, issued: int, lists: Lists) -> Activity:
     match command.opcode:
         case Opcode.FORWARD | Opcode.BACKWARD:
             results = _channels(command, lists) * command.out_y * command.out_x * lanes
-            copies = machine.elements if command.opcode == Opcode.BACKWARD else 1
+            copied = command.opcode == Opcode.BACKWARD or command.target & 1
+            copies = machine.elements * copied + (command.opcode == Opcode.FORWARD and not command.target & 2)
             written = results * copies / (4 if command.pool_out else 1)
             read = results * (command.add + (command.opcode == Opcode.BACKWARD))
             return Activity(macs=issued * rows * lanes, operands=issued * (lanes + rows), others=written + read,

@@ -21,8 +21,11 @@ Where ``empty`` is 0 the Issuer does not wait: with ``fetched[-1] + 5 <= taken[-
 ``taken[-16] + 7`` are at most ``taken[-1] + 1 <= done[-1]``. So of a run of blocks without an empty segment between
 only the first can wait; the last is fetched at ``max(fetched of the first + blocks - 1, taken[-16] + 2)``.
 
-Where something is added to results, the Issuer reads it in ``rows`` cycles, :data:`ADD_CYCLES` after the tile's end:
-holes in which it makes no step. They only put off what is done, so all of the above holds with them.
+Where something is added to results of BP, it is read from one gradient bank after the other, from :data:`ADD_CYCLES`
+after the tile's end on, and a step that would read the same bank in the same cycle waits for a cycle. The steps of a
+block read one bank after the other, too, from the first on, so that can only be a block's first step, in the cycle in
+which the first bank is read, or a tile's last, where that had to wait. It only puts off what is done, so all of the
+above holds.
 
 Where results are spilled, a tile may have to wait with its end (:mod:`espalier.cost.spilling`), which puts off all
 that follows likewise.
@@ -35,14 +38,16 @@ but the tile and the state, relative to the end of the tile before, and are comp
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple, assert_never
 
+from espalier.arch.machine import ROWS
 from espalier.cost.latencies import ADD_CYCLES, CREDIT_CYCLES, FETCH_CYCLES, GATHER_CYCLES, QUEUE_DEPTH
 from espalier.cost.spilling import NOTHING, Backlog, WritePort
 from espalier.cost.work import Loop, Run, Tile
 
-Hole = tuple[int, int]  #: cycles in which no step is made: the first, and the one after the last
+Reading = tuple[int, int]  #: of a bank a cycle, for what is added: the first cycle, and the one after the last
 
 
 class Queue(NamedTuple):
@@ -80,15 +85,15 @@ class State(NamedTuple):
     queues : tuple of Queue
     spacing : int
         Until when the next tile may not end.
-    holes : tuple of Hole
-        To come, in order.
+    readings : tuple of Reading
+        To come or under way, in order.
     backlog : Backlog
         What is on the way to external memory.
     """
 
     queues: tuple[Queue, ...]
     spacing: int = 0
-    holes: tuple[Hole, ...] = ()
+    readings: tuple[Reading, ...] = ()
     backlog: Backlog = NOTHING
 
 
@@ -98,18 +103,18 @@ class Stopwatch:
     Parameters
     ----------
     adds : bool
-        Whether something is added to results.
+        Whether something is added to results of BP.
     port : WritePort, optional
         Where results are spilled to.
     pooled : bool
         Whether four tiles make a result.
-    elements : int
-        Processing elements.
+    elements, rows : int
+        Processing elements, and the rows of each.
     """
 
-    def __init__(self, *, adds: bool = False, port: WritePort | None = None, pooled: bool = False, elements: int = 1
-                 ) -> None:
-        self.adds, self.port, self.pooled = adds, port, pooled
+    def __init__(self, *, adds: bool = False, port: WritePort | None = None, pooled: bool = False, elements: int = 1,
+                 rows: int = ROWS[-1]) -> None:
+        self.adds, self.port, self.pooled, self.rows = adds, port, pooled, rows
         self.start = State((EMPTY,) * elements)
         self.add_cycles = ADD_CYCLES + GATHER_CYCLES * (elements > 1)
         self.known: dict[tuple[Loop | Tile, State], tuple[State, int]] = {}
@@ -162,41 +167,57 @@ class Stopwatch:
 
     def _tile_after(self, tile: Tile, state: State) -> tuple[State, int]:
         """The state at the end of a tile, and the cycles from the end of the one before to that."""
-        worked = [_worked(runs, queue, state.holes) for runs, queue in zip(tile.runs, state.queues, strict=True)]
-        end = max(now for _, _, now in worked)
-        if end < state.spacing:
-            end = _after(state.spacing - 1, 1, state.holes)
+        own = [[_part(reading, number * self.rows, self.rows) for reading in state.readings]
+               for number in range(len(state.queues))]
+        worked = [_worked(runs, queue, readings)
+                  for runs, queue, readings in zip(tile.runs, state.queues, own, strict=True)]
+        end = max(state.spacing, *(now for _, _, now in worked))
+        while any(_meets(runs[-1].last_term, end, readings) for runs, readings in zip(tile.runs, own, strict=True)):
+            end += 1
         backlog = state.backlog
         if self.port:
             while (free := self.port.may_end(backlog, end)) > end:
-                end = _after(free - 1, 1, state.holes)
+                end = free
             backlog = self.port.after(backlog, end, tile.rows, pooled=self.pooled)
-        holes = [(max(start - end, 1), stop - end) for start, stop in state.holes if stop > end + 1]
+        readings = [(start - end, stop - end) for start, stop in state.readings if stop > end + 1]
         if self.adds:
-            holes.append((self.add_cycles, self.add_cycles + tile.rows))
+            readings.append((self.add_cycles, self.add_cycles + tile.rows))
         queues = tuple(Queue.at(fetched - end, [time - end for time in taken]) for fetched, taken, _ in worked)
-        return State(queues, tile.rows, tuple(holes), backlog), end
+        return State(queues, tile.rows, tuple(readings), backlog), end
 
 
-def _worked(runs: Sequence[Run], queue: Queue, holes: Sequence[Hole]) -> tuple[int, list[int], int]:
+def _part(reading: Reading, first: int, rows: int) -> Reading:
+    """What an element whose rows begin there has of a reading for all."""
+    start, stop = reading
+    return start + first, min(stop, start + first + rows)
+
+
+def _meets(term: int, time: int, readings: Sequence[Reading]) -> bool:
+    """Whether a step would read, at a time, the bank that is read for what is added."""
+    return any(start <= time < stop and time - start == term for start, stop in readings)
+
+
+def _worked(runs: Sequence[Run], queue: Queue, readings: Sequence[Reading]) -> tuple[int, list[int], int]:
     """An element's part of a tile: when the last block was fetched, the last were taken, and the last was done."""
     fetched, taken, now = queue.fetched, [*queue.taken], 0
     for run in runs:
         first = max(fetched + 1, taken[0] + CREDIT_CYCLES) + run.empty
         begin = max(first + FETCH_CYCLES, now)
-        taken += [_after(begin, steps, holes) for steps in run.begins]
+        late = _late(begin, run, readings)
+        last = range(max(0, run.blocks - QUEUE_DEPTH - 1), run.blocks)
+        taken += [begin + run.begins[block] + bisect_left(late, block) for block in last]
         credit = taken[-QUEUE_DEPTH - 1] if run.blocks > QUEUE_DEPTH else taken[run.blocks - 1]
         fetched = max(first + run.blocks - 1, credit + CREDIT_CYCLES)
-        taken, now = taken[-QUEUE_DEPTH:], _after(begin, run.steps, holes)
+        taken, now = taken[-QUEUE_DEPTH:], begin + run.steps + len(late)
     return fetched, taken, now
 
 
-def _after(time: int, steps: int, holes: Sequence[Hole]) -> int:
-    """The cycle of the last of so many steps after ``time``."""
-    for start, stop in holes:
-        if not steps or time + steps < start:
-            break
-        if stop > time + 1:
-            steps -= max(0, start - time - 1)
-            time = stop - 1
-    return time + steps
+def _late(begin: int, run: Run, readings: Sequence[Reading]) -> list[int]:
+    """The blocks of a run, the first of which is taken at ``begin``, whose first step waits; one for each cycle."""
+    late: list[int] = []
+    for start, stop in readings:
+        steps = start - begin - 1 - len(late)  # before the one that would meet it
+        block = bisect_left(run.begins, steps)
+        if start < stop and block < run.blocks and run.begins[block] == steps:
+            late.append(block)
+    return late

@@ -138,8 +138,7 @@ class _Timeline:
         self.spills.ask(launch, self.since + self.backlog.asked + 1)
         first = launch + FILL_CYCLES
         backlog = self.backlog._replace(beat=max(self.backlog.beat, self.read - self.since))
-        watch = Stopwatch(adds=bool(command.add), port=self.port, pooled=bool(command.pool_out),
-                          elements=self.machine.elements)
+        watch = Stopwatch(port=self.port, pooled=bool(command.pool_out), elements=self.machine.elements)
         self.backlog, steps = watch.spilled(work_of(command, self.lists), self.port.since(backlog, first - self.since))
         self.since = first + steps
         return FILL_CYCLES + CONTROL_CYCLES + steps + drain_cycles(self.machine)

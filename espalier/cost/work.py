@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-
-from espalier.cost.latencies import QUEUE_DEPTH
+from itertools import accumulate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +23,7 @@ class Run:
     blocks, steps : int
         Of the run.
     begins : tuple of int
-        Steps of the run before each of its last blocks, of which there are up to ``QUEUE_DEPTH + 1``.
+        Steps of the run before each of its blocks.
     """
 
     empty: int
@@ -32,15 +31,16 @@ class Run:
     steps: int
     begins: tuple[int, ...]
 
+    @property
+    def last_term(self) -> int:
+        """Which channel of its block the last step is for."""
+        return self.steps - self.begins[-1] - 1
+
     @classmethod
     def of(cls, empty: int, counts: Sequence[int]) -> Run:
         """The run of blocks with so many steps each."""
-        steps = begin = sum(counts)
-        begins: list[int] = []
-        for count in reversed(counts[-QUEUE_DEPTH - 1:]):
-            begin -= count
-            begins.append(begin)
-        return cls(empty=empty, blocks=len(counts), steps=steps, begins=tuple(reversed(begins)))
+        *begins, steps = accumulate(counts, initial=0)
+        return cls(empty=empty, blocks=len(counts), steps=steps, begins=tuple(begins))
 
 
 @dataclass(frozen=True, eq=False)

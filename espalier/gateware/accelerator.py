@@ -195,8 +195,9 @@ class Accelerator(wiring.Component):
         """
         for element in self.elements:
             element.connect(m)
-        m.d.comb += self.drain.addend.eq(self._of_owner("addend_owner", (
-            element.operands.source.as_value() for element in self.elements)))
+        if self.machine.sums:
+            m.d.comb += self.drain.addend.eq(self._of_owner("addend_owner", (
+                element.operands.addend.as_value() for element in self.elements)))
         first, drain = self.first, self.drain
         if self.machine.elements == 1:
             m.d.comb += [drain.item.eq(first.rows.item), drain.row.eq(first.lattice.row)]
@@ -216,7 +217,7 @@ class Accelerator(wiring.Component):
         """
         drain, writer, machine = self.drain, self.writer, self.machine
         engine, place = drain.activation_write, drain.write.out
-        if machine.norm_depth:
+        if machine.copies:
             place = Mux(self.command.target[0], drain.write.mask, place)
         fetched, address, vector = self._fetched()
         logits, _ = self._logit_place()
@@ -331,7 +332,7 @@ class Accelerator(wiring.Component):
                 mover.state_read[number].eq(update.far_read)]
 
     def _gradient_memory(self, m: Module) -> None:
-        """Read by the operands; written by the drain in BP and, before batch norms, in FP, and by the loss.
+        """Read by the operands; written by the drain in BP and, before batch norms and sums, in FP, and by the loss.
 
         Every processing element has a copy.
         """
@@ -341,7 +342,7 @@ class Accelerator(wiring.Component):
         m.d.sync += losing.eq(self.command.opcode == Opcode.LOSS)
         for element in self.elements:
             memory = element.gradients
-            m.d.comb += [memory.read_address.eq(element.operands.gradient_address),
+            m.d.comb += [memory.read_addresses.eq(element.operands.gradient_addresses),
                          element.operands.gradients.eq(memory.read_data)]
             with m.If(losing):
                 m.d.data += [memory.write_en.eq(loss.out_valid), memory.write_bank.eq(loss.out_class[:bank_bits]),

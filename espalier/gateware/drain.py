@@ -62,7 +62,7 @@ class RowCounter(wiring.Component):
         with m.Elif(item.valid):
             m.d.sync += [left.eq(left - 1), item.row.eq(item.row + 1), item.mask.eq(item.mask + command.out_plane)]
             forward = command.opcode == Opcode.FORWARD
-            with m.If(forward & ~command.target[0] if self.machine.norm_depth else forward):
+            with m.If(forward & ~command.target[0] if self.machine.copies else forward):
                 m.d.sync += item.out.eq(item.out + command.out_plane)
         if self.machine.elements > 1:
             self._owners(m)
@@ -72,11 +72,14 @@ class RowCounter(wiring.Component):
         """Behind the last row of a processing element comes the first of the next one."""
         command, item = self.command, self.item
         first_out, first_mask = Signal.like(item.out), Signal.like(item.mask)
+        own = command.opcode == Opcode.FORWARD  # each has its activations at the same addresses
+        if self.machine.copies:
+            own = own & ~command.target[0]
         with m.If(self.loaded):
             m.d.sync += [first_out.eq(self.tile.out), first_mask.eq(self.tile.mask), item.owner.eq(self.tile.owner)]
         with m.Elif(item.valid & (bank_of(self.machine, item.row) == self.machine.rows - 1)):
             m.d.sync += [item.owner.eq(item.owner + 1), item.mask.eq(first_mask),
-                         item.out.eq(Mux(command.opcode == Opcode.FORWARD, first_out, item.out + command.out_block))]
+                         item.out.eq(Mux(own, first_out, item.out + command.out_block))]
 
 
 class VectorRequantizer(wiring.Component):
@@ -147,7 +150,8 @@ class Drain(wiring.Component):
     row, item : In
         A row of sums and where it goes.
     addend : In
-        What is added to the row of :attr:`add_cycles` ago, where the command says so; ``addend_owner`` says who has it.
+        What is added to the row of :attr:`add_cycles` ago, where the command says so; ``addend_owner`` says who has it
+        (of a machine with ``sums``).
     mask_address : Out
         Activation to read (BP); ``mask`` is its vector three cycles later, when ``mask_owner`` says whose.
     activation_write, gradient_write : Out(1)
@@ -165,10 +169,10 @@ class Drain(wiring.Component):
         super().__init__({
             "command": In(command_layout(machine)), "item": In(item_layout(machine)),
             "row": In(data.ArrayLayout(signed(machine.acc_bits), machine.lanes)),
-            "addend": In(vector_layout(machine)),
             "mask_address": Out(bits_for(machine.activation_depth)), "mask": In(vector_layout(machine)),
             "activation_write": Out(1), "gradient_write": Out(1), "write": Out(item_layout(machine)),
             "write_data": Out(vector_layout(machine)),
+            **({"addend": In(vector_layout(machine))} if machine.sums else {}),
             **dict.fromkeys(("addend_owner", "mask_owner") if machine.elements > 1 else (),
                             Out(element_bits(machine)))})
 
@@ -201,7 +205,8 @@ class Drain(wiring.Component):
         """``word`` of two cycles ago, and what is added to it."""
         bits = self.machine.word_bits
         addend, total = Signal(signed(bits), name=f"addend_{lane}"), Signal(signed(bits), name=f"total_{lane}")
-        m.d.comb += addend.eq(Mux(self.command.add, self.addend[lane].value, 0))
+        if self.machine.sums:
+            m.d.comb += addend.eq(Mux(self.command.add, self.addend[lane].value, 0))
         m.d.sync += total.eq(saturate_later(m, word + addend, self.command.limit[:bits - 1], bits, f"sum_{lane}"))
         return total
 
@@ -236,7 +241,7 @@ class Drain(wiring.Component):
         m.d.comb += [read.addr.eq(coming.row), write.addr.eq(self.write.row), write.data.eq(self.write_data),
                      write.en.eq(self.write.valid & pooling)]
         activations, gradients = forward, command.opcode == Opcode.BACKWARD
-        if machine.norm_depth:
+        if machine.copies:
             activations, gradients = forward & ~command.target[1], gradients | forward & command.target[0]
         m.d.sync += [self.activation_write.eq(complete & activations), self.write.eq(item),
                      self.gradient_write.eq(complete & gradients)]

@@ -42,7 +42,7 @@ class Element:
         self.updates = [UpdateUnit(word_bits=machine.word_bits, depth=machine.master_depth // machine.trees,
                                    sum_bits=machine.sum_bits, groups=machine.groups,
                                    panel_depth=machine.state_depth * machine.tree_rows) for _ in range(machine.trees)]
-        self.front = Front(machine, add_cycles)
+        self.front = Front(machine, add_cycles, number)
         self.operands, self.rows = Operands(machine), RowCounter(machine)
         self.activations = BankedRam(vector_layout(machine), machine.activation_depth)
         self.gradients, self.weights = GradientBanks(machine), WeightBanks(machine)

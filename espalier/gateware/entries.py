@@ -40,13 +40,15 @@ def step_layout(machine: Machine) -> data.StructLayout:
 
     ``channel``: source vector at map position (0, 0); ``y, x``: position in the source map; ``tile.y,
     tile.x``: position in the output map. ``term``: which channel of the block (the skew of the
-    banks). Not ``valid``: multiply nothing. ``last``: the tile's sums are complete. ``add``: ``channel`` is the
-    address of a vector that is added to a result.
+    banks). Not ``valid``: multiply nothing. ``last``: the tile's sums are complete. ``add``: beside all that, what is
+    added to a result is at ``add_address`` of the gradient bank ``add_row``.
     """
+    sums = {"add": unsigned(1), "add_address": unsigned(bits_for(machine.gradient_depth)),
+            "add_row": unsigned((machine.rows - 1).bit_length())} if machine.sums else {}
     return data.StructLayout({
         "valid": unsigned(1), "channel": unsigned(address_bits(machine)), "y": OFFSET, "x": OFFSET,
         "column": unsigned(bits_for(machine.column_depth)), "term": unsigned((machine.rows - 1).bit_length()),
-        "one": unsigned(1), "last": unsigned(1), "add": unsigned(1), "tile": tile_layout(machine)})
+        "one": unsigned(1), "last": unsigned(1), "tile": tile_layout(machine), **sums})
 
 
 class EntryFetcher(wiring.Component):
@@ -145,13 +147,16 @@ class Issuer(wiring.Component):
     A tap that is never inside the map (a kernel larger than the map) has one step there, of nothing.
     Ends of tiles (``last``) are at least ``tile.rows`` cycles apart (WU: a tree's share of them), so that the results
     of one tile leave before those of the next arrive; of several processing elements all end a tile at once. Where
-    something is added to results, it is read when they come to the drain: ``tile.rows`` steps without a product,
-    ``add_cycles`` after the tile's end. Nothing else ever waits.
+    something is added to results, it is read from the gradient banks when they come to the drain, one after the other,
+    ``add_cycles`` after the tile's end. In BP the steps read those banks, too, one after the other: a step that would
+    read the same bank in the same cycle waits. Nothing else ever does.
 
     Parameters
     ----------
     add_cycles : int
-        From the last step of a tile to the one that reads what is added to its first result.
+        From the last step of a tile to the one beside which what is added to its first result is read.
+    number : int
+        Of the processing element. In BP each reads what is added to the gradients of its own activations.
 
     Members
     -------
@@ -165,8 +170,8 @@ class Issuer(wiring.Component):
         One cycle, with the last step of the phase or after it.
     """
 
-    def __init__(self, machine: Machine, add_cycles: int):
-        self.machine, self.add_cycles = machine, add_cycles
+    def __init__(self, machine: Machine, add_cycles: int, number: int = 0):
+        self.machine, self.add_cycles, self.number = machine, add_cycles, number
         super().__init__({"command": In(command_layout(machine)),
                           "i": In(stream.Signature(span_layout(machine))), "hold": In(1),
                           "step": Out(step_layout(machine)), "finished": Out(1),
@@ -182,21 +187,19 @@ class Issuer(wiring.Component):
         self.channel, self.term = Signal.like(self.step.channel), Signal.like(task.entry.count)
         pixels_done, tile_end, go, done = Signal(), Signal(), Signal(), Signal()
         spacing, waiting = Signal.like(task.tile.rows), Signal()  # cycles until a tile may end, and whether any
-        adding = Signal()  # this step reads what is added to a result
+        clash = Signal()  # this step would read the bank from which something is read that is added
         ends = Signal()  # the task's last pixel (WU), its last step (FP, BP) is the end of a tile
         self.advance = Signal.like(self.channel)  # from one channel of a block to the next
-        self.advance_out = Signal.like(self.channel)  # from one result of a tile to the next
         m.d.sync += [self.update.eq(self.command.opcode == Opcode.UPDATE),
-                     self.advance_out.eq(Mux(self.command.opcode == Opcode.BACKWARD, 0, self.command.out_plane)),
                      self.advance.eq(Mux(self.command.opcode == Opcode.BACKWARD, 0, self.command.source_plane))]
         m.d.comb += [
             pixels_done.eq(self.y_done & self.x_done),
             tile_end.eq(ends & pixels_done & (self.update | self.terms_done)),
-            go.eq(held & ~adding & ~(tile_end & (waiting | self.hold))),
-            done.eq(held & ~adding & pixels_done & self.terms_done & ~(ends & (waiting | self.hold))),
+            go.eq(held & ~clash & ~(tile_end & (waiting | self.hold))),
+            done.eq(held & ~clash & pixels_done & self.terms_done & ~(ends & (waiting | self.hold))),
             self.i.ready.eq(~held | done)]
         if self.machine.elements > 1:
-            m.d.comb += self.ready.eq(held & ~adding & tile_end & ~waiting)
+            m.d.comb += self.ready.eq(held & ~clash & tile_end & ~waiting)
         rows, most = span.task.tile.rows, self.machine.tree_rows
         turns = Signal.like(rows)  # cycles in which a tile's rows leave
         m.d.comb += turns.eq(Mux(self.update & (rows > most), most, rows))
@@ -212,7 +215,8 @@ class Issuer(wiring.Component):
         with m.Elif(go):
             self._next(m, pixels_done)
         self._issue(m, go, tile_end)
-        self._add(m, go & tile_end, adding)
+        if self.machine.sums:
+            self._add(m, go & tile_end, clash)
         m.d.sync += self.finished.eq(done & span.task.last & span.task.tile.final)
         return m
 
@@ -240,25 +244,25 @@ class Issuer(wiring.Component):
             step.channel.eq(self.channel), step.column.eq(task.entry.column), step.term.eq(self.term),
             step.one.eq(task.entry.one), step.y.eq((self.y << self.command.stride_y) + span.offset_y),
             step.x.eq((self.x << self.command.stride_x) + span.offset_x),
-            step.tile.eq(task.tile), step.tile.y.eq(self.y), step.tile.x.eq(self.x), step.add.eq(0)]
+            step.tile.eq(task.tile), step.tile.y.eq(self.y), step.tile.x.eq(self.x)]
 
-    def _add(self, m: Module, ended: Value, adding: Signal) -> None:
-        """Steps that read what is added to the results of a tile that ``ended``: in order of the rows."""
-        command, step, tile = self.command, self.step, self.span.task.tile
+    def _add(self, m: Module, ended: Value, clash: Signal) -> None:
+        """Beside the steps, in order of the rows, what reads what is added to the results of a tile that ``ended``."""
+        command, step, tile, machine = self.command, self.step, self.span.task.tile, self.machine
         ends = delay_line(m, ended & command.add, self.add_cycles - 1, "ended")
         places = delay_line(m, Cat(tile.out, tile.rows), self.add_cycles - 1, "ended_tile")
         out, rows = places[-1][:len(tile.out)], places[-1][len(tile.out):]
-        address, row, left = Signal.like(step.channel), Signal.like(step.term), Signal.like(tile.rows)
-        m.d.comb += adding.eq(left != 0)
+        address, left, ours = Signal.like(step.add_address), Signal.like(tile.rows), Signal()
+        row, backward = Signal((machine.all_rows - 1).bit_length()), Signal()
+        own, element = row[:len(step.add_row)], row[len(step.add_row):]
+        m.d.sync += backward.eq(command.opcode == Opcode.BACKWARD)
+        m.d.comb += [ours.eq((left != 0) & (~backward | (element == self.number))),
+                     clash.eq(ours & backward & (own == self.term[:len(own)]))]
         with m.If(ends[-1]):
             m.d.sync += [address.eq(out + command.add_offset), row.eq(0), left.eq(rows)]
-        with m.Elif(adding):
-            m.d.sync += [address.eq(address + self.advance_out), row.eq(row + 1), left.eq(left - 1)]
-        if self.machine.elements > 1:  # behind the last row of one comes the first of the next
-            kept = Signal.like(address)
-            with m.If(ends[-1]):
-                m.d.sync += kept.eq(out + command.add_offset)
-            with m.Elif(adding & (row == self.machine.rows - 1)):
-                m.d.sync += address.eq(Mux(command.opcode == Opcode.FORWARD, kept, address + command.out_block))
-        with m.If(adding):
-            m.d.sync += [step.add.eq(1), step.channel.eq(address), step.y.eq(0), step.x.eq(0), step.term.eq(row)]
+        with m.Elif(left != 0):
+            m.d.sync += [row.eq(row + 1), left.eq(left - 1)]
+            if machine.elements > 1:  # behind the last row of one comes the first of the next
+                with m.If(own == machine.rows - 1):
+                    m.d.sync += address.eq(address + command.out_block)
+        m.d.sync += [step.add.eq(ours), step.add_address.eq(address), step.add_row.eq(own)]

@@ -29,7 +29,7 @@ class Front(wiring.Component):
 
     Parameters
     ----------
-    add_cycles : int
+    add_cycles, number : int
         As of the :class:`Issuer`.
 
     Members
@@ -47,8 +47,8 @@ class Front(wiring.Component):
 
     fill_cycles = 18
 
-    def __init__(self, machine: Machine, add_cycles: int):
-        self.machine, self.add_cycles = machine, add_cycles
+    def __init__(self, machine: Machine, add_cycles: int, number: int = 0):
+        self.machine, self.add_cycles, self.number = machine, add_cycles, number
         super().__init__({
             "command": In(command_layout(machine)), "start": In(1), "hold": In(1),
             "step": Out(step_layout(machine)), "finished": Out(1), "table_en": In(1), "index_en": In(1),
@@ -65,7 +65,7 @@ class Front(wiring.Component):
         m.submodules.table = table = SegmentTable(machine)
         m.submodules.entries = entries = EntryFetcher(machine)
         m.submodules.spans = spans = SpanFinder(machine)
-        m.submodules.issuer = issuer = Issuer(machine, self.add_cycles)
+        m.submodules.issuer = issuer = Issuer(machine, self.add_cycles, self.number)
         for name, source, launch, pipeline, layout, after in (
                 ("tile", tiles, tiles.o.valid, reach, reach_layout, cutter),
                 ("segment", cutter, cutter.o.valid, table, segment_layout, entries),

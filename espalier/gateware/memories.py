@@ -16,13 +16,14 @@ from espalier.program.words import bits_for
 class GradientBanks(wiring.Component):
     """Vectors of gradients, channel ``c`` in bank ``c mod rows``.
 
-    All banks are read at one address, one is written at another; read data two cycles later.
+    Each bank is read at an address, one is written at another; read data two cycles later.
     """
 
     def __init__(self, machine: Machine):
         self.machine = machine
         address, vector = bits_for(machine.gradient_depth), vector_layout(machine)
-        super().__init__({"read_address": In(address), "read_data": Out(data.ArrayLayout(vector, machine.rows)),
+        super().__init__({"read_addresses": In(data.ArrayLayout(address, machine.rows)),
+                          "read_data": Out(data.ArrayLayout(vector, machine.rows)),
                           "write_en": In(1), "write_bank": In((machine.rows - 1).bit_length()),
                           "write_address": In(address), "write_data": In(vector)})
 
@@ -30,7 +31,7 @@ class GradientBanks(wiring.Component):
         m = Module()
         for bank in range(self.machine.rows):
             m.submodules[f"bank_{bank}"] = ram = BankedRam(vector_layout(self.machine), self.machine.gradient_depth)
-            m.d.comb += [ram.read_address.eq(self.read_address), self.read_data[bank].eq(ram.read_data),
+            m.d.comb += [ram.read_address.eq(self.read_addresses[bank]), self.read_data[bank].eq(ram.read_data),
                          ram.write_data.eq(self.write_data),
                          ram.write_en.eq(self.write_en & (self.write_bank == bank)),
                          ram.write_address.eq(self.write_address)]

@@ -38,7 +38,8 @@ class Operands(wiring.Component):
 
     Cycle 1: coordinates; 2: products; 3 and 4: addresses; 5: the memories' address registers; 6: in the memories; 7:
     their data registers; 8: one bank. WU's gradients skip the last and are read a cycle later; weights are read a cycle
-    earlier and rotated in two, 7 and 8.
+    earlier and rotated in two, 7 and 8. What is added to results is read from the gradients beside a step, from a bank
+    of its own.
 
     Members
     -------
@@ -47,7 +48,7 @@ class Operands(wiring.Component):
         A read by the host while no step is valid.
     activation_address : Out
         To the activation memory, whose data come three cycles later.
-    gradient_address, weight_addresses : Out
+    gradient_addresses, weight_addresses : Out
         To the banks, whose data come two cycles later.
     x, b, last : Out
         To the lattice.
@@ -55,6 +56,8 @@ class Operands(wiring.Component):
         The step whose operands these are.
     source : Out
         The vector that the step read, whether it counts or not.
+    addend : Out
+        What was read beside it (of a machine with ``sums``).
     probed_weight : Out
         What ``probe`` found (as ``source`` is), from :attr:`probe_cycles` after it came; it has to be held so long.
     """
@@ -69,13 +72,14 @@ class Operands(wiring.Component):
             "command": In(command_layout(machine)), "parity": In(1), "step": In(step_layout(machine)),
             "probe": In(probe_layout(machine)),
             "activation_address": Out(bits_for(machine.activation_depth)), "activation": In(vector),
-            "gradient_address": Out(bits_for(machine.gradient_depth)),
+            "gradient_addresses": Out(data.ArrayLayout(bits_for(machine.gradient_depth), machine.rows)),
             "gradients": In(data.ArrayLayout(vector, machine.rows)),
             "weight_addresses": Out(data.ArrayLayout(bits_for(machine.column_depth), machine.rows)),
             "weights": In(data.ArrayLayout(signed(machine.word_bits), machine.rows)),
             "x": Out(values_layout(machine)), "b": Out(data.ArrayLayout(values_layout(machine), machine.rows)),
             "last": Out(1), "done": Out(step_layout(machine)),
-            "source": Out(vector), "probed_weight": Out(signed(machine.word_bits))})
+            "source": Out(vector), "probed_weight": Out(signed(machine.word_bits)),
+            **({"addend": Out(vector)} if machine.sums else {})})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -92,6 +96,8 @@ class Operands(wiring.Component):
         self._distances(m, steps[5])
         source, passes = self._source(m, steps[7], bank, from_gradients)
         self._operands(m, steps[7], source, passes, turned)
+        if self.machine.sums:
+            m.d.sync += self.addend.eq(self._gradient(steps[7].add_row))
         m.d.comb += [self.done.eq(steps[8]), self.last.eq(steps[8].last), self.source.eq(source),
                      self.probed_weight.eq(turned[0])]
         return m
@@ -112,14 +118,21 @@ class Operands(wiring.Component):
         m.d.sync += [
             y.eq(Mux(halve_source, at_y >> 1, at_y)), x.eq(Mux(halve_source, at_x >> 1, at_x)),
             tile_y.eq(step.tile.y >> command.pool_source), tile_x.eq(step.tile.x >> command.pool_source),
-            base.eq(step.channel + Mux(step.add, 0, alternate))]
+            base.eq(step.channel + alternate)]
         m.d.sync += [
             row.eq(y * pitch), column.eq(base + x),
             gradient_row.eq(tile_y * command.gradient_x), gradient_column.eq(then.tile.out + tile_x),
             address.eq(Mux(self.probe.active, self.probe.address, row + column)),
             gradient_address.eq(gradient_row + gradient_column), late.eq(gradient_address),
-            later.eq(late), source.eq(address), self.gradient_address.eq(Mux(self.update, later, source))]
+            later.eq(late), source.eq(address)]
         m.d.comb += self.activation_address.eq(source)
+        for bank in range(self.machine.rows):
+            read = Mux(self.update, later, source)
+            if self.machine.sums:
+                adds = Signal(name=f"adds_{bank}")
+                m.d.sync += adds.eq(steps[3].add & (steps[3].add_row == bank))
+                read = Mux(adds, steps[4].add_address, read)
+            m.d.sync += self.gradient_addresses[bank].eq(read)
 
     def _in_tile(self, m: Module, axis: str) -> Value:
         """Where in its lane's tile the pixel is that a step reads."""
@@ -186,7 +199,7 @@ class Operands(wiring.Component):
         found, source, passes, unpool = Signal(vector), Signal(vector), Signal(self.machine.lanes), Signal()
         m.d.comb += found.eq(self.activation)
         with m.If(from_gradients):
-            m.d.comb += found.eq(self.gradients[bank] if self.machine.rows > 1 else self.gradients[0])
+            m.d.comb += found.eq(self._gradient(bank))
         machine = self.machine
         moved = self._moved([word.as_value() for word in found], self.down, machine.grid_x, machine.grid_y)
         m.d.sync += [source.eq(Cat(*moved)), unpool.eq(self.command.pool_source & self.backward)]
@@ -195,6 +208,10 @@ class Operands(wiring.Component):
             code = data.View(word_layout(machine), word).code
             m.d.sync += passes[lane].eq(step.valid & (~unpool | (code == position)))
         return source, passes
+
+    def _gradient(self, bank: Value) -> Value:
+        """What comes from a bank of the gradients."""
+        return (self.gradients[bank] if self.machine.rows > 1 else self.gradients[0]).as_value()
 
     def _operands(self, m: Module, coming: data.View, source: data.View, passes: Signal, turned: data.View) -> None:
         """``coming`` is in cycle 7, all else in 8. Of gradients and weights one is zero, so that nothing selects."""

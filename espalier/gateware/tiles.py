@@ -104,32 +104,34 @@ class TileCounter(wiring.Component):
         out, mask, block_out, block_mask = (Signal.like(field) for field in (o.tile.out, o.tile.mask) * 2)
         m.d.comb += [o.table.eq(table), o.tile.out.eq(out), o.tile.mask.eq(mask)]
         m.d.sync += slots.eq(command.kernel_y * command.kernel_x + 1)
-        further_block = self._block_step(m, step & block_done)
+        further_block, further_mask = self._block_step(m, step & block_done)
         with m.If(self.start):
             m.d.sync += [table.eq(command.table), out.eq(command.out_base), block_out.eq(command.out_base),
                          mask.eq(command.mask_base), block_mask.eq(command.mask_base)]
         with m.Elif(step & block_done):
             next_out = block_out + further_block
-            next_mask = block_mask + command.out_plane * self.machine.rows
+            next_mask = block_mask + Mux(further_mask, command.out_plane * self.machine.rows, 0)
             m.d.sync += [table.eq(table + slots), out.eq(next_out), block_out.eq(next_out),
                          mask.eq(next_mask), block_mask.eq(next_mask)]
         with m.Elif(step & window_done):
             further = Mux(row_done, command.out_skip, command.out_step)
             m.d.sync += [out.eq(out + further), mask.eq(mask + further)]
 
-    def _block_step(self, m: Module, done: Value) -> Value:
-        """From where a block's results go to where the next one's do."""
+    def _block_step(self, m: Module, done: Value) -> tuple[Value, Value]:
+        """From where a block's results go to where the next one's do, and whether their activations have others."""
         command, bits = self.command, element_bits(self.machine)
         if not bits:
-            return command.out_block
-        owner, turns = self.o.p.tile.owner, Signal()
-        m.d.sync += turns.eq((command.opcode == Opcode.FORWARD) & ~command.own)
+            return command.out_block, C(1)
+        owner, turns, copies = self.o.p.tile.owner, Signal(), Signal()
+        m.d.sync += [turns.eq((command.opcode == Opcode.FORWARD) & ~command.own),
+                     copies.eq((command.opcode == Opcode.BACKWARD) | (command.target[0] if self.machine.copies else 0))]
         with m.If(self.start):
             m.d.sync += owner.eq(0)
         with m.Elif(done & turns):
             m.d.sync += owner.eq(owner + 1)
-        each = Mux(command.opcode == Opcode.BACKWARD, command.out_block << bits, command.out_block)
-        return Mux(turns & ~owner.all(), 0, each)
+        each = Mux(copies & ~turns, command.out_block << bits, command.out_block)
+        stays = turns & ~owner.all()
+        return Mux(stays & ~copies, 0, each), ~stays
 
 
 class ReachFinder(wiring.Component):

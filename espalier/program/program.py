@@ -54,8 +54,8 @@ class Command:
         FP, BP: from a result's address to that of the next in its row, and from the last of a row to the next row's
         first. BP of a strided layer is one command for each phase of its map.
     add, add_offset : int
-        FP, BP: whether a stored vector is added to each result, and how far behind the result's address it lies
-        (modulo the addresses that there are).
+        FP, BP: whether a vector of the gradient memory is added to each result, and how far behind ``out_base`` and
+        what follows from it that lies (modulo the addresses that there are). Such FP has a ``target``.
     mask_base : int
         BP: the activations that the results are gradients of (for their pool codes and signs). FP with a ``target``:
         where results go as activations.

@@ -116,7 +116,9 @@ def command_fields(machine: Machine) -> dict[str, int]:
               "runs": bits_for(machine.run_depth + 1),
               "first_column": bits_for(machine.column_depth)} if machine.panel_depth else {}
     clip = {"bound": machine.word_bits} if machine.clips else {}
-    norm = {"target": 2, "norm": 1, "norm_mode": 2, "norm_base": bits_for(machine.norm_depth),
+    sums = {"add": 1, "add_offset": address} if machine.sums else {}
+    copies = {"target": 2} if machine.copies else {}
+    norm = {"norm": 1, "norm_mode": 2, "norm_base": bits_for(machine.norm_depth),
             "norm_count": bits_for(machine.norm_depth + 1), "norm_column": bits_for(machine.weight_depth),
             "sum_frac": FRAC_BITS, "word_frac": FRAC_BITS, "word_limit": machine.word_bits,
             **dict.fromkeys(NORM_SCALARS, SCALAR_BITS)} if machine.norm_depth else {}
@@ -132,13 +134,13 @@ def command_fields(machine: Machine) -> dict[str, int]:
         "source_plane": activation, "pool_source": 1, "pool_out": 1, "gradient_x": size,
         "alternate": activation, "one": machine.word_bits,
         "out_base": address, "out_block": address, "out_plane": activation,
-        "out_step": bits_for((1 << MAX_STRIDE_SHIFT) + 1), "out_skip": address, "add": 1, "add_offset": address,
+        "out_step": bits_for((1 << MAX_STRIDE_SHIFT) + 1), "out_skip": address,
         "mask_base": activation, "rectify": 1,
         "shift": 6, "limit": machine.word_bits,
         "gradient_shift": 6, "weight_width": 5, "diagonal": 1,
         "rate": 16, "rate_shift": 6, "momentum": 16, "momentum_shift": 6, "decay": 16, "decay_shift": 6,
         "classes": bits_for(machine.max_classes + 1), "logit_frac": 5, "gradient_frac": 5, "gradient_width": 5,
-        "hinge": 1, **external, **panels, **clip, **norm, **grid, **elements,
+        "hinge": 1, **external, **panels, **clip, **sums, **copies, **norm, **grid, **elements,
     }
 
 

@@ -108,6 +108,18 @@ def test_a_machine_that_does_not_clip_wrong():
     assert compiled(clipped, replace(machine, clips=True)).program
 
 
+def test_a_machine_that_does_not_add_wrong():
+    residual = Chain((2, 6, 6)).conv(2, (3, 3), (1, 1, 1, 1)).relu()
+    start = residual.x
+    residual.conv(2, (3, 3), (1, 1, 1, 1)).add(start).linear(4)
+    machine = replace(exact_machine(residual, random_live(np.random.default_rng(0), residual, 2, 1.0), 2), sums=False)
+    with pytest.raises(FitError, match="^The network adds up layers, or gradients of a value with several readers, "
+                                       "which the machine cannot: build one with sums$"):
+        compiled(residual, machine)
+    plain = Chain((2, 6, 6)).conv(2, (3, 3)).linear(4)
+    assert compiled(plain, replace(machine, acc_bits=48)).program
+
+
 @pytest.mark.parametrize(("what", "formats", "image"), [
     ("input", Formats(weight=NARROW, result=NARROW, gradient=NARROW), Fixed.of(9, 4)),
     ("weight", Formats(weight=Fixed.of(9, 4), result=NARROW, gradient=NARROW), NARROW),

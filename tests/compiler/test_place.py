@@ -84,6 +84,23 @@ def test_gradients_lie_apart_from_their_first_step_to_their_last(layers, rows):
         assert disjoint(spans) and all(start >= 0 and end <= memory.gradient_depth for start, end in spans)
 
 
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(layers=branched(), rows=st.sampled_from(ROWS))
+def test_what_is_added_in_the_forward_pass_lies_apart(layers, rows):
+    """Each sum and what it is made of, from the layer that makes it to the last that adds it."""
+    memory = place(layers, rows)
+    made = {layer.out: k for k, layer in enumerate(layers)}
+    sums = [layer for layer in layers if layer.addend]
+    assert set(memory.copies) == {name for layer in sums for name in (layer.out, layer.addend)}
+    for k, layer in enumerate(layers):
+        alive = {name for name in memory.copies if made[name] <= k
+                 <= max([made[name], *(made[other.out] for other in sums if other.addend == name)])}
+        spans = [(memory.copies[name], memory.copies[name] + bank_vectors(layers[made[name]].out_shape, rows))
+                 for name in alive]
+        assert disjoint(spans) and all(start >= 0 and end <= memory.gradient_depth for start, end in spans)
+        assert not layer.addend or layer.addend in alive
+
+
 def test_gradient_depth_is_what_the_largest_neighbours_need():
     layers = Chain((1, 8, 8)).conv(3, (1, 1)).conv(5, (1, 1)).conv(2, (1, 1)).linear(7).layers()
     memory = place(layers, 2)

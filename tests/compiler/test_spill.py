@@ -38,8 +38,7 @@ def on_chip(layers, found):
     reads = {layers[0].x: [0]}
     for k, layer in enumerate(layers):
         reads[layer.out] = [k]
-        for name in {layer.x, layer.addend} - {None}:
-            reads[name].append(k)
+        reads[layer.x].append(k)
     reads[layers[-1].out].append(loss)
     for number, step in enumerate(plan.steps):
         reads[layers[step.layer].x].append(loss + 1 + number)

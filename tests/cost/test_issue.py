@@ -23,7 +23,7 @@ def through_all_queues(tiles: list[Spelled], adds: bool) -> int:
     tile = segment = fetch = -1  # when the last one set out
     tiles_taken, segments_taken, blocks_taken = ([-100] * DEPTH for _ in range(3))
     done = end = -100  # of the last block, and of the last tile with the rows that it needs
-    holes: set[int] = set()  # cycles in which no step is made
+    banks: dict[int, int] = {}  # from which something is read that is added, by cycle
     for rows, segments in tiles:
         tile = max(tile + 1, tiles_taken[-DEPTH] + CREDIT)
         tiles_taken.append(max(tile + 5, segment))
@@ -38,14 +38,14 @@ def through_all_queues(tiles: list[Spelled], adds: bool) -> int:
                 if steps:
                     blocks_taken.append(max(fetch + 5, done))
                     done = blocks_taken[-1]
-                    for _ in range(steps):
+                    for term in range(steps):
                         done += 1
-                        while done in holes:
+                        while banks.get(done) == term:
                             done += 1
-        while done < end or done in holes:
+        while done < end or banks.get(done) == term:
             done += 1
         end = done + rows
-        holes |= {*range(done + ADD, end + ADD)} if adds else set()
+        banks |= {done + ADD + row: row for row in range(rows)} if adds else {}
     return done - FILL
 
 
@@ -82,11 +82,17 @@ def test_credit_bounds_how_far_ahead_the_fetcher_is() -> None:
     assert cycles((1, ((10,) * 18,)), (1, ((),) * 200 + ((1,),))) == 22 + 200 + 5 + 1
 
 
-def test_what_is_added_is_read_between_steps() -> None:
-    """Eight cycles after the end of the first tile, four of the second's twelve steps, or none of its two."""
-    assert cycles((4, ((1,),)), (4, ((12,),)), adds=True) == 1 + 12 + 4
+def test_what_is_added_is_read_beside_other_steps() -> None:
+    """Bank 0 is read eight cycles after the end of the first tile: only a block that would begin then waits."""
+    assert cycles((4, ((1,),)), (4, ((4, 4, 4),)), adds=True) == 1 + 12
+    assert cycles((4, ((1,),)), (4, ((4, 3, 4, 1),)), adds=True) == 1 + 12 + 1
     assert cycles((4, ((1,),)), (4, ((2,),)), adds=True) == 1 + 4
-    assert cycles((4, ((1,),)), (4, ((3, 8),)), adds=True) == 1 + 11 + 4
+
+
+def test_the_end_of_a_tile_waits_for_the_bank_that_it_reads() -> None:
+    """The second tile's nine steps are there at 9, but must end at 16, in the cycle in which bank 8 is read."""
+    assert cycles((16, ((1,),)), (1, ((9,),)), adds=True) == 1 + 16 + 1
+    assert cycles((16, ((1,),)), (1, ((8,),)), adds=True) == 1 + 16
 
 
 tiles = st.tuples(

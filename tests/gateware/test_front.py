@@ -11,7 +11,7 @@ from espalier.arch.machine import Machine
 from espalier.gateware.front import Front
 from espalier.gateware.layouts import command_layout
 from espalier.numerics.window import Window
-from espalier.program.words import Opcode, command_fields
+from espalier.program.words import Opcode, bits_for
 
 ADD_CYCLES = 5
 FILL_CYCLES = Front.fill_cycles  #: at most, from the launch to the first step, and to ``finished``
@@ -20,11 +20,11 @@ FILL_CYCLES = Front.fill_cycles  #: at most, from the launch to the first step, 
 def run(program, commands, max_cycles):
     """For each command: its steps as tuples, and the cycles from its launch to ``finished``.
 
-    Steps that read what is added are held against the ends of tiles that they belong to.
+    What reads what is added is held against the ends of tiles that it belongs to.
     """
     front, found = Front(program.machine, ADD_CYCLES), []
     names = ("channel", "y", "x", "column", "term", "one", "last")
-    modulo = 1 << command_fields(program.machine)["add_offset"]
+    modulo = 1 << bits_for(program.machine.gradient_depth)
 
     async def testbench(ctx):
         for enable, port, words in (
@@ -49,12 +49,11 @@ def run(program, commands, max_cycles):
                     place = tuple(step.tile[name] for name in ("y", "x", "out", "rows"))
                     steps.append((step.valid, *(step[name] for name in names), *place))
                 if step.last and command.add:
-                    plane = command.out_plane if command.opcode == Opcode.FORWARD else 0
                     expected |= {cycles + ending + ADD_CYCLES + row: (
-                        (step.tile.out + command.add_offset + row * plane) % modulo, row, 0, 0, 0)
-                        for row in range(step.tile.rows)}
+                        (step.tile.out + command.add_offset) % modulo, row) for row in range(step.tile.rows)}
                 if step.add:
-                    adding[cycles + ending] = step.channel, step.term, step.y, step.x, step.valid
+                    adding[cycles + ending] = step.add_address, step.add_row
+                    assert command.opcode == Opcode.FORWARD or not step.valid or step.term != step.add_row
                 await ctx.tick()
                 ctx.set(front.start, 0)
                 cycles, ending = cycles + (not finished), ending + finished
@@ -179,8 +178,8 @@ def test_strides(kernel, stride, pad, rows):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8])
-def test_sums_are_read_between_steps(rows):
-    """In FP from the stored map, in BP from the gradient that passes and from the part that is there already."""
+def test_sums_are_read_beside_steps(rows):
+    """In FP the stored map, in BP the gradient that passes and the part that is there already."""
     chain = Chain((2, 4, 4)).conv(5, (1, 1)).relu()
     start = chain.x
     chain.conv(6, (1, 1), window=Window((1, 1), (2, 2)))

@@ -46,7 +46,7 @@ def test_weights_are_read_by_column_and_by_row_in_one_cycle(rows, trees):
     simulate(banks, testbench, max_cycles=2 * rows * rows + 4 * rows + 2)
 
 
-def test_gradient_banks_write_one_and_read_all():
+def test_gradient_banks_write_one_and_read_each_at_an_address():
     banks = GradientBanks(machine(4, lanes=2))
     words = np.random.default_rng(0).integers(-1 << 15, 1 << 15, (8, 4, 2))
 
@@ -61,10 +61,11 @@ def test_gradient_banks_write_one_and_read_all():
                 await ctx.tick()
         ctx.set(banks.write_en, 0)
         for address in range(8):
-            ctx.set(banks.read_address, address)
+            addresses = [(address + 3 * bank) % 8 for bank in range(4)]
+            ctx.set(banks.read_addresses, addresses)
             await ctx.tick().repeat(2)
             assert [[ctx.get(banks.read_data[bank][lane].value) for lane in range(2)] for bank in range(4)] \
-                == words[address].tolist()
+                == words[addresses, range(4)].tolist()
             assert [ctx.get(banks.read_data[bank][lane].code) for bank in range(4) for lane in range(2)] == [1, 2] * 4
 
     simulate(banks, testbench, max_cycles=64)

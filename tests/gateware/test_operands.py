@@ -97,12 +97,14 @@ class Bench:
             for row in rows:
                 for name, value in row.items():
                     ctx.set(getattr(operands, name), value)
-                asked.append((ctx.get(operands.activation_address), ctx.get(operands.gradient_address),
-                              [ctx.get(operands.weight_addresses[bank]) for bank in banks]))
-                activation, gradient, columns = (asked[max(0, len(asked) - 1 - late)][k] for k, late in enumerate(
+                asked.append((ctx.get(operands.activation_address), *(
+                    [ctx.get(addresses[bank]) for bank in banks]
+                    for addresses in (operands.gradient_addresses, operands.weight_addresses))))
+                activation, gradients, columns = (asked[max(0, len(asked) - 1 - late)][k] for k, late in enumerate(
                     (ACTIVATION_CYCLES, GRADIENT_CYCLES, WEIGHT_CYCLES)))
                 ctx.set(operands.activation, memories.vector(memories.activations, activation))
-                ctx.set(operands.gradients, [memories.vector(memories.gradients[bank], gradient) for bank in banks])
+                ctx.set(operands.gradients, [memories.vector(memories.gradients[bank], gradients[bank])
+                                                 for bank in banks])
                 ctx.set(operands.weights, [int(memories.weights[bank, columns[bank]]) for bank in banks])
                 seen.append(observe(ctx))
                 await ctx.tick()
@@ -207,6 +209,35 @@ def test_backward_reads_gradients_and_rows_of_blocks(rows, pooled):
         if step["valid"]:
             assert x == memories.gradient_map[:, channel, step["y"], step["x"]].tolist()
             assert b == [[word] * 3 for word in memories.w[weights, term]]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("opcode", [Opcode.FORWARD, Opcode.BACKWARD])
+def test_what_is_added_is_read_beside_the_steps(rows, opcode):
+    """Of the gradients: in FP, which reads no other, from any bank; in BP from one that the step does not read."""
+    rng, mine = np.random.default_rng(rows), machine(rows, 2)
+    memories = Memories.random(mine, rng, pooled=0)
+    bench, plane, steps, sources = Bench(mine, memories, {
+        "opcode": opcode, "gradient_x": SIZE[1], "source_x": SIZE[1]}), SIZE[0] * SIZE[1], [], []
+    for _ in range(60):
+        channel, block, y, x, row, address = below(rng, CHANNELS, OUT_BLOCKS, *SIZE, rows, 64)
+        term = channel % rows
+        forward = opcode == Opcode.FORWARD
+        sources.append(memories.x[0, :, channel, y, x] if forward else memories.g[:, block * rows + term, y, x])
+        steps.append({"valid": int(rng.random() < 0.8), "channel": BASE + (channel if forward else block) * plane,
+                      "term": term, "y": y, "x": x, "add_address": address, "add_row": row})
+        steps[-1]["add"] = int(forward or not steps[-1]["valid"] or row != term)
+
+    def observe(ctx):
+        return ([ctx.get(bench.operands.x[lane]) for lane in range(2)],
+                [ctx.get(bench.operands.addend[lane].value) for lane in range(2)])
+
+    late = Operands.latency_cycles
+    seen = bench.run([{"step": step} for step in steps] + [{"step": {}}] * late, observe)[late:]
+    for step, source, (x, addend) in zip(steps, sources, seen, strict=True):
+        assert x == (source.tolist() if step["valid"] else [0, 0])
+        if step["add"]:
+            assert addend == memories.gradients[step["add_row"], step["add_address"], :, 0].tolist()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 8])
