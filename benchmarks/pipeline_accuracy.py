@@ -81,14 +81,15 @@ def jobs(options: Namespace) -> list[Job]:
         for seed in options.seeds:
             for variant in variants:
                 config = TrainConfig(
-                    task.network, task.data, epochs, options.batch, seed, task.sgd,
+                    task.network, task.data, epochs, options.batch, seed, task.sgd.scaled(options.rate),
                     RateSchedule(RateKind.COSINE, warm_up=options.warm_up),
                     quantise=None if options.float32 else replace(WIDE, probe_steps=options.probe_steps),
                     augment=task.augment, device=options.device)
                 kind = "float32" if options.float32 else "fixed16"
                 folder = (f"{task.network}-{kind}-{epochs}-{variant.scheme}-{variant.registers}{variant.place}-{seed}"
                           + (f"-{options.images}" if options.images else "")
-                          + (f"-warm{options.warm_up}" if options.warm_up else ""))
+                          + (f"-warm{options.warm_up}" if options.warm_up else "")
+                          + (f"-rate{options.rate:g}" if options.rate != 1 else ""))
                 found.append(Job(options.work / folder.replace(" ", "-"), partial(run, variant, config, place)))
     return found
 
@@ -114,9 +115,10 @@ def findings(results: list[dict]) -> Findings:
         mine = [run for run in results if run["network"] == task.network]
         for key in sorted({_kind(run) for run in mine}):
             own = [run for run in mine if _kind(run) == key]
-            epochs, arithmetic, images, warm_up = key
+            epochs, arithmetic, images, warm_up, rate = key
             head = (f"{task.network}/{task.data}/{arithmetic}/{epochs} epochs{f' of {images} images' if images else ''}"
-                    f"{f', {warm_up} to warm up' if warm_up else ''}")
+                    f"{f', {warm_up} to warm up' if warm_up else ''}"
+                    f"{f', rate {rate:g}' if rate != task.sgd.learning_rate else ''}")
             base = {run["seed"]: run["test_accuracy"] for run in own if run["scheme"] == NONE}
             notes.append(f"{head}: {len(base)} seed(s)")
             for variant in dict.fromkeys(Variant(run["scheme"], run["registers"], run["place"]) for run in own):
@@ -132,8 +134,10 @@ def findings(results: list[dict]) -> Findings:
     return Findings(figures=figures, bars=bars, notes=notes)
 
 
-def _kind(run: dict) -> tuple[int, str, int, int]:
-    return run["epochs"], run["arithmetic"], run["images"], run["config"]["rate"].get("warm_up", 0)
+def _kind(run: dict) -> tuple[int, str, int, int, float]:
+    config = run["config"]
+    return (run["epochs"], run["arithmetic"], run["images"], config["rate"].get("warm_up", 0),
+            config["sgd"]["learning_rate"])
 
 
 def bars_of(name: str, variant: Variant, drop: float, published: float) -> list[Bar]:
@@ -154,6 +158,7 @@ def main() -> int:
     options.add_argument("--float32", action="store_true")
     options.add_argument("--epochs", type=int, help="instead of each task's own")
     options.add_argument("--warm-up", type=int, default=0, help="epochs in which the rate rises")
+    options.add_argument("--rate", type=float, default=1.0, help="what multiplies each task's own learning rate")
     options.add_argument("--batch", type=int, default=100)
     told = options.parse_args()
     return carry_out("pipeline_accuracy", told, jobs(told), findings)

@@ -125,9 +125,8 @@ def _copied(layers: tuple[Layer, ...], rows: int) -> list[_Lifetime]:
     """Of every result that FP puts among the gradients, too, in the order of the layers."""
     last: dict[str, int] = {}
     for k, layer in enumerate(layers):
-        for value in (layer.addend, layer.addend and layer.out, layer.norm and layer.x):
-            if value is not None:
-                last[value] = k
+        summed = [] if layer.addend is None else [layer.addend, layer.out]
+        last |= dict.fromkeys([*summed, layer.x] if layer.norm else summed, k)
     return [_Lifetime(value=layer.out, size=bank_vectors(layer.out_shape, rows), first=k, last=last[layer.out])
             for k, layer in enumerate(layers) if layer.out in last]
 
