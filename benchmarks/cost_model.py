@@ -53,7 +53,10 @@ MACHINES = (Machine(rows=1, lanes=2, acc_bits=48, **DEPTHS), Machine(rows=2, lan
             Machine(rows=4, lanes=1, word_bits=8, acc_bits=32, trees=4, port_bits=128,
                     **{**DEPTHS, **PANELS, "activation_depth": 900}),
             Machine(elements=2, rows=4, lanes=2, acc_bits=48, **DEPTHS),
-            Machine(elements=4, rows=2, lanes=3, word_bits=8, acc_bits=32, groups=True, trees=2, **DEPTHS))
+            Machine(elements=4, rows=2, lanes=3, word_bits=8, acc_bits=32, groups=True, trees=2, **DEPTHS),
+            Machine(rows=4, lanes=2, acc_bits=48, trees=2, norm_depth=128, **DEPTHS),
+            Machine(rows=2, lanes=8, grid_y=2, grid_x=2, acc_bits=48, **DEPTHS),
+            Machine(rows=1, lanes=6, grid_y=3, grid_x=2, word_bits=8, acc_bits=32, norm_depth=128, **DEPTHS))
 FORMATS = {16: Formats(gradient=Fixed.of(16, 12)),
            8: Formats(weight=Fixed.of(8, 6), result=Fixed.of(8, 4), gradient=Fixed.of(8, 4),
                       weight_gradient=Fixed.of(32, 6))}
@@ -66,17 +69,27 @@ PARTS = {"4,096 multipliers": 4096, "VU9P (6,840 DSPs)": 6840, "ZU9EG (2,520 DSP
 RUNS = 5
 
 
-def random_chain(rng: np.random.Generator, word_bits: int) -> Chain:
-    """Up to three convolutions, some with a sum behind them, then one or two linear layers."""
-    formats = FORMATS[word_bits]
-    chain = Chain((int(rng.integers(1, 7)), *map(int, rng.integers(1, 15, 2))), formats.result)
+def random_chain(rng: np.random.Generator, machine: Machine) -> Chain:
+    """Up to three convolutions, some with a sum behind them, then one or two linear layers.
+
+    Batch norms behind some of all that, on a machine that has them; maps of whole tiles, on one that has those.
+    """
+    formats = FORMATS[machine.word_bits]
+    size = ([grid << int(rng.integers(1, 4)) for grid in (machine.grid_y, machine.grid_x)] if machine.tiles > 1
+            else map(int, rng.integers(1, 15, 2)))
+    chain = Chain((int(rng.integers(1, 7)), *size), formats.result)
     for _ in range(rng.integers(4)):
         kernel = tuple(int(min(rng.integers(1, 8), 2 * size)) for size in chain.x.shape[1:])
         least = [max(0, -(-(taps - size) // 2)) for taps, size in zip(kernel, chain.x.shape[1:], strict=True)]
         low, high = ([int(rng.integers(*pads)) for pads in zip(least, kernel, strict=True)] for _ in range(2))
         stride = tuple(int(rng.choice([1, 1, 2, 4])) if size >= 4 else 1 for size in chain.x.shape[1:])
+        if machine.tiles > 1:  # tiles stay whole
+            kernel = tuple(int(rng.choice([1, 3, 5])) for _ in range(2))
+            low = high = [taps // 2 for taps in kernel]
         chain.conv(int(rng.integers(1, 20)), kernel, bias=bool(rng.integers(2)), formats=formats,
                    window=Window(kernel, stride, (*low, *high)))
+        if machine.norm_depth and rng.integers(2):
+            chain.norm(formats)
         if rng.integers(2):
             chain.relu()
         if not rng.integers(3):
@@ -91,13 +104,15 @@ def random_chain(rng: np.random.Generator, word_bits: int) -> Chain:
         if number:
             chain.relu()
         chain.linear(int(rng.integers(2, 17)), bias=bool(rng.integers(2)), formats=formats)
+        if machine.norm_depth and not rng.integers(3):
+            chain.norm(formats)
     return chain
 
 
 def random_case(rng: np.random.Generator, machine: Machine) -> tuple[Network, MemoryTiming]:
     """A random network that the machine holds, not too long to simulate, and a memory; with a port it spills there."""
     while True:
-        chain = random_chain(rng, machine.word_bits)
+        chain = random_chain(rng, machine)
         loss = LOSS if rng.integers(2) else "square_hinge"
         try:
             densities = {layer.name: float(rng.choice(DENSITIES)) for layer in chain.layers()}
@@ -123,7 +138,8 @@ def simulated(rng: np.random.Generator, network: Network, timing: MemoryTiming
     """The cycles of each command for one group, how many the simulation took, and the bytes that a group moved."""
     machine, program = network.program.machine, network.program
     groups, step = 1 + machine.groups, program.entries_at["infer"]
-    images = random_words(rng, program.image_format, (groups * machine.lanes, *program.image), 0.5)
+    shape = groups * machine.images, *network.graph.inputs[0].shape
+    images = random_words(rng, program.image_format, shape, 0.5)
     labels = rng.integers(0, network.graph.outputs[1].shape[0], len(images))
     engine = RtlEngine(network, timing=timing if machine.port_bits else None)
     engine.train(images, labels, len(images))
@@ -132,7 +148,7 @@ def simulated(rng: np.random.Generator, network: Network, timing: MemoryTiming
         found = engine.simulation.memory_traffic()
         moved = Traffic(**{name: beats * machine.port_bits // 8 // groups for name, beats in (
             ("read", found.beats_read), ("written", found.beats_written))})
-    engine.infer(images[: machine.lanes], labels[: machine.lanes])
+    engine.infer(images[: machine.images], labels[: machine.images])
     counted = engine.phase_cycles()
     engine.close()
     one = [replace(phase, cycles=phase.cycles / groups, steps=tuple(steps / groups for steps in phase.steps))
@@ -142,18 +158,20 @@ def simulated(rng: np.random.Generator, network: Network, timing: MemoryTiming
 
 def compare(machine: Machine, cases: int, seed: int) -> Iterator[tuple[str, int]]:
     """What there was to count on one machine."""
-    rng = np.random.default_rng([seed, machine.rows, machine.port_bits, *range(1, machine.elements)])
-    compared = differing = cycles = unexpected = 0
+    rng = np.random.default_rng([seed, machine.rows, machine.lanes, machine.port_bits, *range(1, machine.elements)])
+    compared = differing = cycles = unexpected = adding = 0
     for _ in range(cases):
         network, timing = random_case(rng, machine)
         found, run, moved = simulated(rng, network, timing)
         predicted = with_memory(network.program, predict(network.program), timing)
         unexpected += moved != traffic(network.program)
         compared += len(found)
+        adding += sum(command.add for command in network.program.commands)
         differing += sum(a != b for a, b in zip(found, predicted, strict=True))
         cycles += run
     yield from (("networks", cases), ("commands compared", compared), ("commands that differ", differing),
-                ("networks that move other bytes", unexpected), ("cycles simulated", cycles))
+                ("commands that add", adding), ("networks that move other bytes", unexpected),
+                ("cycles simulated", cycles))
 
 
 def vgg16(size: int) -> Chain:
@@ -214,7 +232,9 @@ def main() -> None:
     for machine in MACHINES:
         case = (f"{f'elements={machine.elements} ' if machine.elements > 1 else ''}"
                 f"rows={machine.rows} lanes={machine.lanes}{' groups' if machine.groups else ''}"
-                f"{f' port={machine.port_bits}' if machine.port_bits else ''}")
+                f"{f' port={machine.port_bits}' if machine.port_bits else ''}"
+                f"{f' norms={machine.norm_depth}' if machine.norm_depth else ''}"
+                f"{f' grid={machine.grid_y}x{machine.grid_x}' if machine.tiles > 1 else ''}")
         for what, value in compare(machine, arguments.cases, arguments.seed):
             figures.append(Figure(f"{case}: {what}", value, what.split()[0], Provenance.SIMULATED))
             totals[what] = totals.get(what, 0) + value

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from espalier.arch.machine import Machine
+from espalier.compiler.backward import adds
 from espalier.compiler.fit import required_acc_bits, required_depths
 from espalier.compiler.legalise import legalise
 from espalier.compiler.lists import LayerBlocks, blocks_of
@@ -125,8 +126,8 @@ def fitted_machine(step: Graph, live: dict[str, NDArray[np.bool_]], rows: int, l
     depths = required_depths(layers, blocks, memory, rows)
     acc_bits = max(32, required_acc_bits(layers, blocks))
     machine = Machine(rows=rows, lanes=lanes, acc_bits=acc_bits, port_bits=port_bits,
-                      clips=any(layer.clip for layer in layers), grid_y=grid[0], grid_x=grid[1], elements=elements,
-                      **depths)
+                      clips=any(layer.clip for layer in layers), sums=adds(layers), grid_y=grid[0], grid_x=grid[1],
+                      elements=elements, **depths)
     return streaming(layers, live, memory, machine) if stream else machine, blocks
 
 
