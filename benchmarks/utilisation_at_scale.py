@@ -144,7 +144,7 @@ class Network:
         cycles[Opcode.UPDATE] += waits
         for phase in by_phase(phases):
             if phase.opcode in PHASES:
-                macs[phase.opcode] += self.useful[phase.layer]
+                macs[phase.opcode] += self.useful.get(phase.layer, 0)
         found = {PHASES[opcode]: macs[opcode] / cycles[opcode] for opcode in PHASES}
         found["step"] = sum(macs.values()) / cycles_of(phases)
         return {name: 100 * value / (self.setting.rows * self.setting.elements) for name, value in found.items()}

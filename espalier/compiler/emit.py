@@ -13,7 +13,7 @@ from espalier.arch.machine import Machine
 from espalier.compiler.backward import Backward, Step, backward
 from espalier.compiler.fit import makes_own
 from espalier.compiler.growing_lists import GrowingLists
-from espalier.compiler.legalise import Held, Layer, Loss
+from espalier.compiler.legalise import Layer, Loss
 from espalier.compiler.lists import LayerBlocks
 from espalier.compiler.moves import LOSS, Moves, Part
 from espalier.compiler.panels import LayerPanels, Panel, Piece
@@ -96,12 +96,12 @@ def _placements(layers: tuple[Layer, ...], memory: Memory, plan: Backward, maker
     """
     found = [Placement(value=layer.out, memory="activations", base=memory.activations[layer.out],
                        shape=layer.out_shape, format=layer.out_format, command=makers[layer.out], pooled=layer.pool,
-                       whole=layer.held is Held.VECTOR)
+                       apart=layer.apart)
              for layer in layers]
     gradients = [Placement(value=gradient_name(layer.name), memory="gradients", base=memory.gradients[layer.out],
                            shape=layer.out_shape, format=layer.gradient_format,
-                           command=makers[plan.complete[layer.out]], pooled=layer.pool,
-                           whole=layer.held is Held.VECTOR)
+                           command=makers[plan.complete[layer.out]], pooled=layer.pool and not any(layer.crossing),
+                           apart=layer.apart)
                  for layer in reversed(layers) if layer.out in plan.complete]
     return (*found, *sorted(gradients, key=lambda placement: placement.command))
 
@@ -224,12 +224,12 @@ class _Commands:
                 "alternate": layer.in_shape[0] * height * width if image and not self.image_pages else 0,
                 "one": 1 << layer.x_format.frac if layer.bias is not None else 0,
                 "bias": int(layer.bias is not None), "table": self.tables[k], **self._blocks(layer.conv_shape[0]),
-                **self._tile(layer.in_shape)}
+                **self._tile(layer, layer.in_shape)}
 
-    def _tile(self, shape: MapShape) -> dict[str, int]:
-        """How large a tile of the map is that is read through the taps."""
-        names = ("tile_y", "tile_x") if self.machine.tiles > 1 else ()
-        return {name: size.bit_length() - 1 for name, size in zip(names, shape[1:], strict=False)}
+    def _tile(self, layer: Layer, shape: MapShape) -> dict[str, int]:
+        """How large a tile of the map is that is read through the taps, and how far the next."""
+        names = ("tile_y", "tile_x", "reach_y", "reach_x") if self.machine.tiles > 1 else ()
+        return {name: size.bit_length() - 1 for name, size in zip(names, (*shape[1:], *layer.reach), strict=False)}
 
     def forward(self, k: int, rules: Rules | None = None) -> list[Part]:
         """FP of a layer in training, by ``rules``, or for inference, where a batch norm has its running statistics."""
@@ -318,7 +318,7 @@ class _Commands:
             opcode=Opcode.BACKWARD, layer=layer.name, table=table, own=int(own), **self._blocks(channels, own=own),
             kernel_y=y.taps, kernel_x=x.taps, pad_y=y.pad, pad_x=x.pad,
             source_y=layer.conv_shape[1], source_x=layer.conv_shape[2], out_y=y.size, out_x=x.size,
-            **self._tile(layer.conv_shape),
+            **self._tile(layer, layer.conv_shape),
             pool_source=int(layer.pool), gradient_x=layer.out_shape[2], out_base=base + first,
             out_block=height * width, out_plane=height * width, out_step=layer.stride[1],
             out_skip=layer.stride[0] * width - (x.size - 1) * layer.stride[1],

@@ -64,7 +64,8 @@ def _entries(item: LayerBlocks, element: int) -> int:
     biases = len(item.bias_columns[element:: item.elements])
     blocks = sum(block.element == element for block in item.blocks)
     again = item.layer.norm is not None or makes_own(item.layer, item.elements)  # a second list for FP
-    return (1 + again) * (biases + blocks) + (item.layer.input_gradient_format is not None) * blocks
+    taps = 1 << sum(item.layer.crossing)
+    return (1 + again) * (biases + blocks) + (item.layer.input_gradient_format is not None) * taps * blocks
 
 
 def _norm_depth(layers: tuple[Layer, ...]) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 
 from espalier.compiler.lists import Block, LayerBlocks
 from espalier.compiler.place import PhaseAxis
@@ -57,9 +58,9 @@ class GrowingLists:
         channels = layer.weight_shape[0]
         taps: list[dict[Place, list[Entry]]] = [{} for _ in range(self.elements)]
         for b in item.backward():
-            ky, kx = (axis.place(tap, stride)
+            places = (axis.places(tap, stride)
                       for axis, tap, stride in zip(axes, (b.ky, b.kx), layer.stride, strict=True))
-            if ky is not None and kx is not None:
+            for ky, kx in product(*places):
                 taps[b.element].setdefault((b.source // self.elements, ky, kx), []).append(
                     Entry(columns.get(b.column, b.column), base + b.out * plane, ky, kx,
                           min(self.rows, channels - b.out * self.rows)))

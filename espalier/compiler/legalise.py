@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum, auto
 from math import prod
 from typing import NamedTuple, assert_never
 
@@ -43,14 +42,6 @@ POOL = Window((2, 2), (2, 2))
 Summing = Conv2d | Linear | BatchNorm | AveragePool | GlobalAveragePool
 SUPPORTED = (Conv2d, Linear, BatchNorm, AveragePool, GlobalAveragePool, Relu, ClippedRelu, MaxPool, Add, Reshape)
 OF_BATCH_NORM = (BatchMean, BatchVariance, RunningMean, RunningVariance)
-
-
-class Held(Enum):
-    """What a lane holds of a layer's result."""
-
-    MAP = auto()     #: all of an image's
-    TILE = auto()    #: a tile of it (``tiling.py``)
-    VECTOR = auto()  #: the first lane of an image all of it, the others nothing that counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +84,8 @@ class Layer:
     in_shape, conv_shape, out_shape : (channels, height, width)
         Of the source, of the convolution's result, and of what is stored.
     rectify, pool : bool
+    unpooled : str
+        The value that is pooled.
     clip : int
         The word to which the rectifier clips what is larger; 0: to none.
     x_format, weight_format, out_format : Fixed
@@ -104,8 +97,11 @@ class Layer:
         None where no weight is trained: without a ``weight``, with one that is frozen, and of a batch norm.
     norm : Norm or None
         Of a batch norm.
-    held : Held
-        What a lane holds of the result.
+    in_tiles : bool
+        Whether lanes hold tiles of its maps (``tiling.py``), and shapes are those of a tile.
+    reach, apart : (y, x)
+        How many tiles of the grid lie from one that holds a part of the source to the next, and of the result: more
+        than one where a map is smaller than the grid.
     """
 
     name: str
@@ -125,6 +121,7 @@ class Layer:
     out_shape: MapShape
     rectify: bool = False
     pool: bool = False
+    unpooled: str = ""
     clip: int = 0
     x_format: Fixed
     weight_format: Fixed
@@ -133,7 +130,15 @@ class Layer:
     input_gradient_format: Fixed | None
     weight_gradient_format: Fixed | None
     norm: Norm | None = None
-    held: Held = Held.MAP
+    in_tiles: bool = False
+    reach: tuple[int, int] = (1, 1)
+    apart: tuple[int, int] = (1, 1)
+
+    @property
+    def crossing(self) -> tuple[bool, bool]:
+        """Along which axes it pools what several lanes hold."""
+        y, x = (self.pool and after > before for before, after in zip(self.reach, self.apart, strict=True))
+        return y, x
 
     @property
     def trained(self) -> bool:
@@ -459,7 +464,7 @@ def _pooled(layer: Layer, op: MaxPool) -> Layer:
         raise UnsupportedError(f"Layer {op.out.name!r} pools {op.window.kernel} with stride {op.window.stride} on a "
                                f"{height}×{width} map: this engine pools 2×2 with stride 2 on even maps, once a layer, "
                                f"not behind a sum")
-    return replace(layer, pool=True, out=op.out.name, out_shape=(channels, height // 2, width // 2))
+    return replace(layer, pool=True, out=op.out.name, unpooled=op.x.name, out_shape=(channels, height // 2, width // 2))
 
 
 def _loss(graph: Graph, op: SoftmaxCrossEntropy | SquareHinge) -> Loss:

@@ -19,7 +19,7 @@ from espalier.arch.machine import (
 )
 from espalier.compiler.backward import adds
 from espalier.compiler.fit import makes_own, required_acc_bits, required_depths
-from espalier.compiler.legalise import Held, Layer, Loss
+from espalier.compiler.legalise import Layer, Loss
 from espalier.compiler.lists import LayerBlocks, aligned_groups, blocks_of, live_weights, whole_blocks
 from espalier.compiler.panels import laid_out, layer_panels, least_depths
 from espalier.compiler.place import Memory, place
@@ -342,7 +342,7 @@ def phase_estimates(item: LayerBlocks, tree_rows: int) -> tuple[int, int, int]:
 
 def _inside(layer: Layer, ky: int, kx: int) -> int:
     """Output pixels whose tap (ky, kx) falls inside the source map; of tiles all, as others hold what they have not."""
-    if layer.held is not Held.MAP:
+    if layer.in_tiles:
         return layer.conv_shape[1] * layer.conv_shape[2]
     spans = []
     for axis, tap in enumerate((ky, kx)):

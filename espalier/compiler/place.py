@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
@@ -177,26 +177,33 @@ class PhaseAxis:
         Results.
     first : int
         The layer's tap that is the last of this phase; the others are a stride further each.
+    crossing : bool
+        Whether the layer pools what lanes of two tiles hold: its one tap reaches the gradient from either.
     """
 
     taps: int
     pad: int
     size: int
     first: int
+    crossing: bool = False
 
     @classmethod
     def of(cls, layer: Layer, axis: int, phase: int) -> PhaseAxis:
         """Of the ``axis`` (0: y) of ``phase``: source pixel ``stride * q + phase`` meets gradient pixel
         ``q + ahead - t`` at tap ``first + stride * t``."""
         stride, pad, kernel = layer.stride[axis], layer.pad[axis], layer.weight_shape[2 + axis]
+        if layer.crossing[axis]:
+            return cls(2, 1, 1, 0, crossing=True)
         ahead, first = divmod(phase + pad, stride)
         taps = max(-(-(kernel - first) // stride), ahead + 1)
         return cls(taps, taps - 1 - ahead, -(-(layer.in_shape[1 + axis] - phase) // stride), first)
 
-    def place(self, tap: int, stride: int) -> int | None:
-        """Where the layer's ``tap`` is in this phase's list; None where it is in another's."""
+    def places(self, tap: int, stride: int) -> Sequence[int]:
+        """Where the layer's ``tap`` is in this phase's list; nowhere, where it is in another's."""
+        if self.crossing:
+            return range(self.taps)
         number, rest = divmod(tap - self.first, stride)
-        return None if rest else self.taps - 1 - number
+        return () if rest else (self.taps - 1 - number,)
 
 
 def table_slots(layer: Layer, rows: int, elements: int = 1) -> tuple[int, int]:

@@ -127,14 +127,13 @@ def in_lanes(machine: Machine, images: NDArray) -> NDArray:
         count * y * x, channels, height // y, width // x)
 
 
-def of_lanes(machine: Machine, held: NDArray, *, whole: bool) -> NDArray:
-    """The inverse; ``whole`` ones are in the first lane of each image."""
-    if whole:
-        return held[:: machine.tiles]
+def of_lanes(machine: Machine, held: NDArray, apart: tuple[int, int]) -> NDArray:
+    """The inverse, of maps of which every so manyth tile, down and across, has a part."""
     lanes, channels, height, width = held.shape
-    y, x = machine.grid_y, machine.grid_x
-    return held.reshape(lanes // (y * x), y, x, channels, height, width).transpose(0, 3, 1, 4, 2, 5).reshape(
-        lanes // (y * x), channels, y * height, x * width)
+    tiles = held.reshape(lanes // machine.tiles, machine.grid_y, machine.grid_x, channels, height, width)
+    tiles = tiles[:, :: apart[0], :: apart[1]]
+    return tiles.transpose(0, 3, 1, 4, 2, 5).reshape(
+        len(tiles), channels, tiles.shape[1] * height, tiles.shape[2] * width)
 
 
 def image_bytes(program: Program, images: NDArray[np.int64], parity: int) -> tuple[int, NDArray[np.uint8]]:

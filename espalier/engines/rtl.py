@@ -192,7 +192,7 @@ class RtlEngine:
         for element in np.unique(elements):
             data[:, elements == element] = self._read(addresses[:, elements == element], element)
         found = host.lane_words(self.program, data)
-        words, codes = (host.of_lanes(self.machine, part, whole=placement.whole) for part in found)
+        words, codes = (host.of_lanes(self.machine, part, placement.apart) for part in found)
         return words, codes
 
     def traced_step(self, images: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:

@@ -97,10 +97,10 @@ def cycle_record(design: Design, counted: tuple[PhaseCycles, ...], dense: tuple[
             others.append(OtherCycles(name=f"{phase.layer}{MOVES.get(phase.opcode, '')}", cycles=phase.cycles,
                                       dense_cycles=dense_cycles))
         else:
-            rows.append(LayerCycles(layer=phase.layer, phase=kind, cycles=phase.cycles, useful_macs=useful[phase.layer],
-                                    dense_cycles=dense_cycles))
+            rows.append(LayerCycles(layer=phase.layer, phase=kind, cycles=phase.cycles,
+                                    useful_macs=useful.get(phase.layer, 0), dense_cycles=dense_cycles))
     total = sum(phase.cycles for phase in counted)
-    nominal = sum(nominal_macs(layers[row.layer]) for row in rows)
+    nominal = sum(nominal_macs(layers[row.layer]) for row in rows if row.layer in layers)  # not of pools apart
     return Cycles(
         multipliers=design.machine.multipliers, images=design.batch, step_cycles=total,
         dense_step_cycles=None if dense is None else sum(phase.cycles for phase in dense), layers=tuple(rows),

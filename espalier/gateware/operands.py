@@ -153,7 +153,8 @@ class Operands(wiring.Component):
                                           ("x", self.machine.grid_x, self.across, 3)):
             tiles = Signal(signed(COORDINATE_BITS + 2), name=f"tiles_{axis}")
             if self.machine.tiles > 1:
-                m.d.sync += tiles.eq(Mux(step.valid, step[axis].as_signed() >> self.command[f"tile_{axis}"], 0))
+                inside, reach = self.command[f"tile_{axis}"], self.command[f"reach_{axis}"]
+                m.d.sync += tiles.eq(Mux(step.valid, step[axis].as_signed() >> inside << reach, 0))
                 for distance in range(1 - size, size):
                     found[distance] = delay_line(m, tiles == distance, cycles - 1, f"{axis}_{distance + size}")[-1]
 

@@ -105,6 +105,8 @@ class Command:
         REFETCH: whether every processing element gets all of it.
     tile_y, tile_x : int
         FP, BP, WU: the logarithms of height and width of what a lane holds of the map that is read through the taps.
+    reach_y, reach_x : int
+        FP, BP, WU: the logarithms of the tiles of the grid from a part of that map to the next.
     """
 
     opcode: Opcode
@@ -181,6 +183,8 @@ class Command:
     norm_decay: int = 0
     tile_y: int = 0
     tile_x: int = 0
+    reach_y: int = 0
+    reach_x: int = 0
     own: int = 0
     everywhere: int = 0
 
@@ -243,9 +247,9 @@ class Placement:
         Index of the command after which it can be read.
     pooled : bool
         Each word has a code, the position in its 2×2 window that won.
-    whole : bool
-        Where lanes hold tiles: whether the first lane of an image holds all of it, and the others nothing that counts.
-        Else each holds a tile of ``shape``.
+    apart : (y, x)
+        Where lanes hold tiles: a part of ``shape`` is in every so manyth tile of the grid, down and across; other
+        lanes hold nothing that counts.
     """
 
     value: str
@@ -255,7 +259,7 @@ class Placement:
     format: Fixed
     command: int
     pooled: bool
-    whole: bool = False
+    apart: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

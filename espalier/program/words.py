@@ -21,6 +21,7 @@ BUS_BITS = 32      #: bits of a host data word
 SPACE_SHIFT = 28   #: a host address is ``space << SPACE_SHIFT | offset``
 STRIDE_BITS = MAX_STRIDE_SHIFT.bit_length()
 TILE_BITS = COORDINATE_BITS.bit_length()  #: of the logarithm of a tile's height or width
+REACH_BITS = 4  #: of the logarithm of the tiles from a part of a map to the next
 NORM_SCALARS = ("share", "epsilon", "following", "norm_momentum", "norm_rate", "norm_decay")
 PAGE_SHIFT = (BURST_BYTES - 1).bit_length()
 PAGE_BITS = EXTERNAL_BITS - PAGE_SHIFT  #: of a tensor's place in external memory
@@ -122,7 +123,8 @@ def command_fields(machine: Machine) -> dict[str, int]:
             "norm_count": bits_for(machine.norm_depth + 1), "norm_column": bits_for(machine.weight_depth),
             "sum_frac": FRAC_BITS, "word_frac": FRAC_BITS, "word_limit": machine.word_bits,
             **dict.fromkeys(NORM_SCALARS, SCALAR_BITS)} if machine.norm_depth else {}
-    grid = dict.fromkeys(("tile_y", "tile_x"), TILE_BITS) if machine.tiles > 1 else {}
+    grid = {"tile_y": TILE_BITS, "tile_x": TILE_BITS, "reach_y": REACH_BITS,
+            "reach_x": REACH_BITS} if machine.tiles > 1 else {}
     elements = {"own": 1, **({"everywhere": 1} if machine.port_bits else {})} if machine.elements > 1 else {}
     return {
         "opcode": 4 if machine.norm_depth else 3,

@@ -5,11 +5,12 @@ import pytest
 from bench.external import FORMATS, check_predicted_waits, check_steps
 from bench.machines import DEEP
 from bench.networks import Chain, compiled, random_live, random_state
-from bench.random_networks import FEW, check_engine, examples
+from bench.random_networks import FEW, Example, check_engine, examples
 from hypothesis import given
 from hypothesis import strategies as st
 
 from espalier.arch.machine import Machine
+from espalier.numerics.window import Window
 
 MACHINES = (Machine(rows=2, lanes=8, grid_y=2, grid_x=2, acc_bits=48, clips=True, trees=2, **DEEP),
             Machine(rows=1, lanes=4, grid_y=1, grid_x=4, acc_bits=48, groups=True, **DEEP),
@@ -46,3 +47,33 @@ def test_external_memory(machine):
     assert network.program.image_pages and (network.program.external_columns > 0) == (machine.panel_depth > 0)
     check_steps(rng, network, random_state(rng, chain, live))
     check_predicted_waits(rng, network)
+
+
+def small_maps(rng, image):
+    """From maps of several pixels a tile down to less than one: pools, strides and means over lanes, and a sum."""
+    formats = FORMATS[16]
+    chain = Chain((2, *image), formats.result).conv(5, (3, 3), (1, 1, 1, 1), formats=formats).relu().pool()
+    chain.conv(6, (3, 3), (1, 1, 1, 1), formats=formats).relu().pool()
+    start = chain.x
+    chain.conv(6, (3, 3), (1, 1, 1, 1), formats=formats).add(start).relu()
+    chain.conv(7, (3, 3), window=Window((3, 3), (2, 2), (1, 1, 1, 1)), formats=formats).relu()
+    if rng.integers(2):
+        chain.conv(5, (3, 3), (1, 1, 1, 1), formats=formats).relu().pool()
+    else:
+        chain.average(Window((2, 2), (2, 2)), formats=formats)
+    return chain.conv(6, (3, 3), (1, 1, 1, 1), formats=formats).linear(5, formats=formats)
+
+
+@pytest.mark.parametrize(("rows", "grid", "image"), [
+    (2, (4, 4), (16, 16)), (4, (8, 4), (16, 16)), (1, (8, 8), (16, 16)), (2, (4, 8), (16, 32)), (2, (2, 4), (16, 16)),
+    (1, (16, 1), (16, 16))])
+@pytest.mark.parametrize("seed", range(2))
+def test_maps_smaller_than_the_grid(rows, grid, image, seed):
+    rng = np.random.default_rng([rows, *grid, seed])
+    tiles = grid[0] * grid[1]
+    machine = Machine(rows=rows, lanes=2 * tiles if tiles < 32 else tiles, grid_y=grid[0], grid_x=grid[1], acc_bits=48,
+                      trees=rows, **DEEP)
+    chain = small_maps(rng, image)
+    live = random_live(rng, chain, rows, 0.8)
+    check_engine(Example(network=compiled(chain, machine, live=live), state=random_state(rng, chain, live),
+                         image_scale=0.3, rng=rng))
