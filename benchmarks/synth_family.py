@@ -47,25 +47,25 @@ SUBMODULES = {**dict.fromkeys(("lattice", "drain", "tree", "rows", "ending"), "l
 
 
 def machine(rows: int, lanes: int, word_bits: int, acc_bits: int, depths: tuple[int, int, int], *, trees: int = 1,
-            groups: bool = False, lists: tuple[int, int, int] = (1024, 256, 64)) -> Machine:
+            groups: bool = False, sums: bool = False, lists: tuple[int, int, int] = (1024, 256, 64)) -> Machine:
     """``depths`` are those of activations, gradients and weights; ``lists`` of entries, pointers and commands."""
-    return Machine(rows=rows, lanes=lanes, word_bits=word_bits, acc_bits=acc_bits, trees=trees, groups=groups,
+    return Machine(rows=rows, lanes=lanes, word_bits=word_bits, acc_bits=acc_bits, trees=trees, groups=groups, sums=sums,
                    activation_depth=depths[0], gradient_depth=depths[1], weight_depth=depths[2],
                    index_depth=lists[0], table_depth=lists[1], program_depth=lists[2])
 
 
 FITTED = {
     "1×2": machine(1, 2, 16, 40, (512, 256, 1024), lists=(512, 128, 32)),
-    "4×2, 8 bits, groups, 2 trees": machine(4, 2, 8, 26, (1024, 512, 512), groups=True, trees=2),
+    "4×2, 8 bits, groups, 2 trees": machine(4, 2, 8, 26, (1024, 512, 512), groups=True, trees=2, sums=True),
     "2×4": machine(2, 4, 16, 42, (1024, 512, 512), lists=(4096, 1024, 64)),
     "4×4, 8 bits, 4 trees": machine(4, 4, 8, 24, (2048, 1024, 256), trees=4),
-    "2×8, groups": machine(2, 8, 16, 48, (2048, 1024, 1024), groups=True),
-    "8×2, 2 trees": machine(8, 2, 16, 40, (3072, 512, 256), trees=2, lists=(2048, 512, 128)),
+    "2×8, groups": machine(2, 8, 16, 48, (2048, 1024, 1024), groups=True, sums=True),
+    "8×2, 2 trees": machine(8, 2, 16, 40, (3072, 512, 256), trees=2, sums=True, lists=(2048, 512, 128)),
     "4×8, 8 bits": machine(4, 8, 8, 32, (4096, 2048, 1024)),
 }
 HELD_OUT = {
     "4×4": machine(4, 4, 16, 36, (2048, 1024, 1024), lists=(2048, 512, 64)),
-    "2×6, 12 bits, 2 trees": machine(2, 6, 12, 34, (1536, 768, 512), trees=2),
+    "2×6, 12 bits, 2 trees": machine(2, 6, 12, 34, (1536, 768, 512), trees=2, sums=True),
 }
 MACHINES = {**FITTED, **HELD_OUT}
 FEW = ("2×4", "4×4")
