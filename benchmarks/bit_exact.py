@@ -62,7 +62,10 @@ CASES = (*(Case(network, data, rows, density) for network, data in (("lenet5", "
            for rows in (1, 4, 8) for density in (1.0, 0.1)),
          *(Case(network, "cifar10", 8, 0.1, large=True) for network in ("resnet20", "mobilenetv1", "alexnet", "vgg16")),
          *(Case(network, "cifar10", 8, 0.1, large=True, norms=True) for network in ("resnet20", "mobilenetv1")),
-         Case("cnn1x", "cifar10", 8, 1.0, grid=(4, 4)), Case("resnet20", "cifar10", 8, 0.1, large=True, grid=(8, 8)),
+         *(Case("cnn1x", "cifar10", 8, 1.0, grid=grid) for grid in ((4, 4), (8, 8))),
+         *(Case(network, "cifar10", 8, 0.1, large=True, grid=(4, 4))
+           for network in ("mobilenetv1", "alexnet", "vgg16")),
+         Case("resnet20", "cifar10", 8, 0.1, large=True, grid=(8, 8)),
          Case("resnet20", "cifar10", 8, 0.1, large=True, norms=True, grid=(4, 4)),
          Case("cnn1x", "cifar10", 4, 1.0, elements=4), Case("cnn1x", "cifar10", 4, 0.1, elements=4, grid=(2, 2)),
          Case("resnet20", "cifar10", 4, 0.1, large=True, elements=2),

@@ -49,8 +49,8 @@ SUBMODULES = {**dict.fromkeys(("lattice", "drain", "tree", "rows", "ending"), "l
 def machine(rows: int, lanes: int, word_bits: int, acc_bits: int, depths: tuple[int, int, int], *, trees: int = 1,
             groups: bool = False, sums: bool = False, lists: tuple[int, int, int] = (1024, 256, 64)) -> Machine:
     """``depths`` are those of activations, gradients and weights; ``lists`` of entries, pointers and commands."""
-    return Machine(rows=rows, lanes=lanes, word_bits=word_bits, acc_bits=acc_bits, trees=trees, groups=groups, sums=sums,
-                   activation_depth=depths[0], gradient_depth=depths[1], weight_depth=depths[2],
+    return Machine(rows=rows, lanes=lanes, word_bits=word_bits, acc_bits=acc_bits, trees=trees, groups=groups,
+                   sums=sums, activation_depth=depths[0], gradient_depth=depths[1], weight_depth=depths[2],
                    index_depth=lists[0], table_depth=lists[1], program_depth=lists[2])
 
 
