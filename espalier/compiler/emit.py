@@ -229,7 +229,7 @@ class _Commands:
     def _tile(self, layer: Layer, shape: MapShape) -> dict[str, int]:
         """How large a tile of the map is that is read through the taps, and how far the next."""
         names = ("tile_y", "tile_x", "reach_y", "reach_x") if self.machine.tiles > 1 else ()
-        return {name: size.bit_length() - 1 for name, size in zip(names, (*shape[1:], *layer.reach), strict=False)}
+        return {name: (size - 1).bit_length() for name, size in zip(names, (*shape[1:], *layer.reach), strict=False)}
 
     def forward(self, k: int, rules: Rules | None = None) -> list[Part]:
         """FP of a layer in training, by ``rules``, or for inference, where a batch norm has its running statistics."""

@@ -84,8 +84,8 @@ class Layer:
     in_shape, conv_shape, out_shape : (channels, height, width)
         Of the source, of the convolution's result, and of what is stored.
     rectify, pool : bool
-    unpooled : str
-        The value that is pooled.
+    unpooled, pooled : Layer or None, str
+        Where there is a pool, the layer without it and what comes behind it; and the pool's own value.
     clip : int
         The word to which the rectifier clips what is larger; 0: to none.
     x_format, weight_format, out_format : Fixed
@@ -121,7 +121,8 @@ class Layer:
     out_shape: MapShape
     rectify: bool = False
     pool: bool = False
-    unpooled: str = ""
+    unpooled: Layer | None = None
+    pooled: str = ""
     clip: int = 0
     x_format: Fixed
     weight_format: Fixed
@@ -464,7 +465,8 @@ def _pooled(layer: Layer, op: MaxPool) -> Layer:
         raise UnsupportedError(f"Layer {op.out.name!r} pools {op.window.kernel} with stride {op.window.stride} on a "
                                f"{height}×{width} map: this engine pools 2×2 with stride 2 on even maps, once a layer, "
                                f"not behind a sum")
-    return replace(layer, pool=True, out=op.out.name, unpooled=op.x.name, out_shape=(channels, height // 2, width // 2))
+    return replace(layer, pool=True, out=op.out.name, out_shape=(channels, height // 2, width // 2), unpooled=layer,
+                   pooled=op.out.name)
 
 
 def _loss(graph: Graph, op: SoftmaxCrossEntropy | SquareHinge) -> Loss:

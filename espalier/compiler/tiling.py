@@ -44,16 +44,19 @@ def tiled(layers: tuple[Layer, ...], grid: Grid) -> tuple[Layer, ...]:
 
 def _pooling_apart(layer: Layer, grid: Grid, *, has_gradient: bool) -> Iterator[Layer]:
     """A layer; without its pool, and that behind it, where windows lie in several lanes."""
-    if not layer.pool or all(size >= tiles for size, tiles in zip(layer.out_shape[1:], grid, strict=True)):
+    before = layer.unpooled
+    if before is None or all(size >= tiles for size, tiles in zip(layer.out_shape[1:], grid, strict=True)):
         yield layer
         return
-    channels, fmt = layer.conv_shape[0], layer.out_format
-    yield replace(layer, out=layer.unpooled, pool=False, out_shape=layer.conv_shape)
+    channels, fmt, rectified_last = layer.conv_shape[0], layer.out_format, layer.out != layer.pooled
+    yield replace(before, input_gradient_format=layer.input_gradient_format,
+                  weight_gradient_format=layer.weight_gradient_format)
     yield Layer(
-        name=layer.out, x=layer.unpooled, out=layer.out, unpooled=layer.unpooled, weight=None, constant=1, bias=None,
+        name=layer.pooled, x=before.out, out=layer.out, weight=None, constant=1, bias=None,
         weight_shape=(channels, channels, 1, 1), groups=channels, dilation=(1, 1), stride=(1, 1), pad=(0, 0),
-        in_shape=layer.conv_shape, conv_shape=layer.conv_shape, out_shape=layer.out_shape, pool=True, x_format=fmt,
-        weight_format=ONE, out_format=fmt, gradient_format=layer.gradient_format,
+        in_shape=layer.conv_shape, conv_shape=layer.conv_shape, out_shape=layer.out_shape, pool=True,
+        rectify=rectified_last, clip=layer.clip if rectified_last else 0, x_format=fmt, weight_format=ONE,
+        out_format=fmt, gradient_format=layer.gradient_format,
         input_gradient_format=layer.gradient_format if has_gradient else None, weight_gradient_format=None)
 
 
@@ -99,7 +102,7 @@ def _held(layer: Layer, shape: MapShape, grid: Grid) -> tuple[MapShape, Grid]:
     sizes, apart = [], []
     for size, tiles in zip(shape[1:], grid, strict=True):
         held, beyond = divmod(max(size, tiles), min(size, tiles))
-        if beyond or held.bit_count() != 1:
+        if size > 1 and (beyond or held.bit_count() != 1):  # from one pixel taps only have to reach out of the map
             raise UnsupportedError(f"Layer {layer.name!r} has a map of {shape[1]} × {shape[2]}, which {grid[0]} × "
                                    f"{grid[1]} tiles do not divide into powers of two: take another grid")
         sizes.append(held if size >= tiles else 1)
