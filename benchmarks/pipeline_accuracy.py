@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import sys
 from argparse import Namespace
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -83,13 +83,16 @@ def jobs(options: Namespace) -> list[Job]:
                 config = TrainConfig(
                     task.network, task.data, epochs, options.batch, seed, task.sgd.scaled(options.rate),
                     RateSchedule(RateKind.COSINE, warm_up=options.warm_up),
-                    quantise=None if options.float32 else replace(WIDE, probe_steps=options.probe_steps),
+                    quantise=None if options.float32 else replace(
+                        WIDE, probe_steps=options.probe_steps,
+                        headroom=replace(WIDE.headroom, activation=options.headroom)),
                     augment=task.augment, device=options.device)
                 kind = "float32" if options.float32 else "fixed16"
                 folder = (f"{task.network}-{kind}-{epochs}-{variant.scheme}-{variant.registers}{variant.place}-{seed}"
                           + (f"-{options.images}" if options.images else "")
                           + (f"-warm{options.warm_up}" if options.warm_up else "")
-                          + (f"-rate{options.rate:g}" if options.rate != 1 else ""))
+                          + (f"-rate{options.rate:g}" if options.rate != 1 else "")
+                          + (f"-room{options.headroom}" if options.headroom != WIDE.headroom.activation else ""))
                 found.append(Job(options.work / folder.replace(" ", "-"), partial(run, variant, config, place)))
     return found
 
@@ -115,10 +118,11 @@ def findings(results: list[dict]) -> Findings:
         mine = [run for run in results if run["network"] == task.network]
         for key in sorted({_kind(run) for run in mine}):
             own = [run for run in mine if _kind(run) == key]
-            epochs, arithmetic, images, warm_up, rate = key
+            epochs, arithmetic, images, warm_up, rate, headroom = key
             head = (f"{task.network}/{task.data}/{arithmetic}/{epochs} epochs{f' of {images} images' if images else ''}"
                     f"{f', {warm_up} to warm up' if warm_up else ''}"
-                    f"{f', rate {rate:g}' if rate != task.sgd.learning_rate else ''}")
+                    f"{f', rate {rate:g}' if rate != task.sgd.learning_rate else ''}"
+                    f"{f', {headroom} bits of headroom' if headroom != WIDE.headroom.activation else ''}")
             base = {run["seed"]: run["test_accuracy"] for run in own if run["scheme"] == NONE}
             notes.append(f"{head}: {len(base)} seed(s)")
             for variant in dict.fromkeys(Variant(run["scheme"], run["registers"], run["place"]) for run in own):
@@ -134,10 +138,11 @@ def findings(results: list[dict]) -> Findings:
     return Findings(figures=figures, bars=bars, notes=notes)
 
 
-def _kind(run: dict) -> tuple[int, str, int, int, float]:
+def _kind(run: dict) -> tuple[int, str, int, int, float, int]:
     config = run["config"]
     return (run["epochs"], run["arithmetic"], run["images"], config["rate"].get("warm_up", 0),
-            config["sgd"]["learning_rate"])
+            config["sgd"]["learning_rate"],
+            (config["quantise"] or {}).get("headroom", asdict(WIDE.headroom))["activation"])
 
 
 def bars_of(name: str, variant: Variant, drop: float, published: float) -> list[Bar]:
@@ -159,6 +164,7 @@ def main() -> int:
     options.add_argument("--epochs", type=int, help="instead of each task's own")
     options.add_argument("--warm-up", type=int, default=0, help="epochs in which the rate rises")
     options.add_argument("--rate", type=float, default=1.0, help="what multiplies each task's own learning rate")
+    options.add_argument("--headroom", type=int, default=WIDE.headroom.activation, help="bits, of activations")
     options.add_argument("--batch", type=int, default=100)
     told = options.parse_args()
     return carry_out("pipeline_accuracy", told, jobs(told), findings)

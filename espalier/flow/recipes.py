@@ -9,8 +9,10 @@ from typing import Any
 
 from espalier.errors import DataError
 from espalier.train.config import RateKind, TrainConfig
+from espalier.train.pipelining import Scheme
 
 PRUNE_START, PRUNE_FOR = 0.1, 0.3  #: of the epochs, where pruning is asked for without saying when or how long
+WIDE_BITS, STALE_HEADROOM = 16, 4  #: of activations, and their headroom where weights are stale
 EXCHANGE_END = 0.7  #: of the epochs, of a mask that is there before the first step
 
 
@@ -61,6 +63,9 @@ class TrainFlags:
 def recipe(file: Path | None, flags: TrainFlags) -> TrainConfig:
     """The configuration of ``file`` (defaults without one), with ``flags`` put over it. Raises DataError.
 
+    Without a file, stale weights give wide activations more headroom, since at first these grow beyond what training
+    without a pipeline shows (``benchmarks/pipeline_accuracy.py``).
+
     Another number of epochs stretches the file's times (:func:`stretch`); times in flags are as given.
     """
     fields = (TrainConfig() if file is None else TrainConfig.load(file)).to_json()
@@ -77,6 +82,8 @@ def recipe(file: Path | None, flags: TrainFlags) -> TrainConfig:
     fields["quantise"] = _quantise(fields["quantise"], flags)
     fields["prune"] = _prune(fields["prune"], flags, fields["epochs"])
     fields["pipeline"] = _pipeline(fields["pipeline"], flags)
+    if file is None:
+        _make_room(fields)
     return TrainConfig.from_json(fields, "The command line" if file is None else f"Recipe {file} and the command line")
 
 
@@ -168,6 +175,13 @@ def _prune(fields: dict[str, Any] | None, flags: TrainFlags, epochs: int) -> dic
         fields["exchange"] = {"start": start, "end": end if end > start else EXCHANGE_END * epochs,
                               **(fields.get("exchange") or {}), "fraction": flags.exchange}
     return fields
+
+
+def _make_room(fields: dict[str, Any]) -> None:
+    quantise, pipeline = fields["quantise"], fields["pipeline"]
+    stale = pipeline is not None and pipeline.get("scheme") != Scheme.SYNCHRONOUS.value
+    if stale and quantise is not None and quantise["widths"]["activation"] == WIDE_BITS:
+        quantise["headroom"]["activation"] = STALE_HEADROOM
 
 
 def _pipeline(fields: dict[str, Any] | None, flags: TrainFlags) -> dict[str, Any] | None:

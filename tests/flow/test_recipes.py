@@ -95,3 +95,17 @@ def test_blocks_spread_over_processing_elements() -> None:
     assert told.prune is not None and told.prune.method == Balanced(density=0.1, rows=4, elements=2)
     with pytest.raises(DataError, match=r"prune.*elements"):
         recipe(None, TrainFlags(density=0.1, elements=2))
+
+
+@pytest.mark.parametrize(("flags", "bits"), [
+    ({}, 1), ({"parts": 1, "scheme": "synchronous"}, 1), ({"parts": 2}, 4), ({"parts": 2, "scheme": "compensated"}, 4),
+    ({"parts": 2, "scheme": "synchronous"}, 1), ({"parts": 2, "activation_bits": 8}, 1)])
+def test_stale_weights_give_wide_activations_headroom(flags, bits):
+    found = recipe(None, TrainFlags(gradient_bits=16, **flags))
+    assert found.quantise.headroom.activation == bits
+
+
+def test_a_recipe_keeps_its_headroom(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("quantise: {headroom: {activation: 2}}")
+    assert recipe(file, TrainFlags(parts=2)).quantise.headroom.activation == 2
