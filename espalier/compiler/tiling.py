@@ -62,7 +62,7 @@ def _pooling_apart(layer: Layer, grid: Grid, *, has_gradient: bool) -> Iterator[
 
 def _tiled(layer: Layer, grid: Grid) -> Layer:
     held, reach = _held(layer, layer.in_shape, grid)
-    if layer.weight_shape[2:] == layer.in_shape[1:] and not any(layer.pad):
+    if layer.conv_shape[1:] == (1, 1) and layer.weight_shape[2:] == layer.in_shape[1:] and not any(layer.pad):
         return _vector(layer, held, reach, grid)
     conv, _ = _held(layer, layer.conv_shape, grid)
     out, apart = _held(layer, layer.out_shape, grid)

@@ -40,6 +40,11 @@ def test_maps_smaller_than_the_grid():
     assert (layers[1].out, layers[2].x, layers[2].out) == ("conv3.relu", "conv3.relu", layers[3].x)
 
 
+def test_a_window_as_large_as_the_map_makes_a_map_where_there_is_padding():
+    layer, _ = tiled(Chain((1, 1, 4)).average(Window((1, 4), (1, 1), (0, 0, 0, 3))).linear(3).layers(), (1, 2))
+    assert (layer.in_shape, layer.out_shape, layer.apart) == ((1, 1, 2), (1, 1, 2), (1, 1))
+
+
 @pytest.mark.parametrize(("chain", "grid", "sentence"), [
     (Chain((1, 12, 8)).linear(3), (2, 2), r"^Layer 'linear1' has a map of 12 × 8, which 2 × 2 tiles do not "),
     (Chain((1, 8, 8)).conv(2, (3, 3)).linear(3), (2, 2), r"has a map of 6 × 6, which 2 × 2 tiles do not divide "),

@@ -27,7 +27,7 @@ from espalier.compress.magnitude import Magnitude
 from espalier.compress.schedule import CubicSchedule
 from espalier.data import load
 from espalier.errors import DataError, EspalierError
-from espalier.flow import training
+from espalier.flow import TrainFlags, recipe, training
 from espalier.flow.training import train_network
 from espalier.train import loop, processes
 from espalier.train.checkpoint import Checkpoint
@@ -339,6 +339,6 @@ def test_torchrun_starts_them_too(tmp_path: Path) -> None:
         check=True, capture_output=True, text=True)
     assert told.stdout.count("test accuracy") == 1
     assert TIMELINE in told.stdout
-    alone = train_network(TrainConfig(epochs=1, batch=32, pipeline=Pipeline(2, ("flatten",))), tmp_path / "one")
+    alone = train_network(recipe(None, TrainFlags(epochs=1, batch=32, cut=("flatten",))), tmp_path / "one")
     assert alone is not None
     assert Checkpoint.load(tmp_path / "two" / CHECKPOINT).log == alone.log
