@@ -2,13 +2,15 @@
 
     python benchmarks/pipeline_accuracy.py --data DATA --networks lenet5 --seeds 0,1,2
     python benchmarks/pipeline_accuracy.py --data DATA --networks cnn1x resnet20 --registers 1 --epochs 6 --images 10000
+    python benchmarks/pipeline_accuracy.py --data DATA --networks lenet5 --batch 32
 
 After Zhang and Abdelrahman (arXiv 1912.12675), who cut with K registers: K early ones follow the first K layers, K late
 ones go before the last K. Each network is trained without a pipeline and by each scheme with the same recipe, data and
 seed, in 16-bit fixed point or, with ``--float32``, in float32; a hybrid is stale for the first half of the epochs. All
 parts run in one process, which gives the weights that one process for each part gives, bit for bit. Learning rates are
 half of those of ``accuracy.py``: with momentum 0.9 a delay of two batches lowers the curvature up to which training is
-stable to a thirtieth, and at the full rate LeNet-5, cut late, diverged in its first epoch with compensation.
+stable to a thirtieth, and at the full rate LeNet-5, cut late, diverged in its first epoch with compensation. In smaller
+batches, rate and momentum scaled to them, as many batches of delay are fewer images.
 
 Published drops of stale weights are with early registers: LeNet-5 0.4, AlexNet 4, VGG 0.83, ResNet-20 1.45 points.
 The bars hold the compensated scheme at K = 1 to COMPENSATED points, and the hybrid, at any K and place, to less
@@ -35,6 +37,7 @@ from espalier.train.config import RateKind, RateSchedule, TrainConfig
 from espalier.train.optimise import Sgd
 from espalier.train.pipelining import Pipeline, Scheme
 
+BATCH = 100  #: images, for which rates and momenta are
 COMPENSATED = 0.3  #: points that the compensated scheme may lose with one register
 NONE = "no pipeline"
 EARLY, LATE = "early", "late"
@@ -78,10 +81,11 @@ def jobs(options: Namespace) -> list[Job]:
         if task.network not in options.networks:
             continue
         place, epochs = Place(task.data, options.data, options.images), options.epochs or task.epochs
+        sgd = task.sgd.for_batch(options.batch, BATCH).scaled(options.rate)
         for seed in options.seeds:
             for variant in variants:
                 config = TrainConfig(
-                    task.network, task.data, epochs, options.batch, seed, task.sgd.scaled(options.rate),
+                    task.network, task.data, epochs, options.batch, seed, sgd,
                     RateSchedule(RateKind.COSINE, warm_up=options.warm_up),
                     quantise=None if options.float32 else replace(
                         WIDE, probe_steps=options.probe_steps,
@@ -90,6 +94,7 @@ def jobs(options: Namespace) -> list[Job]:
                 kind = "float32" if options.float32 else "fixed16"
                 folder = (f"{task.network}-{kind}-{epochs}-{variant.scheme}-{variant.registers}{variant.place}-{seed}"
                           + (f"-{options.images}" if options.images else "")
+                          + (f"-batch{options.batch}" if options.batch != BATCH else "")
                           + (f"-warm{options.warm_up}" if options.warm_up else "")
                           + (f"-rate{options.rate:g}" if options.rate != 1 else "")
                           + (f"-room{options.headroom}" if options.headroom != WIDE.headroom.activation else ""))
@@ -118,10 +123,12 @@ def findings(results: list[dict]) -> Findings:
         mine = [run for run in results if run["network"] == task.network]
         for key in sorted({_kind(run) for run in mine}):
             own = [run for run in mine if _kind(run) == key]
-            epochs, arithmetic, images, warm_up, rate, headroom = key
+            epochs, arithmetic, images, warm_up, rate, headroom, batch = key
+            scaled = task.sgd.for_batch(batch, BATCH).learning_rate
             head = (f"{task.network}/{task.data}/{arithmetic}/{epochs} epochs{f' of {images} images' if images else ''}"
                     f"{f', {warm_up} to warm up' if warm_up else ''}"
-                    f"{f', rate {rate:g}' if rate != task.sgd.learning_rate else ''}"
+                    f"{f', batches of {batch}' if batch != BATCH else ''}"
+                    f"{'' if math.isclose(rate, scaled) else f', rate {rate:g}'}"
                     f"{f', {headroom} bits of headroom' if headroom != WIDE.headroom.activation else ''}")
             base = {run["seed"]: run["test_accuracy"] for run in own if run["scheme"] == NONE}
             notes.append(f"{head}: {len(base)} seed(s)")
@@ -138,11 +145,11 @@ def findings(results: list[dict]) -> Findings:
     return Findings(figures=figures, bars=bars, notes=notes)
 
 
-def _kind(run: dict) -> tuple[int, str, int, int, float, int]:
+def _kind(run: dict) -> tuple[int, str, int, int, float, int, int]:
     config = run["config"]
     return (run["epochs"], run["arithmetic"], run["images"], config["rate"].get("warm_up", 0),
             config["sgd"]["learning_rate"],
-            (config["quantise"] or {}).get("headroom", asdict(WIDE.headroom))["activation"])
+            (config["quantise"] or {}).get("headroom", asdict(WIDE.headroom))["activation"], config["batch"])
 
 
 def bars_of(name: str, variant: Variant, drop: float, published: float) -> list[Bar]:
@@ -165,7 +172,7 @@ def main() -> int:
     options.add_argument("--warm-up", type=int, default=0, help="epochs in which the rate rises")
     options.add_argument("--rate", type=float, default=1.0, help="what multiplies each task's own learning rate")
     options.add_argument("--headroom", type=int, default=WIDE.headroom.activation, help="bits, of activations")
-    options.add_argument("--batch", type=int, default=100)
+    options.add_argument("--batch", type=int, default=BATCH, help="rate and momentum are scaled to it")
     told = options.parse_args()
     return carry_out("pipeline_accuracy", told, jobs(told), findings)
 

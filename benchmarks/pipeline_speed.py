@@ -17,13 +17,14 @@ arithmetic.
 
 A pipeline of stale weights runs empty after each measurement, as it does every 100 batches when it trains; ``once
 full`` is its speed without that, from the difference to a measurement of FEW batches, and that is held against the
-published speed-ups.
+published speed-ups. All of it for each size of a batch: what a part holds of a small one is still in its cache when the
+gradient comes.
 
 What limits a pipeline of stale weights: the slower part (``balance``: the speed-up if nothing were ever waited for,
-from the time that each part works: computes, copies messages, and loads images or labels), filling and running empty (2
-of ``--batches`` + 2 cycles), and waiting for messages. ``predicted`` is what ``cost/pipelines.py`` makes of the time
-that each part works in the scheme and of the measured time of one process in the same round, held against the measured
-speed-up.
+from the time that each part works: computes, copies messages, and loads images or labels), filling and running empty
+(2 cycles beside one for each batch), and waiting for messages. ``predicted`` is what ``cost/pipelines.py`` makes of the
+time that each part works in the scheme and of the measured time of one process in the same round, held against the
+measured speed-up.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ from espalier.train.timeline import BACKWARD, COPY, FORWARD, LOAD, UPDATE, share
 SGD = Sgd(learning_rate=0.01, momentum=0.9, weight_decay=5e-4)
 STILL = replace(SGD, learning_rate=1e-12)
 BEFORE = 20
-BATCH, MICRO_BATCHES, WORKERS, FEW = 128, 4, 2, 2
+MICRO_BATCHES, WORKERS, FEW = 4, 2, 2
 TORCH_CUTS = {"resnet20": "layer2.1", "resnet56": "layer2.4", "vgg16": "conv3_3", "cnn4x": "conv4"}
 PUBLISHED = 1.65  #: times as fast, of two GPUs (arXiv 1912.12675, ResNet-56; up to 1.82)
 ERROR = 15.0      #: of the predicted speed-up, in %, at most
@@ -86,9 +87,9 @@ STALE_FEW, FULL, APART = f"stale, {FEW} batches", "stale, once full", "two runs 
 Step = Callable[[], None]
 
 
-def started(name: str, data: Dataset, quantise: Quantise | None) -> Checkpoint:
+def started(name: str, data: Dataset, batch: int, quantise: Quantise | None) -> Checkpoint:
     """The network before its first step; batch norms folded, so that both arithmetics do the same work."""
-    config = TrainConfig(name, "cifar10", 1, BATCH, sgd=SGD, quantise=quantise, pipeline=Pipeline(WORKERS))
+    config = TrainConfig(name, "cifar10", 1, batch, sgd=SGD, quantise=quantise, pipeline=Pipeline(WORKERS))
     network = import_network(name, Split(data, data), 0)
     return further(prepare(config, Split(data, data), network.graph, network.parameters, network.fixed), data, BEFORE)
 
@@ -97,7 +98,8 @@ def stages(start: Checkpoint, cuts: tuple[str, ...]) -> list[Stage]:
     parts, made = split(start.graph, cuts), []
     for part, step in zip(parts, differentiate_parts(parts, start.config.loss, start.gradient_formats, start.frozen),
                           strict=True):
-        optimiser = Optimiser(part.learned(), start.gradient_formats, start.update, BATCH, frozen=start.frozen)
+        optimiser = Optimiser(part.learned(), start.gradient_formats, start.update, start.config.batch,
+                              frozen=start.frozen)
         optimiser.set(STILL)
         optimiser.load(start.state)
         made.append(Stage(step, optimiser))
@@ -106,12 +108,12 @@ def stages(start: Checkpoint, cuts: tuple[str, ...]) -> list[Stage]:
 
 def ours(start: Checkpoint, data: Dataset, batches: int, crew: Crew) -> tuple[dict[str, Step], Stage]:
     """What this process does in each scheme, and its stage of the pipeline."""
-    cuts = even_cuts(start, data, crew)
+    batch, cuts = start.config.batch, even_cuts(start, data, crew)
     whole, mine = stages(start, ())[0], stages(start, cuts)[crew.rank]
     loaded = DeviceData(data, start.graph.inputs[0].format, "cpu")
-    feed = DataFeed(loaded, [*torch.arange(batches * BATCH).remainder(len(data)).split(BATCH)], None,
+    feed = DataFeed(loaded, [*torch.arange(batches * batch).remainder(len(data)).split(batch)], None,
                     native=whole.native is not None)
-    rings = Rings.between(crew, mine, BATCH)
+    rings = Rings.between(crew, mine, batch)
     if not crew.rank:
         print(f"{start.graph.name}: cut at {', '.join(cuts)}", flush=True)
     return {ONE: (lambda: None) if crew.rank else partial(alone.run, [whole], feed),
@@ -121,12 +123,12 @@ def ours(start: Checkpoint, data: Dataset, batches: int, crew: Crew) -> tuple[di
             SYNCHRONOUS: partial(worker.take_part_synchronously, mine, feed, MICRO_BATCHES, rings)}, mine
 
 
-def theirs(name: str, data: Dataset, batches: int, rank: int) -> dict[str, Step]:
+def theirs(name: str, data: Dataset, batch: int, batches: int, rank: int) -> dict[str, Step]:
     """PyTorch's schemes."""
-    images = [(torch.from_numpy(data.images[number * BATCH % len(data):][:BATCH]).float() / 127.5 - 1
+    images = [(torch.from_numpy(data.images[number * batch % len(data):][:batch]).float() / 127.5 - 1
                ).to(memory_format=torch.channels_last) for number in range(batches)]
-    labels = [torch.from_numpy(data.labels[number * BATCH % len(data):][:BATCH]) for number in range(batches)]
-    half, loss = BATCH // WORKERS, nn.CrossEntropyLoss()
+    labels = [torch.from_numpy(data.labels[number * batch % len(data):][:batch]) for number in range(batches)]
+    half, loss = batch // WORKERS, nn.CrossEntropyLoss()
 
     def trains(module: nn.Module, part: slice) -> Step:
         optimiser = torch.optim.SGD(module.parameters(), SGD.learning_rate, SGD.momentum, weight_decay=5e-4)
@@ -143,7 +145,7 @@ def theirs(name: str, data: Dataset, batches: int, rank: int) -> dict[str, Step]
 
     def piped(schedule: type) -> Step:
         plain = [x.contiguous() for x in images]  # gloo takes no channels_last
-        parted = pipeline(zoo.build(name), (plain[0][:BATCH // MICRO_BATCHES],),
+        parted = pipeline(zoo.build(name), (plain[0][:batch // MICRO_BATCHES],),
                           split_spec={TORCH_CUTS[name]: SplitPoint.BEGINNING})
         stage = parted.build_stage(rank, torch.device("cpu"))
         optimiser = torch.optim.SGD(stage.submod.parameters(), SGD.learning_rate, SGD.momentum, weight_decay=5e-4)
@@ -184,7 +186,7 @@ def measured(schemes: dict[str, dict[str, Step]], rounds: int, mine: Stage
     return seconds, spent
 
 
-def work(options: Namespace, results: Path) -> None:
+def work(options: Namespace, batch: int, results: Path) -> None:
     """Of each process; the first writes."""
     rank = int(os.environ["RANK"])
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank % os.cpu_count()]})
@@ -195,28 +197,29 @@ def work(options: Namespace, results: Path) -> None:
     found = {}
     with joined(WORKERS, "cpu", 1800) as crew:
         for name in options.networks:
-            wide = Quantise(Widths(16, 16, 16), Headroom(2, 2, 3), probe_steps=2)
-            fixed, mine = ours(started(name, data, wide), data, options.batches, crew)
+            batches, wide = options.images // batch, Quantise(Widths(16, 16, 16), Headroom(2, 2, 3), probe_steps=2)
+            fixed, mine = ours(started(name, data, batch, wide), data, batches, crew)
             schemes = {FIXED: fixed} if FIXED in options.kinds else {}
             if FLOAT in options.kinds:
-                schemes[FLOAT], _ = ours(started(name, data, None), data, options.batches, crew)
+                schemes[FLOAT], _ = ours(started(name, data, batch, None), data, batches, crew)
             if TORCH in options.kinds:
-                schemes[TORCH] = theirs(name, data, options.batches, rank)
+                schemes[TORCH] = theirs(name, data, batch, batches, rank)
             seconds, spent = measured(schemes, options.rounds, mine)
             found[name] = {"spent": {scheme: [*zip(*crew.gather(rounds), strict=True)]
                                      for scheme, rounds in spent.items()},
-                           "sent": crew.gather(2 * BATCH * prod(mine.result.shape)), "seconds": seconds}
+                           "sent": crew.gather(2 * batch * prod(mine.result.shape)), "seconds": seconds}
             if not rank:
                 results.write_text(json.dumps(found))
                 print(name, {kind: {scheme: round(median(took), 2) for scheme, took in of.items()}
                              for kind, of in found[name]["seconds"].items()}, flush=True)
 
 
-def findings(found: dict, batches: int) -> tuple[list[Figure], list[Bar]]:
+def findings(found: dict, batch: int, batches: int) -> tuple[list[Figure], list[Bar]]:
     """Images a second, speed-ups, and what limits ours."""
     figures: list[Figure] = []
     bars: list[Bar] = []
-    for name, runs in found.items():
+    for network, runs in found.items():
+        name = f"{network}, batches of {batch}"
         over: dict[tuple[str, str], float] = {}
         for kind, seconds in runs["seconds"].items():
             if (few := seconds.pop(STALE_FEW, None)) is not None:
@@ -226,7 +229,7 @@ def findings(found: dict, batches: int) -> tuple[list[Figure], list[Bar]]:
                 seconds[APART] = [both / WORKERS for both in seconds[APART]]
             for scheme, took in seconds.items():
                 head = f"{name}: {kind}, {scheme}"
-                figures.append(Figure(head, round(batches * BATCH / median(took), 1), "images/s", Provenance.MEASURED))
+                figures.append(Figure(head, round(batches * batch / median(took), 1), "images/s", Provenance.MEASURED))
                 if scheme != ONE:
                     ratio = median(one / two for one, two in zip(seconds[ONE], took, strict=True))
                     over[kind, scheme] = ratio
@@ -280,17 +283,22 @@ def main() -> int:
     options.add_argument("--data", help="folder of the data sets (default: ESPALIER_DATA)")
     options.add_argument("--networks", nargs="+", choices=TORCH_CUTS, default=list(TORCH_CUTS))
     options.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    options.add_argument("--batches", type=int, default=20, help="of a measurement")
+    options.add_argument("--batch", type=int, nargs="+", default=[128, 32], help="images of a batch")
+    options.add_argument("--images", type=int, default=1536, help="of a measurement")
     options.add_argument("--rounds", type=int, default=3)
     told = options.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        results = Path(folder) / "results.json"
-        in_processes(WORKERS, partial(work, told, results))
-        found = json.loads(results.read_text())
-    figures, bars = findings(found, told.batches)
+    figures: list[Figure] = []
+    bars: list[Bar] = []
+    for batch in told.batch:
+        with tempfile.TemporaryDirectory() as folder:
+            results = Path(folder) / "results.json"
+            in_processes(WORKERS, partial(work, told, batch, results))
+            of_batch = findings(json.loads(results.read_text()), batch, told.images // batch)
+        figures += of_batch[0]
+        bars += of_batch[1]
     write_results("pipeline_speed", seeds=[0], figures=figures, bars=bars,
-                  notes=f"Batches of {BATCH}, {told.batches} of them a measurement, {told.rounds} rounds; two "
-                        f"processes pinned to a core each. The published bar is of other networks on two GPUs")
+                  notes=f"{told.images} images a measurement, {told.rounds} rounds; two processes pinned to a core "
+                        f"each. The published bar is of other networks on two GPUs")
     return 0
 
 

@@ -5,7 +5,8 @@
 The model's cycles are those of the simulated Verilog (``cost_model.py``), so what is estimated here is what would be
 simulated. A step is of one group, so of as many images as the machine has lanes; at first every tensor is on chip,
 whatever that takes: the memory is a figure, too. Lattices have as many lane trees as rows: 16 and 32; for pruned
-networks 16 and 4. Live blocks are random, a tenth of each layer's, and all of the first and of the last one's.
+networks 16 and 4, for MobileNetV1 also 2, its maps in 2 × 2 tiles. Live blocks are random, a tenth of each layer's, and
+all of the first and of the last one's.
 Utilisation is useful MACs over multipliers times cycles, all of a phase's commands with their fill and drain; the step
 has the loss, too.
 
@@ -33,6 +34,7 @@ from numpy.typing import NDArray
 from espalier.arch.memory import MemoryTiming
 from espalier.compiler.legalise import legalise
 from espalier.compiler.lists import weight_numbers
+from espalier.compiler.machine_choice import MAX_LANES
 from espalier.compiler.pipeline import compile_program
 from espalier.compiler.tiling import WHOLE, Grid
 from espalier.cost.cycles import PhaseCycles, predict
@@ -59,19 +61,22 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Rows of the lattice, and the part of the blocks that lives, and the bar; and processing elements."""
+    """Rows of the lattice, the part of the blocks that lives, and the bar; processing elements, and tiles of maps."""
 
     rows: int
     density: float
     least: float
     elements: int = 1
+    grid: Grid = WHOLE
 
     def __str__(self) -> str:
         shared = f"{self.elements} elements of " if self.elements > 1 else ""
-        return f"{'dense' if self.density == 1 else f'{1 - self.density:.0%} pruned'}, {shared}{self.rows} rows"
+        tiles = f", {self.grid[0]} × {self.grid[1]} tiles" if self.grid != WHOLE else ""
+        return f"{'dense' if self.density == 1 else f'{1 - self.density:.0%} pruned'}, {shared}{self.rows} rows{tiles}"
 
 
 SETTINGS = (Setting(16, 1.0, 95), Setting(32, 1.0, 95), Setting(16, 0.1, 90), Setting(4, 0.1, 90))
+OF_NETWORK = {"mobilenetv1": (Setting(2, 1.0, 95, grid=(2, 2)), Setting(2, 0.1, 90, grid=(2, 2)))}  #: besides
 ONE_IMAGE = 70  #: percent, at least, of the multipliers for a batch of one
 ROWS_OF_ONE_IMAGE, POWERS = (8, 16, 32, 64), (1, 2, 4, 8, 16)
 MHZ = 240  #: at which the bandwidths hold: bits / 8 × MHZ / beat_cycles
@@ -147,14 +152,18 @@ class Network:
                 macs[phase.opcode] += self.useful.get(phase.layer, 0)
         found = {PHASES[opcode]: macs[opcode] / cycles[opcode] for opcode in PHASES}
         found["step"] = sum(macs.values()) / cycles_of(phases)
-        return {name: 100 * value / (self.setting.rows * self.setting.elements) for name, value in found.items()}
+        cells = self.setting.rows * self.setting.elements * prod(self.setting.grid)
+        return {name: 100 * value / cells for name, value in found.items()}
 
 
 def on_chip(name: str, network: Network) -> Iterator[Figure | Bar]:
     """Without external memory: no cycle depends on the number of lanes, but for the levels of the trees."""
-    program = network.program(1)
+    program = network.program(prod(network.setting.grid), grid=network.setting.grid)
     for multipliers in MULTIPLIERS:
-        sized = replace(program, machine=replace(program.machine, lanes=multipliers // network.setting.rows))
+        lanes = multipliers // network.setting.rows
+        if lanes > MAX_LANES:
+            continue
+        sized = replace(program, machine=replace(program.machine, lanes=lanes))
         percent = network.busy(predict(sized)[: sized.entries_at["infer"]])
         head = f"{name}, {network.setting}, {multipliers} multipliers"
         yield from phase_figures(head, percent)
@@ -255,7 +264,7 @@ def main() -> int:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     found: list[Figure | Bar] = []
     for name in parser.parse_args().networks:
-        for setting in SETTINGS:
+        for setting in (*SETTINGS, *OF_NETWORK.get(name, ())):
             network = Network(name, setting)
             found += on_chip(name, network)
             for stream in (False, True) if setting in IN_MEMORY else ():

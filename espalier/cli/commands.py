@@ -51,6 +51,8 @@ def train(
     data_root: DataRoot = None,
     epochs: Annotated[int | None, typer.Option(help="Of all; times in a recipe keep their part of the run.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images of a step.")] = None,
+    tuned_batch: Annotated[int | None, typer.Option(help="Those for which learning rate and momentum were tuned, if "
+                                                         "others: both are scaled.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     learning_rate: Annotated[float | None, typer.Option()] = None,
     rate: Annotated[str | None, typer.Option(help="How it falls: constant, step or cosine.")] = None,
@@ -104,13 +106,14 @@ def train(
     """Train a network: checkpoint and log."""
     steps = steps_told()
     told = flow.recipe(config, flow.TrainFlags(
-        network=network, data=data, epochs=epochs, batch=batch, seed=seed, device=compute, loss=loss, augment=augment,
-        rate=rate, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay, float32=float32,
-        update=update, weight_bits=weight_bits, activation_bits=activation_bits, gradient_bits=gradient_bits,
-        quantise_start=quantise_start, quantise_rate=quantise_rate, batch_norm=batch_norm, density=density,
-        block=block, method=method, scope=scope, elements=elements, prune_start=prune_start, prune_end=prune_end,
-        warm_up=warm_up, exchange=exchange, freeze=tuple(freeze) if freeze else None, parts=parts,
-        cut=tuple(cut) if cut else None, scheme=scheme, switch=switch, micro_batches=micro_batches))
+        network=network, data=data, epochs=epochs, batch=batch, tuned_batch=tuned_batch, seed=seed, device=compute,
+        loss=loss, augment=augment, rate=rate, learning_rate=learning_rate, momentum=momentum,
+        weight_decay=weight_decay, float32=float32, update=update, weight_bits=weight_bits,
+        activation_bits=activation_bits, gradient_bits=gradient_bits, quantise_start=quantise_start,
+        quantise_rate=quantise_rate, batch_norm=batch_norm, density=density, block=block, method=method, scope=scope,
+        elements=elements, prune_start=prune_start, prune_end=prune_end, warm_up=warm_up, exchange=exchange,
+        freeze=tuple(freeze) if freeze else None, parts=parts, cut=tuple(cut) if cut else None, scheme=scheme,
+        switch=switch, micro_batches=micro_batches))
     found = flow.train_network(told, output_dir, data_root=data_root, resume=resume, dry_run=dry_run,
                                processes=processes, patience=patience, steps=steps)
     if not flow.leads():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from espalier.errors import DataError
 from espalier.train.config import RateKind, TrainConfig
+from espalier.train.optimise import Sgd
 from espalier.train.pipelining import Scheme
 
 PRUNE_START, PRUNE_FOR = 0.1, 0.3  #: of the epochs, where pruning is asked for without saying when or how long
@@ -27,6 +28,7 @@ class TrainFlags:
     data: str | None = None
     epochs: int | None = None
     batch: int | None = None
+    tuned_batch: int | None = None
     seed: int | None = None
     device: str | None = None
     loss: str | None = None
@@ -66,6 +68,8 @@ def recipe(file: Path | None, flags: TrainFlags) -> TrainConfig:
     Without a file, stale weights give wide activations more headroom, since at first these grow beyond what training
     without a pipeline shows (``benchmarks/pipeline_accuracy.py``).
 
+    Rate and momentum that were tuned for another batch are scaled to that of the run (:meth:`Sgd.for_batch`).
+
     Another number of epochs stretches the file's times (:func:`stretch`); times in flags are as given.
     """
     fields = (TrainConfig() if file is None else TrainConfig.load(file)).to_json()
@@ -74,6 +78,8 @@ def recipe(file: Path | None, flags: TrainFlags) -> TrainConfig:
         stretch(fields, flags.epochs)
     _put(fields, flags, {name: name for name in ("network", "data", "batch", "seed", "device", "loss", "augment")})
     _put(fields["sgd"], flags, {name: name for name in ("learning_rate", "momentum", "weight_decay")})
+    if flags.tuned_batch is not None:
+        fields["sgd"] = asdict(Sgd(**fields["sgd"]).for_batch(fields["batch"], flags.tuned_batch))
     _put(fields["rate"], flags, {"warm_up": "warm_up"})
     _put(fields, flags, {"freeze": "frozen"})
     if flags.rate == RateKind.STEP.value and not fields["rate"]["milestones"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,9 @@ attrmap -remove generator -remove top -remove src -remove amaranth.hierarchy -re
 attrmap -modattr -remove generator -remove top -remove src -remove amaranth.hierarchy
 write_verilog -norename -noattr
 """
+
+# An element of an array is called "name[1]", which the technology mapper of Yosys takes for bit 1 of "name".
+_BRACKETED = re.compile(r"\\\S*\[\S*")
 
 
 @cache
@@ -60,8 +64,9 @@ def _rtlil(component: wiring.Component, name: str) -> str:
     fragment = Fragment.get(component, target)
     fragment.add_domains(sync, free)
     members = [Value.cast(value) for _, _, value in component.signature.flatten(component)]
-    return str(rtlil.convert(fragment, name=name, platform=target, ports=[sync.clk, sync.rst, *members],
+    text = str(rtlil.convert(fragment, name=name, platform=target, ports=[sync.clk, sync.rst, *members],
                              emit_src=False))
+    return _BRACKETED.sub(lambda found: found[0].replace("[", ".").replace("]", ""), text)
 
 
 @contextmanager

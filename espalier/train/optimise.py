@@ -74,6 +74,19 @@ class Sgd:
         """The same with the learning rate times ``factor``."""
         return replace(self, learning_rate=self.learning_rate * factor)
 
+    def for_batch(self, batch: int, tuned: int) -> Sgd:
+        """What does in batches of ``batch`` images as this does in batches of ``tuned``.
+
+        An image's gradient moves a weight as far in all, and over as many images (Kosson et al., arXiv 2003.11666).
+        Raises FormatError.
+        """
+        if tuned < 1:
+            raise FormatError(f"The batch that rate and momentum were tuned for is at least 1, not {tuned}")
+        part = batch / tuned
+        momentum = self.momentum ** part
+        return replace(self, momentum=momentum,
+                       learning_rate=self.learning_rate * part * (1 - momentum) / (1 - self.momentum))
+
 
 def buffered_rule(sgd: Sgd, batch: int, weight: Fixed, gradient: Fixed) -> BufferedSgd:
     """The word-level rule of ``sgd`` for a weight and its gradient summed over ``batch`` images."""

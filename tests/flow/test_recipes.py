@@ -15,6 +15,7 @@ from espalier.compress.schedule import CubicSchedule
 from espalier.errors import DataError
 from espalier.flow import TrainFlags, recipe
 from espalier.train.config import Norms, Prune, Quantise, RateKind, RateSchedule, TrainConfig
+from espalier.train.optimise import Sgd
 from espalier.train.pipelining import Pipeline, Scheme
 
 ALL_TIMES = TrainConfig(
@@ -109,3 +110,8 @@ def test_a_recipe_keeps_its_headroom(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text("quantise: {headroom: {activation: 2}}")
     assert recipe(file, TrainFlags(parts=2)).quantise.headroom.activation == 2
+
+
+def test_rate_and_momentum_of_another_batch():
+    found = recipe(None, TrainFlags(batch=32, tuned_batch=128, learning_rate=0.1, momentum=0.9))
+    assert found.sgd == Sgd(0.1, 0.9).for_batch(32, 128) and found.batch == 32

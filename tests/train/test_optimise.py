@@ -219,6 +219,28 @@ def test_real_weights() -> None:
     assert sum(prod(shape) for shape in SHAPES.values()) == 47
 
 
+def test_another_batch_moves_weights_as_far() -> None:
+    """Over as many images, by a gradient that stays what it is."""
+    tuned, small = Sgd(0.1, 0.9, 1e-4), Sgd(0.1, 0.9, 1e-4).for_batch(25, 100)
+    moved = {}
+    for sgd, batches in ((tuned, 1), (small, 4)):
+        weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        steps = torch.optim.SGD([weight], sgd.learning_rate, sgd.momentum)
+        for _ in range(200 * batches):
+            weight.grad = torch.ones_like(weight)
+            steps.step()
+        moved[batches] = weight.item()
+    assert moved[4] == pytest.approx(moved[1], rel=0.01)
+    assert small.momentum ** 4 == pytest.approx(0.9) and small.weight_decay == tuned.weight_decay
+    again = small.for_batch(100, 25)
+    assert (again.learning_rate, again.momentum) == (pytest.approx(0.1), pytest.approx(0.9))
+
+
+def test_tuned_batch_wrong() -> None:
+    with pytest.raises(FormatError, match=r"^The batch that rate and momentum were tuned for is at least 1, not 0$"):
+        Sgd(0.1).for_batch(32, 0)
+
+
 def test_learning_rate_wrong() -> None:
     with pytest.raises(FormatError, match=r"^The learning rate must be a number above 0, not 0$"):
         Sgd(0)
