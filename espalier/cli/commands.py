@@ -216,7 +216,7 @@ def compile_command(
                                                       "two up to 16: each a lattice of rows × lanes; default: 1.")
                         ] = None,
     trees: Annotated[int | None, typer.Option(help="Weights updated in a cycle by a processing element, a power of two "
-                                                   "up to the rows; default: 1.")] = None,
+                                                   "up to the rows; default: as many as make it faster.")] = None,
     pairs: Annotated[bool | None, typer.Option(help="Two products of words of at most 8 bits by each hard multiplier; "
                                                     "default: where the part can.")] = None,
     word_bits: Annotated[int | None, typer.Option(help="2..16; default: the network's widest word.")] = None,

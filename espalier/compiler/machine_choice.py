@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from espalier.arch.machine import (
     ADDRESS_MULTIPLIERS,
+    MAX_UPDATE_UNITS,
     MULTIPLIERS_BESIDE_LATTICE,
     ROWS,
     SCALAR_MULTIPLIERS,
@@ -31,6 +33,7 @@ MAX_LANES = 1024
 MOST_CHOSEN_ROWS = 16  #: more are taken where asked for: no lattice with more of them has been routed
 STATE_COLUMNS = 1024  #: of a panel of masters and momenta: enough for the latency of memory to be a small part
 GRIDS = ((1, 2), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8))  #: that are chosen from, fewest tiles first
+TREE_GAIN = 0.02  #: of the cycles, at least, that more lane trees save where they are chosen
 DEPTH_STEP = 64  #: depths are rounded up to a multiple of this, so that a small change still fits
 
 
@@ -64,8 +67,8 @@ class Constraints:
         None takes the widest format of the network.
     rows, lanes : int or None
         None leaves the choice.
-    trees : int
-        Lane trees, at most; a lattice of fewer rows has as many as those.
+    trees : int or None
+        Lane trees, at most; a lattice of fewer rows has as many as those. None leaves the choice.
     port_bits : int
         Of a port to external memory; with one, all activations that can be are spilled.
     stream : bool
@@ -93,7 +96,7 @@ class Constraints:
     word_bits: int | None = None
     rows: int | None = None
     lanes: int | None = None
-    trees: int = 1
+    trees: int | None = 1
     port_bits: int = 0
     stream: bool = False
     pairs: bool | None = None
@@ -141,7 +144,8 @@ def choose_machine(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDA
 
     Every number of rows whose blocks the live set is made of is tried with the most lanes that fit;
     depths are what the network needs, rounded up to a multiple of :data:`DEPTH_STEP`. Where a grid may be chosen, those
-    of :data:`GRIDS` are tried that divide the network's maps.
+    of :data:`GRIDS` are tried that divide the network's maps; where lane trees may be, more of them are taken than
+    fewer if that saves :data:`TREE_GAIN`.
 
     Raises
     ------
@@ -176,14 +180,19 @@ def _on_grid(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDArray[n
             continue
         blocks = blocks_of(layers, live, rows, elements=constraints.elements)
         narrowest = _narrowest(layers, live, loss, blocks, rows, constraints)
-        cycles = sum(estimated_cycles(item, narrowest.tree_rows) for item in blocks)
-        for lanes in _lane_counts(narrowest, constraints, tiles):
-            groups = constraints.batch is not None and constraints.batch * tiles > lanes
-            machine = replace(narrowest, lanes=lanes, groups=groups, grid_y=grid[0], grid_x=grid[1])
-            if constraints.hold(machine):
-                found.append((cycles / machine.images, -rows, machine))
-                break
-            smallest = min(smallest or machine, machine, key=constraints.takes)
+        fewest = math.inf
+        for trees in _tree_counts(rows, constraints):
+            with_trees = replace(narrowest, trees=trees)
+            cycles = sum(estimated_cycles(item, with_trees.tree_rows) for item in blocks)
+            for lanes in _lane_counts(with_trees, constraints, tiles):
+                groups = constraints.batch is not None and constraints.batch * tiles > lanes
+                machine = replace(with_trees, lanes=lanes, groups=groups, grid_y=grid[0], grid_x=grid[1])
+                if constraints.hold(machine):
+                    if cycles / machine.images < fewest * (1 - TREE_GAIN):
+                        fewest = cycles / machine.images
+                        found.append((fewest, -rows, machine))
+                    break
+                smallest = min(smallest or machine, machine, key=constraints.takes)
     if found:
         fewest, _, machine = min(found, key=lambda item: item[:2])
         return fewest, machine
@@ -193,6 +202,17 @@ def _on_grid(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDArray[n
     raise FitError(f"No machine for this network fits {constraints.name}: the smallest that was tried, {smallest.rows} "
                    f"rows × {smallest.lanes} lanes, takes at least {constraints.needs(smallest)}; prune more, "
                    f"shrink the network, or choose a larger part")
+
+
+def _tree_counts(rows: int, constraints: Constraints) -> Iterator[int]:
+    """Numbers of lane trees to try, the fewest first."""
+    if constraints.trees is not None:
+        yield min(constraints.trees, rows)
+        return
+    trees = 1
+    while trees <= rows and trees * constraints.elements <= MAX_UPDATE_UNITS:
+        yield trees
+        trees *= 2
 
 
 def _check_pairs(word_bits: int, constraints: Constraints) -> None:
@@ -276,7 +296,7 @@ def _narrowest(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]],
     word_bits, elements = _word_bits(layers, constraints), constraints.elements
     memory = place(layers, rows, spill=constraints.port_bits > 0, elements=elements)
     machine = Machine(rows=rows, lanes=1, word_bits=word_bits, max_classes=max(16, loss.classes), groups=False,
-                      trees=min(constraints.trees, rows), pairs=constraints.pairs_in(rows, word_bits),
+                      pairs=constraints.pairs_in(rows, word_bits),
                       port_bits=constraints.port_bits, elements=elements, clips=any(layer.clip for layer in layers),
                       sums=adds(layers),
                       acc_bits=max(required_acc_bits(layers, blocks), 2 * word_bits),

@@ -71,7 +71,7 @@ class CompileRequest:
     elements : int or None
         Processing elements that share the work of a layer; None is one.
     trees : int or None
-        Lane trees of each, each with an update unit; None is one.
+        Lane trees of each, each with an update unit; None leaves the choice.
     port_bits : int or None
         Data bits of a port to external memory; None is no port.
     stream_weights : bool or None
@@ -143,7 +143,7 @@ class CompileRequest:
             luts_for=partial(luts_for, device=device),
             word_bits=self.word_bits, rows=self.rows, lanes=self.lanes, batch=self.batch,
             grid=self.grid, elements=1 if self.elements is None else self.elements,
-            trees=1 if self.trees is None else self.trees, pairs=self.pairs, pair_bits=device.pair_bits,
+            trees=self.trees, pairs=self.pairs, pair_bits=device.pair_bits,
             port_bits=self.port_bits or 0, stream=bool(self.stream_weights))
 
 

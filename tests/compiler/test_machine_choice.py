@@ -43,14 +43,28 @@ def chosen(net: Chain, live, constraints: Constraints) -> Machine:
 
 @settings(deadline=None, max_examples=20)
 @given(multipliers=st.integers(60, 300), block_rams=st.integers(40, 300), rows=st.sampled_from(ROWS),
-       trees=st.sampled_from([1, 2, 8]), seed=st.integers(0, 99))
+       trees=st.sampled_from([1, 2, 8, None]), seed=st.integers(0, 99))
 def test_what_is_chosen_is_within_the_limits_and_holds_the_network(multipliers, block_rams, rows, trees, seed):
     net = chain()
     live = random_live(np.random.default_rng(seed), net, rows, 0.5)
     machine = chosen(net, live, part(multipliers=multipliers, block_rams=block_rams, trees=trees))
-    assert multipliers_of(machine) <= multipliers and machine.trees == min(trees, machine.rows)
+    assert multipliers_of(machine) <= multipliers and machine.trees == min(trees or machine.trees, machine.rows)
     assert sum(count * block_rams_for(words, bits) for count, words, bits in memory_banks(machine)) <= block_rams
     compiled(net, machine, live=live)  # raises where it does not fit
+
+
+def test_a_fully_connected_layer_gets_lane_trees():
+    net = Chain((1, 8, 8)).flatten().linear(64).relu().linear(10)
+    machine = chosen(net, all_live(net), part(rows=8, lanes=4, trees=None))
+    assert machine.trees == 8
+    assert chosen(net, all_live(net), part(rows=8, lanes=4, trees=None, multipliers=66)).trees == 4
+    compiled(net, machine)
+
+
+def test_lane_trees_that_save_nothing_are_left_out():
+    net = (Chain((8, 16, 16)).conv(8, (3, 3), (1, 1, 1, 1)).relu().pool().conv(2, (3, 3)).relu().pool().flatten()
+           .linear(2))
+    assert chosen(net, all_live(net), part(rows=8, trees=None)).trees == 1
 
 
 @pytest.mark.parametrize("elements", [2, 4])
