@@ -80,8 +80,9 @@ class Sgd:
         An image's gradient moves a weight as far in all, and over as many images (Kosson et al., arXiv 2003.11666).
         Raises FormatError.
         """
-        if tuned < 1:
-            raise FormatError(f"The batch that rate and momentum were tuned for is at least 1, not {tuned}")
+        if min(batch, tuned) < 1:
+            raise FormatError(f"Batches have at least one image; rate and momentum cannot be scaled from batches of "
+                              f"{tuned} to batches of {batch}")
         part = batch / tuned
         momentum = self.momentum ** part
         return replace(self, momentum=momentum,

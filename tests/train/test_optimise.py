@@ -236,9 +236,10 @@ def test_another_batch_moves_weights_as_far() -> None:
     assert (again.learning_rate, again.momentum) == (pytest.approx(0.1), pytest.approx(0.9))
 
 
-def test_tuned_batch_wrong() -> None:
-    with pytest.raises(FormatError, match=r"^The batch that rate and momentum were tuned for is at least 1, not 0$"):
-        Sgd(0.1).for_batch(32, 0)
+@pytest.mark.parametrize(("batch", "tuned"), [(32, 0), (0, 32)])
+def test_tuned_batch_wrong(batch: int, tuned: int) -> None:
+    with pytest.raises(FormatError, match=rf"^Batches have at least one image; .* of {tuned} to batches of {batch}$"):
+        Sgd(0.1).for_batch(batch, tuned)
 
 
 def test_learning_rate_wrong() -> None:
