@@ -18,7 +18,7 @@ arithmetic.
 A pipeline of stale weights runs empty after each measurement, as it does every 100 batches when it trains; ``once
 full`` is its speed without that, from the difference to a measurement of FEW batches, and that is held against the
 published speed-ups. All of it for each size of a batch: what a part holds of a small one is still in its cache when the
-gradient comes. What the results have of arithmetics that are not asked for stays there.
+gradient comes.
 
 What limits a pipeline of stale weights: the slower part (``balance``: the speed-up if nothing were ever waited for,
 from the time that each part works: computes, copies messages, and loads images or labels), filling and running empty
@@ -45,7 +45,7 @@ from statistics import median
 
 import torch
 import torch.distributed as dist
-from harness import RESULTS, command_of, write_results
+from harness import write_results
 from torch import nn
 from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe, SplitPoint, pipeline
 from torch.nn.parallel import DistributedDataParallel
@@ -278,16 +278,6 @@ def limits(name: str, spent: list[list[dict[str, int]]], parts: list[list[Part]]
     return figures
 
 
-def of_other_kinds(kinds: list[str]) -> tuple[list[str], list[Figure], list[Bar]]:
-    """What is in the results of kinds that are not measured now: the command, figures and bars."""
-    file = RESULTS / "pipeline_speed.json"
-    before = json.loads(file.read_text()) if file.exists() else {"command": "", "figures": [], "bars": []}
-    figures, bars = ([item for item in before[what] if not any(f": {kind}, " in item["name"] for kind in kinds)]
-                     for what in ("figures", "bars"))
-    return ([before["command"]] if figures else [], [Figure.from_json(fields) for fields in figures],
-            [Bar(fields["name"], fields["value"], fields["op"], fields["bound"]) for fields in bars])
-
-
 def main() -> int:
     options = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     options.add_argument("--data", help="folder of the data sets (default: ESPALIER_DATA)")
@@ -297,7 +287,8 @@ def main() -> int:
     options.add_argument("--images", type=int, default=1536, help="of a measurement")
     options.add_argument("--rounds", type=int, default=3)
     told = options.parse_args()
-    commands, figures, bars = of_other_kinds(told.kinds)
+    figures: list[Figure] = []
+    bars: list[Bar] = []
     for batch in told.batch:
         with tempfile.TemporaryDirectory() as folder:
             results = Path(folder) / "results.json"
@@ -306,7 +297,6 @@ def main() -> int:
         figures += of_batch[0]
         bars += of_batch[1]
     write_results("pipeline_speed", seeds=[0], figures=figures, bars=bars,
-                  command="; ".join([*commands, command_of(sys.argv[1:])]),
                   notes=f"{told.images} images a measurement, {told.rounds} rounds; two processes pinned to a core "
                         f"each. The published bar is of other networks on two GPUs")
     return 0
