@@ -22,11 +22,8 @@ from collections.abc import Iterator
 
 import numpy as np
 from harness import write_found
-from numpy.typing import NDArray
-from utilisation_at_scale import NETWORKS, PHASES, SEED, Network, Setting, on_chip_mb
+from utilisation_at_scale import NETWORKS, PHASES, SEED, Network, Setting, balanced_live, on_chip_mb
 
-from espalier.compiler.legalise import legalise
-from espalier.compress.balanced import Balanced
 from espalier.cost.cycles import PhaseCycles, predict
 from espalier.engines import base
 from espalier.engines.rtl import RtlEngine
@@ -39,16 +36,6 @@ SIMULATED, SIMULATED_LANES = ("cnn1x", 4, 4), 2
 AT_RANDOM, BALANCED = "at random", "balanced"
 
 
-def balanced_live(network: Network) -> dict[str, NDArray[np.bool_]]:
-    """Of random weights those that live: in the layers that :func:`utilisation_at_scale.random_live` prunes."""
-    rng = np.random.default_rng(SEED)
-    setting, live = network.setting, dict(network.live)
-    rule = Balanced(density=setting.density, rows=setting.rows, elements=setting.elements)
-    names = [layer.weight for layer in legalise(network.step)[0] if layer.weight is not None][1:-1]
-    shapes = {value.name: value.shape for value in network.step.parameters}
-    return live | rule({name: rng.standard_normal(shapes[name]) for name in names})
-
-
 def networks(name: str) -> Iterator[tuple[str, Network]]:
     """Each lattice with each pattern of live blocks."""
     for rows, elements in LATTICES:
@@ -58,7 +45,7 @@ def networks(name: str) -> Iterator[tuple[str, Network]]:
         yield "dense", dense
         sparse = Network(name, Setting(rows, DENSITY, 90, elements))
         yield AT_RANDOM, sparse
-        sparse.keep(balanced_live(sparse))
+        sparse.keep(balanced_live(sparse.step, sparse.setting))
         yield BALANCED, sparse
 
 
@@ -94,7 +81,7 @@ def simulated() -> Iterator[Figure | Bar]:
     for pattern in (AT_RANDOM, BALANCED):
         network = Network(name, Setting(rows, DENSITY, 90, elements))
         if pattern == BALANCED:
-            network.keep(balanced_live(network))
+            network.keep(balanced_live(network.step, network.setting))
         program = network.program(SIMULATED_LANES)
         engine = RtlEngine(base.Network(graph=network.step, program=program, rules={}, live=network.live))
         rng = np.random.default_rng(SEED)

@@ -4,9 +4,11 @@
 
 The model's cycles are those of the simulated Verilog (``cost_model.py``), so what is estimated here is what would be
 simulated. A step is of one group, so of as many images as the machine has lanes; at first every tensor is on chip,
-whatever that takes: the memory is a figure, too. Lattices have as many lane trees as rows: 16 and 32; for pruned
-networks 16 and 4, for MobileNetV1 also 2, its maps in 2 × 2 tiles. Live blocks are random, a tenth of each layer's, and
-all of the first and of the last one's.
+whatever that takes: the memory is a figure, too. Lattices have 16 and 32 rows, for pruned networks 16 and 4, for
+MobileNetV1 also 2, its maps in 2 × 2 tiles, and twice 1; and as many lane trees as rows (all elements 64 at most). Live
+blocks are random, a tenth of each layer's, and all of the first and of the last one's; where it says so they are
+balanced.
+
 Utilisation is useful MACs over multipliers times cycles, all of a phase's commands with their fill and drain; the step
 has the loss, too.
 
@@ -15,7 +17,7 @@ weights, masters and momenta of the largest layers there, too, so that the fewes
 is what bandwidth leaves: the cycles of a phase over those, or over those in which the port moves what belongs to it
 (FP: all that is spilled, and weights; BP and WU together: all that comes back, and weights, masters and momenta both
 ways), whichever are more. A phase has a bar where that is the bar at least. A batch of one image has its maps in tiles,
-on the lattice of 8 to 64 rows and in the grid, up to 16 × 16, that are busiest.
+a lane each, on as many processing elements, 1 to 16, and lattices of as many rows, 4 to 64, as are busiest.
 """
 
 from __future__ import annotations
@@ -26,17 +28,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
+from operator import itemgetter
 
 import numpy as np
 from harness import LOSS, fitted_machine, plain_rules, write_found
 from numpy.typing import NDArray
 
+from espalier.arch.machine import MAX_UPDATE_UNITS
 from espalier.arch.memory import MemoryTiming
 from espalier.compiler.legalise import legalise
 from espalier.compiler.lists import weight_numbers
 from espalier.compiler.machine_choice import MAX_LANES
 from espalier.compiler.pipeline import compile_program
 from espalier.compiler.tiling import WHOLE, Grid
+from espalier.compress.balanced import Balanced
 from espalier.cost.cycles import PhaseCycles, predict
 from espalier.cost.memory import with_memory
 from espalier.cost.traffic import traffic
@@ -61,24 +66,30 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Rows of the lattice, the part of the blocks that lives, and the bar; processing elements, and tiles of maps."""
+    """Rows of the lattice, the part of the blocks that lives, and the bar; processing elements, and tiles of maps.
+
+    ``balanced``: equally many blocks live for each block of results and on each element (``compress/balanced.py``).
+    """
 
     rows: int
     density: float
     least: float
     elements: int = 1
     grid: Grid = WHOLE
+    balanced: bool = False
 
     def __str__(self) -> str:
         shared = f"{self.elements} elements of " if self.elements > 1 else ""
         tiles = f", {self.grid[0]} × {self.grid[1]} tiles" if self.grid != WHOLE else ""
-        return f"{'dense' if self.density == 1 else f'{1 - self.density:.0%} pruned'}, {shared}{self.rows} rows{tiles}"
+        live = "dense" if self.density == 1 else f"{1 - self.density:.0%} pruned"
+        return f"{live}, {shared}{self.rows} row{'s' * (self.rows > 1)}{tiles}{', balanced' * self.balanced}"
 
 
 SETTINGS = (Setting(16, 1.0, 95), Setting(32, 1.0, 95), Setting(16, 0.1, 90), Setting(4, 0.1, 90))
-OF_NETWORK = {"mobilenetv1": (Setting(2, 1.0, 95, grid=(2, 2)), Setting(2, 0.1, 90, grid=(2, 2)))}  #: besides
+OF_NETWORK = {"mobilenetv1": (Setting(2, 1.0, 95, grid=(2, 2)), Setting(2, 0.1, 90, grid=(2, 2)),
+                              Setting(1, 0.1, 90, 2, (2, 2), balanced=True))}  #: besides
 ONE_IMAGE = 70  #: percent, at least, of the multipliers for a batch of one
-ROWS_OF_ONE_IMAGE, POWERS = (8, 16, 32, 64), (1, 2, 4, 8, 16)
+ROWS_OF_ONE_IMAGE, ELEMENTS_OF_ONE_IMAGE = (4, 8, 16, 32, 64), (1, 2, 4, 8, 16)
 MHZ = 240  #: at which the bandwidths hold: bits / 8 × MHZ / beat_cycles
 MEMORIES = {"DDR3-class, 7.7 GB/s": (512, MemoryTiming(latency=60, beat_cycles=2, queue=8)),
             "DDR4-class, 15.4 GB/s": (512, MemoryTiming(latency=60, queue=8)),
@@ -110,6 +121,15 @@ def random_live(step: Graph, setting: Setting) -> dict[str, NDArray[np.bool_]]:
     return live
 
 
+def balanced_live(step: Graph, setting: Setting) -> dict[str, NDArray[np.bool_]]:
+    """Of random weights those that live, in the layers that :func:`random_live` prunes."""
+    rng = np.random.default_rng(SEED)
+    rule = Balanced(density=setting.density, rows=setting.rows, elements=setting.elements)
+    names = [layer.weight for layer in legalise(step)[0] if layer.weight is not None][1:-1]
+    shapes = {value.name: value.shape for value in step.parameters}
+    return random_live(step, setting) | rule({name: rng.standard_normal(shapes[name]) for name in names})
+
+
 class Network:
     """A network of the zoo in a setting."""
 
@@ -117,7 +137,7 @@ class Network:
         self.setting = setting
         self.graph, self.gradients = in_fixed_point(name)
         self.step = differentiate(self.graph, LOSS, self.gradients)
-        self.keep(random_live(self.step, setting))
+        self.keep((balanced_live if setting.balanced else random_live)(self.step, setting))
 
     def keep(self, live: dict[str, NDArray[np.bool_]]) -> None:
         """These weights live, no others."""
@@ -128,7 +148,7 @@ class Network:
         """For the smallest machine that holds it."""
         rows, elements = self.setting.rows, self.setting.elements
         machine = replace(fitted_machine(self.step, self.live, rows, lanes, port_bits, stream=stream, grid=grid,
-                                         elements=elements)[0], trees=rows)
+                                         elements=elements)[0], trees=min(rows, MAX_UPDATE_UNITS // elements))
         return compile_program(self.graph, loss=LOSS, gradient_formats=self.gradients, live=self.live,
                                rules=plain_rules(self.graph.parameters), machine=machine)
 
@@ -160,7 +180,7 @@ def on_chip(name: str, network: Network) -> Iterator[Figure | Bar]:
     """Without external memory: no cycle depends on the number of lanes, but for the levels of the trees."""
     program = network.program(prod(network.setting.grid), grid=network.setting.grid)
     for multipliers in MULTIPLIERS:
-        lanes = multipliers // network.setting.rows
+        lanes = multipliers // (network.setting.rows * network.setting.elements)
         if lanes > MAX_LANES:
             continue
         sized = replace(program, machine=replace(program.machine, lanes=lanes))
@@ -221,27 +241,30 @@ def on_chip_mb(program: Program) -> float:
 
 
 def one_image(name: str) -> Iterator[Figure | Bar]:
-    """A batch of one image, its maps in tiles, on the lattice and in the grid that are busiest."""
+    """A batch of one image, its maps in tiles, on the lattices that are busiest; and on one of them, in one lane."""
     multipliers = MULTIPLIERS[0]
-    found: dict[tuple[int, Grid], float] = {}
-    for rows in ROWS_OF_ONE_IMAGE:
-        network, lanes = Network(name, Setting(rows, 1.0, ONE_IMAGE)), multipliers // rows
-        for grid in product(POWERS, POWERS):
-            if lanes % prod(grid):
-                continue
-            try:
-                program = network.program(prod(grid), grid=grid)
-            except UnsupportedError:  # no such tiles
-                continue
-            percent = network.busy(predict(program)[: program.entries_at["infer"]])["step"] / lanes
-            found[rows, grid] = percent
-    rows, grid = max(found, key=lambda key: found[key])
-    yield Figure(f"{name}, {multipliers} multipliers, batch 1, 64 rows, without tiles: step",
-                 round(found[64, WHOLE], 2), "% of multipliers", Provenance.ESTIMATED)
-    yield Figure(f"{name}, {multipliers} multipliers, batch 1: rows of the busiest", rows, "rows", Provenance.ESTIMATED)
-    yield Figure(f"{name}, {multipliers} multipliers, batch 1: tiles down", grid[0], "tiles", Provenance.ESTIMATED)
-    yield Figure(f"{name}, {multipliers} multipliers, batch 1: tiles across", grid[1], "tiles", Provenance.ESTIMATED)
-    yield Bar(f"{name}, {multipliers} multipliers, batch 1: step", round(found[rows, grid], 2), ">=", ONE_IMAGE)
+    head, found = f"{name}, {multipliers} multipliers, batch 1", []
+    for elements, rows in product(ELEMENTS_OF_ONE_IMAGE, ROWS_OF_ONE_IMAGE):
+        lanes = multipliers // (elements * rows)
+        down = 1 << (lanes.bit_length() - 1) // 2
+        setting = Setting(rows, 1.0, ONE_IMAGE, elements, (down, lanes // down))
+        try:
+            found.append((busy_step(name, setting), setting))
+        except UnsupportedError:  # no such tiles
+            continue
+    for elements in sorted({setting.elements for _, setting in found}):
+        step, setting = max((item for item in found if item[1].elements == elements), key=itemgetter(0))
+        yield Figure(f"{head}, {setting}: step", round(step, 2), "% of multipliers", Provenance.ESTIMATED)
+    alone = busy_step(name, Setting(64, 1.0, ONE_IMAGE)) * 64 / multipliers
+    yield Figure(f"{head}, 64 rows, without tiles: step", round(alone, 2), "% of multipliers", Provenance.ESTIMATED)
+    yield Bar(f"{head}: step", round(max(step for step, _ in found), 2), ">=", ONE_IMAGE)
+
+
+def busy_step(name: str, setting: Setting) -> float:
+    """Percent of the multipliers in a step of a batch of one image, its tiles a lane each."""
+    network = Network(name, setting)
+    program = network.program(prod(setting.grid), grid=setting.grid)
+    return network.busy(predict(program)[: program.entries_at["infer"]])["step"]
 
 
 def memory_waits(program: Program, base: Sequence[PhaseCycles], timing: MemoryTiming) -> int:

@@ -21,11 +21,11 @@ Where ``empty`` is 0 the Issuer does not wait: with ``fetched[-1] + 5 <= taken[-
 ``taken[-16] + 7`` are at most ``taken[-1] + 1 <= done[-1]``. So of a run of blocks without an empty segment between
 only the first can wait; the last is fetched at ``max(fetched of the first + blocks - 1, taken[-16] + 2)``.
 
-Where something is added to results of BP, it is read from one gradient bank after the other, from :data:`ADD_CYCLES`
-after the tile's end on, and a step that would read the same bank in the same cycle waits for a cycle. The steps of a
-block read one bank after the other, too, from the first on, so that can only be a block's first step, in the cycle in
-which the first bank is read, or a tile's last, where that had to wait. It only puts off what is done, so all of the
-above holds.
+Where something is added to results of BP, it is read from one gradient bank after the other, from
+:func:`~espalier.cost.latencies.add_cycles` after the tile's end on, and a step that would read the same bank in the
+same cycle waits for a cycle. The steps of a block read one bank after the other, too, from the first on, so that can
+only be a block's first step, in the cycle in which the first bank is read, or a tile's last, where that had to wait. It
+only puts off what is done, so all of the above holds.
 
 Where results are spilled, a tile may have to wait with its end (:mod:`espalier.cost.spilling`), which puts off all
 that follows likewise.
@@ -43,7 +43,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, assert_never
 
 from espalier.arch.machine import ROWS
-from espalier.cost.latencies import ADD_CYCLES, CREDIT_CYCLES, FETCH_CYCLES, GATHER_CYCLES, QUEUE_DEPTH
+from espalier.cost.latencies import CREDIT_CYCLES, FETCH_CYCLES, QUEUE_DEPTH, add_cycles
 from espalier.cost.spilling import NOTHING, Backlog, WritePort
 from espalier.cost.work import Loop, Run, Tile
 
@@ -116,7 +116,7 @@ class Stopwatch:
                  rows: int = ROWS[-1]) -> None:
         self.adds, self.port, self.pooled, self.rows = adds, port, pooled, rows
         self.start = State((EMPTY,) * elements)
-        self.add_cycles = ADD_CYCLES + GATHER_CYCLES * (elements > 1)
+        self.add_cycles = add_cycles(elements)
         self.known: dict[tuple[Loop | Tile, State], tuple[State, int]] = {}
 
     def cycles(self, work: Loop) -> int:

@@ -26,8 +26,9 @@ ANSWER_CYCLES = 2     #: from the last answer to a stored panel to that cycle
 END_CYCLES = 5      #: of the command that stops a program
 
 OPERAND_CYCLES, LATTICE_CYCLES = 8, 3
-DRAIN_CYCLES = 9    #: from a row of sums to the write of its words
+DRAIN_CYCLES = 10   #: from a row of sums to the write of its words
 ADD_CYCLES = 8      #: from a tile's last step to the one that reads what is added to its first result
+ADD_GATHERED_CYCLES = 10  #: the same of several processing elements
 UPDATE_CYCLES = 20  #: from a gradient to the write of its weight
 GROUPS_CYCLES = 3   #: more, where gradients add up over groups
 GATHER_CYCLES = 1   #: more in FP and BP, where sums of several processing elements are added
@@ -44,6 +45,11 @@ QUOTIENT_BITS_A_CYCLE = 2
 def gather_cycles(machine: Machine) -> int:
     """What it takes to add up the sums of several processing elements."""
     return GATHER_CYCLES * (machine.elements > 1)
+
+
+def add_cycles(elements: int) -> int:
+    """From a tile's last step to the one that reads what is added to its first result."""
+    return ADD_GATHERED_CYCLES if elements > 1 else ADD_CYCLES
 
 
 def drain_cycles(machine: Machine) -> int:

@@ -15,6 +15,7 @@ from espalier.program.program import Command, Program
 
 Item = TypeVar("Item")
 Taps = tuple[int, int]  #: of one axis: the first that is inside the map, and the one after the last
+Windows = tuple[tuple[Taps, ...], int]  #: the tiles of one or of a pool along an axis, and how often they come
 
 
 class Lists:
@@ -60,10 +61,7 @@ def work_of(command: Command, lists: Lists) -> Loop:
                                tuple(found[pointers[0]: pointers[-1]])))
         key = (rows, *parts)
         if key not in known:
-            tiles = _BlockTiles(command, parts, rows)
-            known[key] = Loop(tuple(
-                Loop(tuple(Loop(tuple(tiles[at] for at in product(y, x)), across) for x, across in xs), down)
-                for y, down in ys))
+            known[key] = _BlockTiles(command, parts, rows).in_order(ys, xs)
         blocks.append(known[key])
     return Loop(tuple(Loop((block,), times) for block, times in _runs(blocks)))
 
@@ -98,16 +96,32 @@ class _BlockTiles(dict[tuple[Taps, Taps], Tile]):
         self.command, self.parts, self.rows = command, parts, rows
 
     def __missing__(self, taps: tuple[Taps, Taps]) -> Tile:
-        self[taps] = tile = Tile.of(self.rows, *([*self._segments(part, *taps)] for part in self.parts))
+        self[taps] = tile = self._tile(*taps)
         return tile
 
-    def _segments(self, part: _Part, y: Taps, x: Taps) -> Iterator[Sequence[int]]:
+    def in_order(self, ys: Sequence[Windows], xs: Sequence[Windows]) -> Loop:
+        """All of them; the very first one meets the bias, too."""
+        rows = [(Loop(tuple(Loop(tuple(self[at] for at in product(y, x)), across) for x, across in xs)), down)
+                for y, down in ys]
+        if not any(part.between(0, 1) for part in self.parts):
+            return Loop(tuple(Loop(row.body, down) for row, down in rows))
+        (row, down), *others = rows
+        (window, *after) = row.body
+        assert isinstance(window, Loop), "of windows"
+        first = Loop((self._tile(ys[0][0][0], xs[0][0][0], fresh=True), *window.body[1:]))
+        top = Loop((first, Loop(window.body, window.times - 1), *after))
+        return Loop((top, Loop(row.body, down - 1), *(Loop(row.body, down) for row, down in others)))
+
+    def _tile(self, y: Taps, x: Taps, *, fresh: bool = False) -> Tile:
+        return Tile.of(self.rows, *([*self._segments(part, y, x, fresh)] for part in self.parts))
+
+    def _segments(self, part: _Part, y: Taps, x: Taps, fresh: bool) -> Iterator[Sequence[int]]:
         """As the SegmentCutter cuts: whole; or the bias, then the rest in one piece or by rows of taps."""
         height, width = self.command.kernel_y, self.command.kernel_x
         if (y, x) == ((0, height), (0, width)):
-            yield part.counts
+            yield part.between(0 if fresh else 1, 1 + height * width)
             return
-        if self.command.bias:
+        if self.command.bias and fresh:
             yield part.between(0, 1)
         if x == (0, width) or y[0] == y[1]:
             yield part.between(1 + y[0] * width, 1 + y[1] * width)

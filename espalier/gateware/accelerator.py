@@ -78,7 +78,8 @@ class Accelerator(wiring.Component):
         machine = self.machine
         gathers = int(machine.elements > 1)  # cycles of adding up what the elements have
         sums = Operands.latency_cycles + Lattice.latency_cycles + WRITE_CYCLES  # cycles to the first row, and to write
-        self.elements = [Element(machine, number, Lattice.latency_cycles + Drain.add_cycles + gathers)
+        self.drain = Drain(machine)
+        self.elements = [Element(machine, number, Lattice.latency_cycles + self.drain.add_cycles + gathers)
                          for number in range(machine.elements)]
         self.first = first = self.elements[0]  # for what is there only where there is no other, or the same in all
         self.sequencer = Sequencer(
@@ -86,7 +87,6 @@ class Accelerator(wiring.Component):
             update_cycles=(sums + machine.tree_rows - 1 + first.trees[0].latency_cycles
                            + first.updates[0].latency_cycles))
         self.writer, self.reader = HostWriter(machine), HostReader(machine)
-        self.drain = Drain(machine)
         self.loss = LossUnit(lanes=machine.images, word_bits=machine.word_bits, max_classes=machine.max_classes,
                              read_latency=3)
         if machine.port_bits:
@@ -194,17 +194,20 @@ class Accelerator(wiring.Component):
         """Operands into each lattice; sums of a row, of one lattice behind the other or of all together, to the drain.
         """
         for element in self.elements:
-            element.connect(m)
+            element.connect(m, self.command)
         if self.machine.sums:
             m.d.comb += self.drain.addend.eq(self._of_owner("addend_owner", (
                 element.operands.addend.as_value() for element in self.elements)))
         first, drain = self.first, self.drain
         if self.machine.elements == 1:
-            m.d.comb += [drain.item.eq(first.rows.item), drain.row.eq(first.lattice.row)]
+            m.d.comb += [drain.item.eq(first.rows.item), drain.row.eq(first.lattice.row),
+                         drain.kept.eq(first.lattice.kept)]
             return
         for element, following in pairwise(self.elements):
-            m.d.comb += element.lattice.chain.eq(following.lattice.row)
-        m.d.data += drain.item.eq(first.rows.item)
+            m.d.comb += [element.lattice.chain.eq(following.lattice.row),
+                         element.lattice.chain_kept.eq(following.lattice.kept)]
+        kept = reduce(or_, (element.lattice.kept for element in self.elements[1:]))  # one of them has a block's bias
+        m.d.data += [drain.item.eq(first.rows.item), drain.kept.eq(first.lattice.kept | Mux(self.command.own, 0, kept))]
         for lane in range(self.machine.lanes):
             others = (element.lattice.row[lane] for element in self.elements[1:])
             m.d.data += drain.row[lane].eq(

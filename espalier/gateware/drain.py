@@ -141,16 +141,16 @@ class VectorRequantizer(wiring.Component):
 class Drain(wiring.Component):
     """The drain pipeline of FP and BP. Latency :attr:`latency_cycles` from ``item`` to a write.
 
-    FP: requantise, add, rectify (and clip, where the machine does), 2×2 maximum with the position of the first
-    largest. BP: requantise, add, pass where the activation that the gradient belongs to is positive (and not clipped),
-    attach that activation's code. A sum is limited as words are.
+    FP: add the bias that was kept, requantise, add, rectify (and clip, where the machine does), 2×2 maximum with the
+    position of the first largest. BP: requantise, add, pass where the activation that the gradient belongs to is
+    positive (and not clipped), attach that activation's code. A sum is limited as words are.
 
     Members
     -------
-    row, item : In
-        A row of sums and where it goes.
+    row, kept, item : In
+        A row of sums, what is yet to be added to each of them, and where it goes.
     addend : In
-        What is added to the row of :attr:`add_cycles` ago, where the command says so; ``addend_owner`` says who has it
+        What is added to the row of ``add_cycles`` ago, where the command says so; ``addend_owner`` says who has it
         (of a machine with ``sums``).
     mask_address : Out
         Activation to read (BP); ``mask`` is its vector three cycles later, when ``mask_owner`` says whose.
@@ -161,14 +161,17 @@ class Drain(wiring.Component):
     write_data : Out
     """
 
-    add_cycles = VectorRequantizer.latency_cycles  #: from a row of sums to what is added to it
-    latency_cycles = VectorRequantizer.latency_cycles + 4
+    latency_cycles = 1 + VectorRequantizer.latency_cycles + 4
 
     def __init__(self, machine: Machine):
         self.machine = machine
+        #: From a row of sums to what is added to it. On one element a cycle before that is needed: read a multiple of
+        #: ``rows`` steps behind a tile's first, it would meet steps of whole blocks in the same gradient banks.
+        self.add_cycles = self.latency_cycles - 5 + (machine.elements > 1)
         super().__init__({
             "command": In(command_layout(machine)), "item": In(item_layout(machine)),
             "row": In(data.ArrayLayout(signed(machine.acc_bits), machine.lanes)),
+            "kept": In(signed(2 * machine.word_bits)),
             "mask_address": Out(bits_for(machine.activation_depth)), "mask": In(vector_layout(machine)),
             "activation_write": Out(1), "gradient_write": Out(1), "write": Out(item_layout(machine)),
             "write_data": Out(vector_layout(machine)),
@@ -180,9 +183,10 @@ class Drain(wiring.Component):
         m = Module()
         command = self.command
         m.submodules.requantizer = requantizer = VectorRequantizer(self.machine)
-        m.d.comb += [requantizer.i.eq(self.row), requantizer.shift.eq(command.shift),
+        m.d.sync += [total.eq(row + self.kept) for total, row in zip(requantizer.i, self.row, strict=True)]
+        m.d.comb += [requantizer.shift.eq(command.shift),
                      requantizer.limit.eq(command.limit)]
-        ready = requantizer.latency_cycles + 2  # words are
+        ready = self.latency_cycles - 2  # words are
         items = [data.View(item_layout(self.machine), value)
                  for value in delay_line(m, self.item.as_value(), ready + 1, "item")]
         m.d.comb += self.mask_address.eq(items[ready - 3].mask)
@@ -206,7 +210,8 @@ class Drain(wiring.Component):
         bits = self.machine.word_bits
         addend, total = Signal(signed(bits), name=f"addend_{lane}"), Signal(signed(bits), name=f"total_{lane}")
         if self.machine.sums:
-            m.d.comb += addend.eq(Mux(self.command.add, self.addend[lane].value, 0))
+            domain = m.d.comb if self.machine.elements > 1 else m.d.sync
+            domain += addend.eq(Mux(self.command.add, self.addend[lane].value, 0))
         m.d.sync += total.eq(saturate_later(m, word + addend, self.command.limit[:bits - 1], bits, f"sum_{lane}"))
         return total
 

@@ -60,11 +60,13 @@ class Element:
             m.submodules[f"tree{name}_{number}"] = DomainRenamer("data")(tree)
             m.submodules[f"update{name}_{number}"] = DomainRenamer("data")(update)
 
-    def connect(self, m: Module) -> None:
+    def connect(self, m: Module, command: data.View) -> None:
         """Operands into the lattice, and its rows of sums to their counter and to the lane trees."""
-        operands, lattice = self.operands, self.lattice
+        operands, lattice, forward = self.operands, self.lattice, Signal()
+        m.d.sync += forward.eq(command.opcode == Opcode.FORWARD)
+        m.d.comb += lattice.keep.eq(operands.done.one & operands.done.valid & forward)
         m.d.comb += [lattice.x.eq(operands.x), lattice.b.eq(operands.b), lattice.last.eq(operands.last),
-                     lattice.clear.eq(ResetSignal())]
+                     lattice.fresh.eq(operands.done.tile.fresh), lattice.clear.eq(ResetSignal())]
         steps = [operands.done]
         for stage in range(2):  # along with the products
             steps.append(Signal(step_layout(self.machine), name=f"ending_{stage}"))

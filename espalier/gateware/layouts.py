@@ -57,10 +57,11 @@ def tile_layout(machine: Machine) -> data.StructLayout:
     ``out``: FP, BP: address of the first result. WU: address of the block's gradients.
     ``mask``: BP: address of the first activation that the results belong to; FP that writes to the gradients: that of
     the first activation. ``rows``: valid results.
-    ``final``: nothing comes after it in this phase. ``owner``: whose activations the first result is among.
+    ``fresh``: the first of its output block; ``final``: nothing comes after it in this phase. ``owner``: whose
+    activations the first result is among.
     """
     owner = {"owner": element_bits(machine)} if machine.elements > 1 else {}
     return data.StructLayout({
         "y": unsigned(COORDINATE_BITS), "x": unsigned(COORDINATE_BITS),
         "out": unsigned(address_bits(machine)), "mask": unsigned(bits_for(machine.activation_depth)),
-        "rows": unsigned(bits_for(machine.all_rows + 1)), "final": unsigned(1), **owner})
+        "rows": unsigned(bits_for(machine.all_rows + 1)), "fresh": unsigned(1), "final": unsigned(1), **owner})

@@ -24,8 +24,8 @@ def place_layout(machine: Machine) -> data.StructLayout:
 def reach_layout(machine: Machine) -> data.StructLayout:
     """A tile, and which segment pointers name the taps that stay inside the source map there.
 
-    ``bias``: the entry of ``table`` comes first. Then ``low .. high-1``; or, ``by_rows``, one segment for each tap
-    row: ``low + x_low .. low + x_end - 1``, and ``more`` rows after the first (otherwise 0).
+    ``bias``: the entry of ``table`` comes first, a segment of its own. Then ``low .. high-1``; or, ``by_rows``, one
+    segment for each tap row: ``low + x_low .. low + x_end - 1``, and ``more`` rows after the first (otherwise 0).
     """
     pointer = unsigned(bits_for(machine.table_depth))
     return data.StructLayout({
@@ -49,8 +49,8 @@ class TileCounter(wiring.Component):
     """Walks the tiles of a command: every pixel of each output block, a pool's four pixels together.
 
     Where every processing element makes results of its own, a block of all of them is a tile's.
-    WU has one tile per output block: the whole list of the block. Throughput one tile per cycle, when there is
-    ``room``. After ``start`` it works until it has sent the tile marked ``final``.
+    WU has one tile per output block: the whole list of the block. A block's first tile is ``fresh``. Throughput one
+    tile per cycle, when there is ``room``. After ``start`` it works until it has sent the tile marked ``final``.
     """
 
     def __init__(self, machine: Machine):
@@ -65,7 +65,7 @@ class TileCounter(wiring.Component):
         m.submodules.rows = rows = CountedLoop(COORDINATE_BITS)
         m.submodules.columns = columns = CountedLoop(COORDINATE_BITS)
         m.submodules.window = window = CountedLoop(3)  # the four pixels of a pool, row-major
-        pool, active, step, block_done = Signal(), Signal(), Signal(), Signal()
+        pool, active, fresh, step, block_done = Signal(), Signal(), Signal(), Signal(), Signal()
         single = command.opcode == Opcode.UPDATE
         m.d.sync += pool.eq(command.pool_out)
         m.d.comb += [
@@ -76,16 +76,16 @@ class TileCounter(wiring.Component):
             o.tile.y.eq(Mux(pool, Cat(window.value[1], rows.value), rows.value)),
             o.tile.x.eq(Mux(pool, Cat(window.value[0], columns.value), columns.value)),
             o.tile.rows.eq(Mux(blocks.done, command.last_rows, self._whole_rows())),
-            o.tile.final.eq(block_done & blocks.done), self.o.valid.eq(step),
+            o.tile.fresh.eq(fresh), o.tile.final.eq(block_done & blocks.done), self.o.valid.eq(step),
         ]
         for loop, size in ((rows, command.out_y), (columns, command.out_x)):
             m.d.comb += loop.count.eq(Mux(single, 1, Mux(command.pool_out, size >> 1, size)))
         for loop in (blocks, rows, columns, window):
             m.d.comb += loop.reset.eq(self.start)
         with m.If(self.start):
-            m.d.sync += active.eq(1)
+            m.d.sync += [active.eq(1), fresh.eq(1)]
         with m.Elif(step):
-            m.d.sync += active.eq(~o.tile.final)
+            m.d.sync += [active.eq(~o.tile.final), fresh.eq(block_done)]
         self._addresses(m, step, window.done, columns.done, block_done)
         return m
 
@@ -137,7 +137,8 @@ class TileCounter(wiring.Component):
 class ReachFinder(wiring.Component):
     """Finds which taps stay inside the source map. Latency 4 cycles, one tile per cycle, never stalls.
 
-    Where lanes hold tiles, all of them do.
+    Where lanes hold tiles, all of them do. A bias is met by the first tile of its block alone, and kept for the others
+    (:class:`~espalier.gateware.lattice.Lattice`).
     Cycle 1: distances of a tile to the borders; 2: taps; 3: products with the kernel's width; 4: pointers.
     """
 
@@ -161,8 +162,8 @@ class ReachFinder(wiring.Component):
                      by_rows.eq(Cat(~update & ~inside["x"] & (low["y"] != end["y"]), by_rows[0]))]
         more = Signal(TAP)
         m.d.sync += [more.eq(end["y"] - low["y"] - 1), o.more.eq(Mux(by_rows[0], more, 0))]
-        self._pointers(m, low["y"], end["y"], place[3].table, whole[0])
-        m.d.sync += o.bias.eq(command.bias & ~whole[0])
+        self._pointers(m, low["y"], end["y"], place[3], whole[0])
+        m.d.sync += o.bias.eq(command.bias & ~whole[0] & place[3].tile.fresh)
         m.d.comb += [
             self.o.valid.eq(delay_line(m, self.i.valid, 4, "valid")[-1]), o.tile.eq(place[4].tile),
             o.table.eq(place[4].table), o.by_rows.eq(by_rows[1]),
@@ -183,15 +184,15 @@ class ReachFinder(wiring.Component):
                      inside.eq((origin >= 0) & (room >= 0) | (self.machine.tiles > 1))]
         return low, end, inside
 
-    def _pointers(self, m: Module, low: Value, end: Value, table: Value, whole: Value) -> None:
-        command, o = self.command, self.o.p
+    def _pointers(self, m: Module, low: Value, end: Value, place: data.View, whole: Value) -> None:
+        command, o, table = self.command, self.o.p, place.table
         slots, begin = Signal.like(table), Signal.like(table)
         before, through = Signal(2 * len(low)), Signal(2 * len(low))
         m.d.sync += [
             slots.eq(command.kernel_y * command.kernel_x + 1),
             before.eq(low * command.kernel_x), through.eq(end * command.kernel_x)]
         m.d.comb += begin.eq(table + 1)
-        m.d.sync += [o.low.eq(Mux(whole, table, begin + before)),
+        m.d.sync += [o.low.eq(Mux(whole, Mux(place.tile.fresh, table, begin), begin + before)),
                      o.high.eq(Mux(whole, table + slots, begin + through))]
 
 
@@ -200,8 +201,8 @@ class SegmentCutter(wiring.Component):
 
     Lists are ordered by tap row, then tap column. A tile away from the border is one segment; at the
     top or bottom also one; at the left or right border one for each tap row. A bias entry heads
-    every list and is a segment of its own where the list is cut. Latency 1 cycle, one segment per cycle when
-    there is ``room``.
+    the list of a block's first tile and is a segment of its own where the list is cut. Latency 1 cycle, one segment
+    per cycle when there is ``room``.
     """
 
     def __init__(self, machine: Machine):

@@ -53,15 +53,16 @@ def test_groups_take_as_long_each(data: st.DataObject, groups: int) -> None:
 def test_a_network_by_hand() -> None:
     """A 3×3 convolution with padding 1 on 4×4 has 10² of 12² taps inside, and a bias; then 16 inputs to 2 classes.
 
-    One row, one lane: 40 cycles around the steps of FP and BP, 52 around those of WU. The linear layer's WU has as
-    many columns as weights, of one pixel each. Losses of two classes by a unit that waits 4 cycles a class.
+    FP meets the bias at one pixel. One row, one lane: 41 cycles around the steps of FP and BP, 52 around those of WU.
+    The linear layer's WU has as many columns as weights, of one pixel each. Losses of two classes by a unit that waits
+    4 cycles a class.
     """
     machine = Machine(rows=1, lanes=1, activation_depth=64, gradient_depth=32, weight_depth=64, index_depth=128,
                       table_depth=128)
     program = compiled(Chain((1, 4, 4)).conv(1, (3, 3), (1, 1, 1, 1)).relu().linear(2, bias=False), machine).program
     walk = 1 + 2 * 4 + (10 - 3)
-    expected = {("conv0", Opcode.FORWARD): (116 + 40, 116), ("linear3", Opcode.FORWARD): (32 + 40, 32),
-                ("loss", Opcode.LOSS): (1 + 3 + 3 * walk + 16 + 5, 0), ("linear3", Opcode.BACKWARD): (32 + 40, 32),
+    expected = {("conv0", Opcode.FORWARD): (101 + 41, 101), ("linear3", Opcode.FORWARD): (32 + 41, 32),
+                ("loss", Opcode.LOSS): (1 + 3 + 3 * walk + 16 + 5, 0), ("linear3", Opcode.BACKWARD): (32 + 41, 32),
                 ("linear3", Opcode.UPDATE): (32 + 52, 32), ("conv0", Opcode.UPDATE): (116 + 52, 116),
                 ("end", Opcode.END): (5, 0)}
     assert {(phase.layer, phase.opcode): (phase.cycles, phase.issued) for phase in predict(program)} == expected
@@ -73,6 +74,6 @@ def test_short_columns_and_tiles_wait_for_rows() -> None:
                       table_depth=64)
     program = compiled(Chain((1, 1, 3)).conv(6, (1, 1), bias=False).linear(6, bias=False), machine).program
     found = {(phase.layer, phase.opcode): phase.cycles for phase in predict(program)}
-    assert found["conv0", Opcode.FORWARD] == 43 + 1 + 2 * 4 + 4 + 2 * 2  # the end of a tile of four rows, then of two
+    assert found["conv0", Opcode.FORWARD] == 44 + 1 + 2 * 4 + 4 + 2 * 2  # the end of a tile of four rows, then of two
     assert found["conv0", Opcode.UPDATE] == 55 + 3 + 4
     assert found["linear2", Opcode.UPDATE] == 55 + 1 + 17 * 4 + 4 + 17 * 2

@@ -37,7 +37,7 @@ def test_a_command_drains_as_the_accelerator_does(machine: Machine) -> None:
     accelerator = elaborated(Accelerator(machine))
     assert accelerator.sequencer.drain_cycles == latencies.drain_cycles(machine)
     assert accelerator.sequencer.update_cycles == latencies.update_cycles(machine)
-    assert accelerator.first.front.add_cycles == latencies.ADD_CYCLES + latencies.gather_cycles(machine)
+    assert accelerator.first.front.add_cycles == latencies.add_cycles(machine.elements)
     assert accelerator.loss.read_latency == latencies.LOSS_READ_CYCLES
 
 

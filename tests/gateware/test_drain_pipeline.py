@@ -48,9 +48,11 @@ def drained(machine, command, arrivals, seen_words, seen_codes, addends=()):
     """What the drain writes, by cycle: (kind, out, row, words, codes), for an arrival or None in each cycle.
 
     ``seen_words, seen_codes`` (vectors, lanes) is the activation memory; ``addends`` has what may be added to each
-    arrival. Idle cycles show an item of garbage, and garbage to add.
+    arrival. A part of each arrival's sums is what was kept for all lanes. Idle cycles show an item of garbage, and
+    garbage to add.
     """
     drain, found, rng, asked = Drain(machine), {}, np.random.default_rng(0), [0] * (MASK_CYCLES + 1)
+    half = 1 << ACC_BITS - 1
 
     async def testbench(ctx):
         ctx.set(drain.command, command)
@@ -61,8 +63,10 @@ def drained(machine, command, arrivals, seen_words, seen_codes, addends=()):
                 arrival = Arrival({"valid": 0, "row": int(rng.integers(machine.rows)), "window": int(rng.integers(4))},
                                   rng.integers(-9999, 9999, machine.lanes).tolist())
             ctx.set(drain.item, arrival.item)
-            ctx.set(drain.row, arrival.sums)
-            late = cycle - Drain.add_cycles
+            kept = int(rng.integers(-1 << 2 * machine.word_bits - 1, 1 << 2 * machine.word_bits - 1))
+            ctx.set(drain.row, [(total - kept + half) % (2 * half) - half for total in arrival.sums])
+            ctx.set(drain.kept, kept)
+            late = cycle - drain.add_cycles
             addend = addends[late] if 0 <= late < len(addends) else rng.integers(-2, 2, machine.lanes).tolist()
             ctx.set(drain.addend, [{"value": word, "code": int(rng.integers(4))} for word in addend])
             asked[:] = [ctx.get(drain.mask_address), *asked[:-1]]

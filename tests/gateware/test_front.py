@@ -120,7 +120,10 @@ def last_segment(command, entries, y, x):
 
 
 def expected(program, command):
-    """The loops of the three phases; None is an end without a step: an empty tap, or an empty last segment."""
+    """The loops of the three phases; None is an end without a step: an empty tap, or an empty last segment.
+
+    A block's first pixel meets the bias, the others do not.
+    """
     steps = []
     for block, entries in enumerate(lists(program, command)):
         rows = command.last_rows if block + 1 == command.blocks else program.machine.rows
@@ -131,8 +134,8 @@ def expected(program, command):
                         if inside(command, entry, y, x)]
                 steps += [step(command, entry, term, y, x, (y, x) == seen[-1], base, rows) for y, x in seen] or [None]
             continue
-        for (y, x), position in pixels(command):
-            seen = [entry for entry in entries if inside(command, entry, y, x)]
+        for number, ((y, x), position) in enumerate(pixels(command)):
+            seen = [entry for entry in entries if inside(command, entry, y, x) and not (number and entry.one)]
             ends = bool(last_segment(command, seen, y, x))
             steps += [step(command, entry, term, y, x, ends and (entry, term) == terms(seen)[-1], base + position, rows)
                       for entry, term in terms(seen)] + ([] if ends else [None])
