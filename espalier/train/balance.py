@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -21,9 +21,9 @@ from espalier.train.pipelined import PipelinedSteps
 from espalier.train.pipelining import Pipeline, candidates
 
 LINK = 1e9   #: bytes a second that one process gives another on the same machine, roughly
-BATCHES = 5  #: that are timed
+BATCHES = 10  #: that are timed
 WARM_UP = 10  #: batches before
-TRIALS = 3   #: of cuts whose parts are timed as wholes, at most
+TRIALS = 3   #: of cuts into parts that are timed as wholes, before single segments move
 
 
 def even_cuts(start: Checkpoint, data: Dataset, crew: Crew) -> tuple[str, ...]:
@@ -94,7 +94,8 @@ def settled_cuts(seconds: Callable[[tuple[int, ...]], Sequence[float]], crossing
     """The cut points of :func:`balanced_cuts`, moved where parts timed as wholes are more even for it.
 
     Layers take another time alone than behind others. So the segments of a part are scaled to what it takes as a whole,
-    and cut anew, until nothing moves or TRIALS cuts were tried, of which the best are taken.
+    and cut anew, until nothing moves or TRIALS cuts were tried. From the best of them, one segment after the other
+    leaves the slowest part for one beside it, as long as that helps.
 
     Parameters
     ----------
@@ -103,14 +104,28 @@ def settled_cuts(seconds: Callable[[tuple[int, ...]], Sequence[float]], crossing
     crossing, parts
         As of :func:`balanced_cuts`.
     """
-    segments = seconds(tuple(range(len(crossing))))
-    cuts, tried = balanced_cuts(segments, crossing, parts), dict[tuple[int, ...], float]()
-    while cuts not in tried and len(tried) < TRIALS:
+    tried: dict[tuple[int, ...], list[float]] = {}
+
+    def taken(cuts: tuple[int, ...]) -> list[float]:
         wholes, costs = seconds(cuts), [0.0, *(crossing[cut] for cut in cuts), 0.0]
-        tried[cuts] = max(whole + sum(beside) for whole, beside in zip(wholes, pairwise(costs), strict=True))
-        segments = _scaled(segments, cuts, wholes)
+        tried[cuts] = [whole + sum(beside) for whole, beside in zip(wholes, pairwise(costs), strict=True)]
+        return [*wholes]
+
+    def best() -> tuple[int, ...]:
+        return min(tried, key=lambda cuts: max(tried[cuts]))
+
+    segments = seconds(tuple(range(len(crossing))))
+    cuts = balanced_cuts(segments, crossing, parts)
+    while cuts not in tried and len(tried) < TRIALS:
+        segments = _scaled(segments, cuts, taken(cuts))
         cuts = balanced_cuts(segments, crossing, parts)
-    return min(tried, key=lambda cuts: tried[cuts])
+    found = None
+    while found != best():
+        found = best()
+        slowest = tried[found].index(max(tried[found]))
+        for cuts in {*_relieved(found, slowest, len(crossing))} - {*tried}:
+            taken(cuts)
+    return found
 
 
 def _scaled(segments: Sequence[float], cuts: Sequence[int], wholes: Sequence[float]) -> list[float]:
@@ -119,6 +134,16 @@ def _scaled(segments: Sequence[float], cuts: Sequence[int], wholes: Sequence[flo
     for (first, last), whole in zip(pairwise((0, *(cut + 1 for cut in cuts), len(segments))), wholes, strict=True):
         scaled += [seconds * whole / sum(segments[first:last]) for seconds in segments[first:last]]
     return scaled
+
+
+def _relieved(cuts: tuple[int, ...], part: int, end: int) -> Iterator[tuple[int, ...]]:
+    """The cuts with one segment less in a part, which the one before or behind it has."""
+    first, last = (-1, *cuts, end)[part: part + 2]
+    if last - first > 1:
+        if part:
+            yield *cuts[:part - 1], first + 1, *cuts[part:]
+        if last < end:
+            yield *cuts[:part], last - 1, *cuts[part + 1:]
 
 
 def balanced_cuts(seconds: Sequence[float], crossing: Sequence[float], parts: int) -> tuple[int, ...]:
