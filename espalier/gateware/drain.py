@@ -167,7 +167,7 @@ class Drain(wiring.Component):
         self.machine = machine
         #: From a row of sums to what is added to it. On one element a cycle before that is needed: read a multiple of
         #: ``rows`` steps behind a tile's first, it would meet steps of whole blocks in the same gradient banks.
-        self.add_cycles = self.latency_cycles - 5 + (machine.elements > 1)
+        self.add_cycles = VectorRequantizer.latency_cycles + (machine.elements > 1)
         super().__init__({
             "command": In(command_layout(machine)), "item": In(item_layout(machine)),
             "row": In(data.ArrayLayout(signed(machine.acc_bits), machine.lanes)),

@@ -123,7 +123,7 @@ def settled_cuts(seconds: Callable[[tuple[int, ...]], Sequence[float]], crossing
     while found != best():
         found = best()
         slowest = tried[found].index(max(tried[found]))
-        for cuts in {*_relieved(found, slowest, len(crossing))} - {*tried}:
+        for cuts in [cuts for cuts in _relieved(found, slowest, len(crossing)) if cuts not in tried]:
             taken(cuts)
     return found
 
