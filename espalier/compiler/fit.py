@@ -21,11 +21,13 @@ def required_depths(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...], 
                     panels: Mapping[int, LayerPanels] = NO_PANELS) -> dict[str, int]:
     """The depth of each memory that a network needs on a machine with ``rows``, or of each processing element's.
 
-    ``panels`` has, by their numbers, the layers whose weights lie in external memory.
+    ``panels`` has, by their numbers, the layers whose weights lie in external memory. Where activations are spilled
+    there is room for the commands that spill all: with more room on chip others are, and can be more.
     """
     elements = blocks[0].elements
     entries = max(sum(_entries(item, element) for item in blocks) for element in range(elements))
-    commands, table = 3 + len(layers) * 2 + len(memory.spilled) + 2 * (layers[0].x in memory.spilled), 0
+    spills = bool(memory.spilled)
+    commands, table = 3 + len(layers) * 2 + spills * (len(layers) + 3), 0
     for k, layer in enumerate(layers):
         forward, backward = table_slots(layer, rows, elements)
         table += forward + 1
@@ -39,7 +41,7 @@ def required_depths(layers: tuple[Layer, ...], blocks: tuple[LayerBlocks, ...], 
             table += forward + 1
             commands += 3
         if k in panels:
-            commands += _more_commands(layer, panels[k], layer.out in memory.spilled)
+            commands += _more_commands(layer, panels[k], spills)
             parts = sum(piece.entries is not None for piece in _pieces(layer, panels[k]))
             table += parts * (layer.weight_shape[2] * layer.weight_shape[3] + 2)
     resident = [item.columns for k, item in enumerate(blocks) if k not in panels]
@@ -78,12 +80,12 @@ def _pieces(layer: Layer, panels: LayerPanels) -> tuple[Piece, ...]:
     return () if layer.weight_gradient_format is None else panels.update
 
 
-def _more_commands(layer: Layer, panels: LayerPanels, spilled: bool) -> int:
+def _more_commands(layer: Layer, panels: LayerPanels, spills: bool) -> int:
     """Commands of a layer whose weights lie in external memory, beyond those that it would have with them on chip."""
     pieces = [piece.panel for piece in _pieces(layer, panels)]
     forward, update, backward = (sum(panel.columns > 0 for panel in part)
                                  for part in (panels.forward, pieces, panels.backward))
-    return ((2 + spilled) * (len(panels.forward) - 1) + 2 * forward + max(0, len(pieces) - 1) + 3 * update
+    return ((2 + spills) * (len(panels.forward) - 1) + 2 * forward + max(0, len(pieces) - 1) + 3 * update
             + max(0, len(panels.backward) - 1) * len(phases(layer)) + backward)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -23,7 +24,7 @@ from espalier.compiler.backward import adds
 from espalier.compiler.fit import makes_own, required_acc_bits, required_depths
 from espalier.compiler.legalise import Layer, Loss
 from espalier.compiler.lists import LayerBlocks, aligned_groups, blocks_of, live_weights, whole_blocks
-from espalier.compiler.panels import laid_out, layer_panels, least_depths
+from espalier.compiler.panels import laid_out, layer_panels, streaming_depths
 from espalier.compiler.place import Memory, place
 from espalier.compiler.tiling import WHOLE, Grid, tiled
 from espalier.errors import FitError, UnsupportedError
@@ -70,9 +71,11 @@ class Constraints:
     trees : int or None
         Lane trees, at most; a lattice of fewer rows has as many as those. None leaves the choice.
     port_bits : int
-        Of a port to external memory; with one, all activations that can be are spilled.
+        Of a port to external memory; with one, activations are spilled: those for which ``block_rams`` are not enough,
+        without a limit to them all that can be.
     stream : bool
-        Whether the largest layers have their weights in external memory, so many that the fewest are on chip.
+        Whether the largest layers have their weights in external memory: those for which ``block_rams`` are not enough,
+        without a limit to them so many that the fewest columns are on chip.
     pairs : bool or None
         Whether two rows share each multiplier; None where ``pair_bits`` says that the part can, the words are no
         wider, and there are two rows.
@@ -195,13 +198,29 @@ def _on_grid(layers: tuple[Layer, ...], loss: Loss, live: Mapping[str, NDArray[n
                 smallest = min(smallest or machine, machine, key=constraints.takes)
     if found:
         fewest, _, machine = min(found, key=lambda item: item[:2])
-        return fewest, machine
+        return fewest, _filled(machine, layers, live, constraints)
     if smallest is None:
         raise FitError("Pairs of products are those of two rows, and the live weights are not whole 2×2 blocks: leave "
                        "out the pairs, or prune in blocks")
     raise FitError(f"No machine for this network fits {constraints.name}: the smallest that was tried, {smallest.rows} "
                    f"rows × {smallest.lanes} lanes, takes at least {constraints.needs(smallest)}; prune more, "
                    f"shrink the network, or choose a larger part")
+
+
+def _filled(machine: Machine, layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]],
+            constraints: Constraints) -> Machine:
+    """``machine`` with what it leaves of the block RAMs: for weights, so that fewer stream, then for activations."""
+    if not constraints.port_bits or constraints.block_rams is None:
+        return machine
+    if machine.panel_depth:
+        memory = place(layers, machine.rows, spill=True)
+        machine = next(grown for depths in streaming_depths(layers, live, machine)
+                       if constraints.hold(_with_panels(machine, *depths))
+                       and constraints.hold(grown := streaming(layers, live, memory, machine, depths)))
+    whole = place(layers, machine.rows, elements=machine.elements).activation_depth
+    depths = range(machine.activation_depth, whole + DEPTH_STEP, DEPTH_STEP)
+    room = bisect_left(depths, True, key=lambda depth: not constraints.hold(replace(machine, activation_depth=depth)))
+    return replace(machine, activation_depth=depths[room - 1])
 
 
 def _tree_counts(rows: int, constraints: Constraints) -> Iterator[int]:
@@ -240,9 +259,10 @@ def _legal_rows(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]]
 
 def _least(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], rows: int, constraints: Constraints
            ) -> Machine:
-    """A lower bound: one lane, and memory for the live weights alone."""
-    columns = sum(int(live[layer.weight].sum()) for layer in layers
-                  if layer.weight is not None and layer.norm is None) // (rows * constraints.elements)
+    """A lower bound: one lane, and memory for the live weights alone, if those do not stream."""
+    columns = 0 if constraints.stream else sum(
+        int(live[layer.weight].sum()) for layer in layers
+        if layer.weight is not None and layer.norm is None) // (rows * constraints.elements)
     word_bits = _word_bits(layers, constraints)
     return Machine(rows=rows, lanes=1, word_bits=word_bits, acc_bits=2 * word_bits, weight_depth=max(2, columns),
                    activation_depth=2, gradient_depth=2, index_depth=2, table_depth=2, program_depth=2,
@@ -304,17 +324,26 @@ def _narrowest(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]],
     return streaming(layers, live, memory, machine) if constraints.stream else machine
 
 
-def streaming(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], memory: Memory, machine: Machine
-              ) -> Machine:
-    """``machine`` with panels for weights in external memory, and as few columns on chip as that takes."""
-    resident, panel = least_depths(layers, live, machine)
+def streaming(layers: tuple[Layer, ...], live: Mapping[str, NDArray[np.bool_]], memory: Memory, machine: Machine,
+              depths: tuple[int, int] | None = None) -> Machine:
+    """``machine`` with panels for weights in external memory, and these of :func:`streaming_depths`.
+
+    Without ``depths`` those with as few columns on chip as there can be.
+    """
+    resident, panel = depths or min(streaming_depths(layers, live, machine), key=lambda least: least[0] + 2 * least[1])
+    machine = _with_panels(machine, resident, panel)
     if not panel:
         return machine
-    machine = _with_depths(machine, {"weight_depth": resident, "panel_depth": panel, "run_depth": 2,
-                                     "state_depth": min(panel, STATE_COLUMNS)})
     blocks, streamed = laid_out(layers, live, machine)
     panels = {k: layer_panels(blocks[k], machine) for k in streamed}
     return _with_depths(machine, required_depths(layers, blocks, memory, machine.rows, panels))
+
+
+def _with_panels(machine: Machine, resident: int, panel: int) -> Machine:
+    if not panel:
+        return replace(_with_depths(machine, {"weight_depth": resident}), panel_depth=0, state_depth=0, run_depth=0)
+    return _with_depths(machine, {"weight_depth": resident, "panel_depth": panel, "run_depth": 2,
+                                  "state_depth": min(panel, STATE_COLUMNS)})
 
 
 def _with_depths(machine: Machine, depths: Mapping[str, int]) -> Machine:

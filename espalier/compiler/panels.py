@@ -72,10 +72,9 @@ def laid_out(layers: tuple[Layer, ...], live: Live, machine: Machine) -> tuple[t
             frozenset(streamed))
 
 
-def least_depths(layers: tuple[Layer, ...], live: Live, machine: Machine) -> tuple[int, int]:
-    """The ``weight_depth`` and ``panel_depth`` with which as few columns as possible are on chip.
-
-    The largest layers lie in external memory, as many as that takes; 0 for the panels where none does.
+def streaming_depths(layers: tuple[Layer, ...], live: Live, machine: Machine) -> list[tuple[int, int]]:
+    """The ``weight_depth`` and ``panel_depth`` that it takes at least if none, one, two and at last all layers lie in
+    external memory, the largest first.
     """
     blocks = blocks_of(layers, live, machine.rows)
     panel, resident = 2, blocks[-1].columns
@@ -83,7 +82,7 @@ def least_depths(layers: tuple[Layer, ...], live: Live, machine: Machine) -> tup
     for k, size in _largest(blocks):
         panel, resident = max(panel, _least_panel(blocks[k], machine)), resident - size
         found.append((resident, panel))
-    return min(found, key=lambda depths: depths[0] + 2 * depths[1])
+    return found
 
 
 def _largest(blocks: Sequence[LayerBlocks]) -> list[tuple[int, int]]:

@@ -1,9 +1,10 @@
 """Which activations leave the chip between FP and BP, and where they lie while they are on it.
 
 Activations are a stack: the first that FP makes is the last that BP and WU read. Where not all of them fit the
-activation memory, the oldest go to external memory as they are made and come back, to the same place, during the step
-before the first that needs them. What a step reads, and what comes for the next, is on chip at the same time. The
-oldest of all is the image: it comes from there before FP, where otherwise two groups of it are on chip.
+activation memory, some go to external memory as they are made and come back, to the same place, during the step before
+the first that needs them: those first that take the most products, because a layer that is done sooner than its results
+have left waits for them. What a step reads, and what comes for the next, is on chip at the same time. The last to leave
+is the image: it comes from there before FP, where otherwise two groups of it are on chip.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from espalier.ir.types import MapShape
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """Addresses of all activations on chip, the depth that they need, and those that are spilled, oldest first.
+    """Addresses of all activations on chip, the depth that they need, and those that are spilled, the oldest first.
 
     Times are numbers of layers in FP, then that of the loss, then those of the backward pass's steps.
     ``refetches`` has, for a time, what has to be asked back before its commands (-1: before all); ``fences`` the times
@@ -36,10 +37,13 @@ class Stack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Value:
-    """An activation of so many vectors: when it is made, when FP reads it last, and when BP and WU first and last."""
+    """An activation of so many vectors, and the dense products for each result of it: when it is made, when FP reads it
+    last, and when BP and WU first and last.
+    """
 
     name: str
     vectors: int
+    products: float
     image: bool
     made: int
     forward: int
@@ -68,31 +72,41 @@ class _Value:
 
 def stack(layers: tuple[Layer, ...], plan: Backward, depth: int | None, held: Callable[[MapShape], int] = prod
           ) -> Stack:
-    """Place the activations in a memory so deep, spilling as few as that takes; None: in the least that there can be.
+    """Place the activations in a memory so deep, spilling what that takes; None: in the least that there can be.
 
     If even that does not fit ``depth``, the least is what comes back. The image lies at the beginning. ``held`` says
     how many vectors of an activation a processing element has; of the image it has all.
     """
     values = _values(layers, plan, held)
-    oldest = tuple(value.name for value in values if value.leaves)
-    least = max(sum(value.size(value.name in oldest) for value in values if _lives(value, value.name in oldest, time))
+    leaving = [value.name for value in sorted(values, key=lambda value: -value.products) if value.leaves]
+    least = max(sum(value.size(value.leaves) for value in values if _lives(value, value.leaves, time))
                 for time in range(max(value.last for value in values) + 1))
     depth = least if depth is None else max(least, depth)
     while True:
-        for count in range(len(oldest) + 1):
-            places = _placed(values, set(oldest[:count]), depth)
-            if places is not None:
-                return _stack(values, oldest[:count], places, depth)
+        for count in range(len(leaving) + 1):
+            if _placed(values, set(leaving[:count]), depth) is not None:
+                return _stack(values, _needed(values, leaving[:count], depth), depth)
         depth += max(1, depth >> 6)
 
 
-def _stack(values: list[_Value], spilled: tuple[str, ...], places: Mapping[str, int], depth: int) -> Stack:
+def _needed(values: list[_Value], leaving: list[str], depth: int) -> set[str]:
+    """Of those that leave the ones that have to, in a memory so deep: the last of them stay where they can."""
+    found = set(leaving)
+    for name in reversed(leaving):
+        if _placed(values, found - {name}, depth) is not None:
+            found.remove(name)
+    return found
+
+
+def _stack(values: list[_Value], spilled: set[str], depth: int) -> Stack:
+    places = _placed(values, spilled, depth)
+    assert places is not None, "they were found to fit"
     refetches: dict[int, tuple[str, ...]] = {}
     for value in values:
         for time in value.fetched if value.name in spilled else ():
             refetches[time - 1] = (*refetches.get(time - 1, ()), value.name)
-    return Stack(places=places, depth=depth, spilled=spilled, refetches=refetches,
-                 fences=frozenset(time + 1 for time in refetches))
+    return Stack(places=places, depth=depth, spilled=tuple(value.name for value in values if value.name in spilled),
+                 refetches=refetches, fences=frozenset(time + 1 for time in refetches))
 
 
 def _values(layers: tuple[Layer, ...], plan: Backward, held: Callable[[MapShape], int]) -> list[_Value]:
@@ -107,13 +121,15 @@ def _values(layers: tuple[Layer, ...], plan: Backward, held: Callable[[MapShape]
         reads[layers[step.layer].x].append(loss + 1 + number)
     shapes: dict[str, MapShape] = {layers[0].x: layers[0].in_shape, **{layer.out: layer.out_shape for layer in layers}}
     made = {layer.out: k for k, layer in enumerate(layers)}
+    products = {layer.out: prod(layer.weight_shape[1:]) * prod(layer.conv_shape[1:]) / prod(layer.out_shape[1:])
+                for layer in layers}
     found = []
     for name, times in reads.items():
         image = name not in made
         forward, later = [t for t in times if t <= loss], [t for t in times if t > loss]
-        found.append(_Value(name=name, vectors=prod(shapes[name]) if image else held(shapes[name]), image=image,
-                            made=made.get(name, 0), forward=max(forward, default=0), last=max(times),
-                            returns=later[0] if later else None))
+        found.append(_Value(name=name, vectors=prod(shapes[name]) if image else held(shapes[name]),
+                            products=products.get(name, 0), image=image, made=made.get(name, 0),
+                            forward=max(forward, default=0), last=max(times), returns=later[0] if later else None))
     return found
 
 

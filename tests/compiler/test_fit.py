@@ -32,13 +32,13 @@ def blocks_of(chain, live, rows):
     return tuple(found)
 
 
-def exact_machine(chain, live, rows):
+def exact_machine(chain, live, rows, port_bits=0):
     """The smallest machine of ``rows`` that holds the network."""
     layers, loss = legalise(chain.training_graph())
     blocks = blocks_of(chain, live, rows)
-    depths = required_depths(layers, blocks, place(layers, rows), rows)
-    return Machine(rows=rows, lanes=2, acc_bits=required_acc_bits(layers, blocks), max_classes=max(2, loss.classes),
-                   **{name: max(2, depth) for name, depth in depths.items()})
+    depths = required_depths(layers, blocks, place(layers, rows, spill=port_bits > 0), rows)
+    return Machine(rows=rows, lanes=2, port_bits=port_bits, acc_bits=required_acc_bits(layers, blocks),
+                   max_classes=max(2, loss.classes), **{name: max(2, depth) for name, depth in depths.items()})
 
 
 @st.composite
@@ -70,6 +70,21 @@ def test_exact_fit_compiles_and_every_field_holds_its_value(network):
         assert command.encode(machine) < 1 << sum(command_fields(machine).values())
     for entry in program.entries:
         assert entry.encode(machine) < 1 << sum(entry_fields(machine).values())
+
+
+def test_what_spills_on_the_least_machine_fits_one_with_more_room_for_activations():
+    """Which activations are spilled, and how many, depends on the room; there are commands for all of them."""
+    net = Chain((2, 6, 6))
+    for width in (2, 3, 4, 5, 6, 7):
+        net.conv(width, (3, 3), (1, 1, 1, 1)).relu()
+    net.linear(3)
+    live = random_live(np.random.default_rng(0), net, 2, 1.0)
+    least, whole = exact_machine(net, live, 2, 32), exact_machine(net, live, 2).activation_depth
+    spilled = set()
+    for depth in (*range(least.activation_depth, whole, 4), whole):
+        program = compiled(net, replace(least, activation_depth=depth), live=live).program
+        spilled.add(sum(command.spill for command in program.commands))
+    assert spilled == {0, 1, 2, 3, 4, 5}
 
 
 @pytest.mark.parametrize("rows", ROWS)

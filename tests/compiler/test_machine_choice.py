@@ -210,3 +210,37 @@ def test_rows_that_cut_blocks_wrong():
     with pytest.raises(FitError, match=r"are not whole 4×4 blocks: prune in blocks of 4, or compile for a machine with "
                                        r"rows = 1$"):
         chosen(net, live, part(rows=4))
+
+
+@pytest.mark.parametrize("block_rams", [None, 95, 99, 208])
+def test_no_more_activations_leave_than_the_block_rams_make_necessary(block_rams):
+    net = Chain((1, 8, 8))
+    for _ in range(6):
+        net.conv(8, (3, 3), (1, 1, 1, 1)).relu()
+    net.linear(10)
+    limits = part(rows=4, lanes=4, port_bits=64, block_rams=block_rams)
+    machine, least, whole = (chosen(net, all_live(net), one) for one in (
+        limits, replace(limits, block_rams=None), replace(limits, port_bits=0, block_rams=None)))
+    assert machine == replace(least, activation_depth=machine.activation_depth) and limits.hold(machine)
+    spills = sum(command.spill for command in compiled(net, machine).program.commands)
+    if block_rams == 208:
+        assert machine.activation_depth == whole.activation_depth and not spills
+        return
+    assert machine.activation_depth < whole.activation_depth and spills
+    assert block_rams is None or not limits.hold(replace(
+        machine, activation_depth=machine.activation_depth + DEPTH_STEP))
+    assert (machine == least) == (block_rams is None)
+
+
+def test_no_more_weights_stream_than_the_block_rams_make_necessary():
+    """On a part that cannot hold them all, either."""
+    net = Chain((1, 8, 8)).conv(8, (3, 3), (1, 1, 1, 1)).relu().linear(64).relu().linear(64).relu().linear(10)
+    limits = part(rows=4, lanes=4, port_bits=64, stream=True)
+    parts = [replace(limits, block_rams=count) for count in (None, 170, 208, 400)]
+    machines = [chosen(net, all_live(net), one) for one in parts]
+    assert all(one.hold(machine) for one, machine in zip(parts, machines, strict=True))
+    outside = [compiled(net, machine).program.external_columns for machine in machines]
+    assert outside == sorted(outside, reverse=True) and len(set(outside)) == len(parts) and not outside[-1]
+    assert not machines[-1].panel_depth
+    with pytest.raises(FitError, match=r"takes at least 20 of 156 multipliers and 246 of 208"):
+        chosen(net, all_live(net), replace(limits, stream=False, block_rams=208))

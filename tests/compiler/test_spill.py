@@ -1,6 +1,5 @@
 """Placing activations where some leave the chip: who is there when, and what is asked back when."""
 
-import numpy as np
 import pytest
 from bench.networks import Chain
 
@@ -18,10 +17,10 @@ def residual():
     return chain.add(start).relu().conv(7, (3, 3), (1, 1, 1, 1)).relu().pool().linear(4)
 
 
-def deep(count=6):
+def deep(widths=(4,) * 6):
     chain = Chain((2, 6, 6))
-    for _ in range(count):
-        chain.conv(4, (3, 3), (1, 1, 1, 1)).relu()
+    for width in widths:
+        chain.conv(width, (3, 3), (1, 1, 1, 1)).relu()
     return chain.linear(3)
 
 
@@ -64,16 +63,23 @@ def test_no_two_values_share_a_place_at_a_time(chain, part):
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_the_oldest_leave_first_and_no_more_than_must(chain):
+def test_with_more_room_less_leaves_and_at_last_nothing(chain):
     layers = layers_of(chain())
     order = [layers[0].x, *(layer.out for layer in layers)]
-    most, counts = stack(layers, backward(layers), None), []
-    for depth in range(most.depth, place(layers, 2).activation_depth + 1):
-        found = stack(layers, backward(layers), depth)
-        assert found.depth == depth and found.spilled == most.spilled[: len(found.spilled)]
-        counts.append(len(found.spilled))
-    assert list(most.spilled) == sorted(most.spilled, key=order.index)
-    assert counts[0] == len(most.spilled) and counts[-1] == 0 and np.all(np.diff(counts) <= 0)
+    least, whole = stack(layers, backward(layers), None), place(layers, 2).activation_depth
+    found = [stack(layers, backward(layers), depth) for depth in range(least.depth, whole + 1)]
+    assert [one.depth for one in found] == list(range(least.depth, whole + 1)) and found[0] == least
+    assert all(list(one.spilled) == sorted(one.spilled, key=order.index) for one in found)
+    assert len(found[0].spilled) > 1 and len(found[-2].spilled) == 1 and not found[-1].spilled
+
+
+def test_what_takes_the_most_products_leaves_first_and_nothing_without_need():
+    layers = layers_of(deep(widths=(2, 3, 4, 5, 6, 7)))
+    outs = [layer.out for layer in layers]
+    whole = place(layers, 2).activation_depth
+    for room, leaving in ((0, []), (3, outs[4:5]), (180, outs[3:4]), (324, outs[2:4]), (432, outs[1:4])):
+        assert list(stack(layers, backward(layers), whole - room).spilled) == leaving
+    assert [vectors(layer.out_shape) for layer in layers[1:4]] == [108, 144, 180]  # the next one is soon back again
 
 
 def test_what_comes_back_is_asked_for_a_step_before_it_is_read():
