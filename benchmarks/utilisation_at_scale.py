@@ -16,8 +16,9 @@ Then, on 16 rows, with all activations and images in external memory that can be
 weights, masters and momenta of the largest layers there, too, so that the fewest columns are on chip. The roofline
 is what bandwidth leaves: the cycles of a phase over those, or over those in which the port moves what belongs to it
 (FP: all that is spilled, and weights; BP and WU together: all that comes back, and weights, masters and momenta both
-ways), whichever are more. A phase has a bar where that is the bar at least. A batch of one image has its maps in tiles,
-a lane each, on as many processing elements, 1 to 16, and lattices of as many rows, 4 to 64, as are busiest.
+ways), whichever are more. A phase has a bar where that is the bar at least. Of the largest machines also what a step
+waits with half and three quarters of the activations' memory on chip. A batch of one image has its maps in tiles, a
+lane each, on as many processing elements, 1 to 16, and lattices of as many rows, 4 to 64, as are busiest.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ OF_NETWORK = {"mobilenetv1": (Setting(2, 1.0, 95, grid=(2, 2)), Setting(2, 0.1, 
                               Setting(1, 0.1, 90, 2, (2, 2), balanced=True))}  #: besides
 ONE_IMAGE = 70  #: percent, at least, of the multipliers for a batch of one
 ROWS_OF_ONE_IMAGE, ELEMENTS_OF_ONE_IMAGE = (4, 8, 16, 32, 64), (1, 2, 4, 8, 16)
+SHARES = (0.5, 0.75)  #: of the memory that all activations take, where some are on chip and others are not
 MHZ = 240  #: at which the bandwidths hold: bits / 8 × MHZ / beat_cycles
 MEMORIES = {"DDR3-class, 7.7 GB/s": (512, MemoryTiming(latency=60, beat_cycles=2, queue=8)),
             "DDR4-class, 15.4 GB/s": (512, MemoryTiming(latency=60, queue=8)),
@@ -144,11 +146,14 @@ class Network:
         self.live = live
         self.useful = {layer.name: layer_macs(layer, live) for layer in legalise(self.step)[0]}
 
-    def program(self, lanes: int, port_bits: int = 0, *, stream: bool = False, grid: Grid = WHOLE) -> Program:
-        """For the smallest machine that holds it."""
+    def program(self, lanes: int, port_bits: int = 0, *, stream: bool = False, grid: Grid = WHOLE,
+                activation_depth: int = 0) -> Program:
+        """For the smallest machine that holds it, but for an activation memory of that depth if it is smaller."""
         rows, elements = self.setting.rows, self.setting.elements
-        machine = replace(fitted_machine(self.step, self.live, rows, lanes, port_bits, stream=stream, grid=grid,
-                                         elements=elements)[0], trees=min(rows, MAX_UPDATE_UNITS // elements))
+        machine = fitted_machine(self.step, self.live, rows, lanes, port_bits, stream=stream, grid=grid,
+                                 elements=elements)[0]
+        machine = replace(machine, trees=min(rows, MAX_UPDATE_UNITS // elements),
+                          activation_depth=max(machine.activation_depth, activation_depth))
         return compile_program(self.graph, loss=LOSS, gradient_formats=self.gradients, live=self.live,
                                rules=plain_rules(self.graph.parameters), machine=machine)
 
@@ -220,6 +225,13 @@ def in_memory(name: str, network: Network, *, stream: bool) -> Iterator[Figure |
         for what, depth in (("spilling", program.machine.activation_depth), ("all on chip", whole)):
             yield Figure(f"{place}: activation memory, {what}", round(depth * program.machine.vector_bits / 8e6, 2),
                          "MB", Provenance.ESTIMATED)
+        for share, (label, (bits, timing)) in product(SHARES if multipliers == MULTIPLIERS[-1] else (),
+                                                      MEMORIES.items()):
+            program = network.program(lanes, bits, activation_depth=int(share * whole))
+            base = predict(program)
+            waits = memory_waits(program, base, timing) / cycles_of(base[: program.entries_at["infer"]])
+            yield Figure(f"{place}, {label}, {share:.0%} of the activation memory: waits", round(100 * waits, 3),
+                         "% of the step without", Provenance.ESTIMATED)
 
 
 def roofline(program: Program, phases: Sequence[PhaseCycles], timing: MemoryTiming) -> dict[str, float]:

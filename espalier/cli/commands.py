@@ -220,10 +220,10 @@ def compile_command(
     pairs: Annotated[bool | None, typer.Option(help="Two products of words of at most 8 bits by each hard multiplier; "
                                                     "default: where the part can.")] = None,
     word_bits: Annotated[int | None, typer.Option(help="2..16; default: the network's widest word.")] = None,
-    port_bits: Annotated[int | None, typer.Option(help="Of an AXI4 port to external memory, to which activations are "
-                                                       "spilled; default: none, all on chip.")] = None,
-    stream_weights: Annotated[bool | None, typer.Option("--stream-weights", help="Keep the weights of large layers in "
-                                                        "external memory, too.")] = None,
+    port_bits: Annotated[int | None, typer.Option(help="Of an AXI4 port to external memory, for activations that the "
+                                                       "block RAMs do not hold; default: none, all on chip.")] = None,
+    stream_weights: Annotated[bool | None, typer.Option("--stream-weights", help="Keep there weights of large layers "
+                                                        "that the block RAMs do not hold, too.")] = None,
     multipliers: Annotated[int | None, typer.Option(help="At most so many, if the part has more.")] = None,
     block_rams: Annotated[int | None, typer.Option(help="At most so many, if the part has more.")] = None,
     machine: Annotated[Path | None, typer.Option(help="Use this machine.json: new weights, same hardware.")] = None,
