@@ -54,21 +54,20 @@ def step_legalise(build: Build) -> Build:
     return replace(build, layers=tiled(layers, build.machine.grid), loss_layer=loss)
 
 
-def step_place(build: Build) -> Build:
-    """Give every tensor its addresses."""
-    machine = build.machine
-    return replace(build, memory=placement.place(build.layers, machine.rows, machine.activation_depth,
-                                                 spill=machine.port_bits > 0, elements=machine.elements))
-
-
 def step_schedule(build: Build) -> Build:
-    """Order the live blocks of each layer; check that all of it fits the machine."""
+    """Order the live blocks of each layer, in panels where they lie in external memory."""
     blocks, streamed = laid_out(build.layers, build.live, build.machine)
-    panels = {k: layer_panels(blocks[k], build.machine) for k in streamed}
-    build = replace(build, blocks=blocks, panels=panels)
-    assert build.loss_layer is not None and build.memory is not None, "legalise and place come first"
-    check_fit(build.machine, build.layers, build.loss_layer, build.blocks, build.memory, build.panels)
-    return build
+    return replace(build, blocks=blocks, panels={k: layer_panels(blocks[k], build.machine) for k in streamed})
+
+
+def step_place(build: Build) -> Build:
+    """Give every tensor its addresses; check that all of it fits the machine."""
+    machine = build.machine
+    memory = placement.place(build.layers, machine.rows, machine.activation_depth, spill=machine.port_bits > 0,
+                             elements=machine.elements, streamed=build.panels)
+    assert build.loss_layer is not None, "legalise comes first"
+    check_fit(machine, build.layers, build.loss_layer, build.blocks, memory, build.panels)
+    return replace(build, memory=memory)
 
 
 def step_emit(build: Build) -> Build:
@@ -85,8 +84,8 @@ def step_emit(build: Build) -> Build:
 PIPELINE: tuple[tuple[str, Callable[[Build], Build]], ...] = (
     ("differentiate", step_differentiate),
     ("legalise", step_legalise),
-    ("place", step_place),
     ("schedule", step_schedule),
+    ("place", step_place),
     ("emit", step_emit),
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
@@ -72,11 +72,12 @@ def bank_vectors(shape: MapShape, rows: int) -> int:
 
 
 def place(layers: tuple[Layer, ...], rows: int, activation_depth: int | None = None, *, spill: bool = False,
-          elements: int = 1) -> Memory:
+          elements: int = 1, streamed: Collection[int] = ()) -> Memory:
     """Stack the activations; put each gradient where no other lies that lives at the same time.
 
-    Where the stack is deeper than ``activation_depth`` and there is external memory to ``spill`` to, as few activations
-    as possible are spilled; without a depth, as many.
+    Where the stack is deeper than ``activation_depth`` and there is external memory to ``spill`` to, activations are
+    spilled as that makes necessary; without a depth, as for the least that there can be. ``streamed`` has the numbers
+    of the layers whose weights lie in external memory.
 
     Every processing element has the whole image and all gradients, and its part of each activation.
 
@@ -91,7 +92,7 @@ def place(layers: tuple[Layer, ...], rows: int, activation_depth: int | None = N
     memory = _gradients(layers, plan, rows, activations, top)
     if not spill or (activation_depth is not None and top <= activation_depth):
         return memory
-    found = stack(layers, plan, activation_depth, lambda shape: held_vectors(shape, rows, elements))
+    found = stack(layers, plan, activation_depth, lambda shape: held_vectors(shape, rows, elements), streamed)
     return replace(memory, activations=found.places, activation_depth=found.depth, spilled=found.spilled,
                    refetches=found.refetches, fences=found.fences)
 

@@ -2,14 +2,16 @@
 
 Activations are a stack: the first that FP makes is the last that BP and WU read. Where not all of them fit the
 activation memory, some go to external memory as they are made and come back, to the same place, during the step before
-the first that needs them: those first that take the most products, because a layer that is done sooner than its results
-have left waits for them. What a step reads, and what comes for the next, is on chip at the same time. The last to leave
-is the image: it comes from there before FP, where otherwise two groups of it are on chip.
+the first that needs them. What a step reads, and what comes for the next, is on chip at the same time.
+
+A layer that is done sooner than its results have left waits for them, so first to leave are those that take the most
+products. Then goes the image, which comes from outside before FP, where otherwise two groups of it are on chip; at last
+results of layers whose weights stream, the fewest for each result first: no weights come in while results go out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -37,13 +39,14 @@ class Stack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Value:
-    """An activation of so many vectors, and the dense products for each result of it: when it is made, when FP reads it
-    last, and when BP and WU first and last.
+    """An activation of so many vectors: when it is made, when FP reads it last, and when BP and WU first and last.
+
+    Those of the lowest ``rank`` leave first.
     """
 
     name: str
     vectors: int
-    products: float
+    rank: tuple[bool, bool, float]
     image: bool
     made: int
     forward: int
@@ -70,15 +73,16 @@ class _Value:
         return self.image or self.returns is not None and self.returns - 1 > self.forward + 1
 
 
-def stack(layers: tuple[Layer, ...], plan: Backward, depth: int | None, held: Callable[[MapShape], int] = prod
-          ) -> Stack:
+def stack(layers: tuple[Layer, ...], plan: Backward, depth: int | None, held: Callable[[MapShape], int] = prod,
+          streamed: Collection[int] = ()) -> Stack:
     """Place the activations in a memory so deep, spilling what that takes; None: in the least that there can be.
 
     If even that does not fit ``depth``, the least is what comes back. The image lies at the beginning. ``held`` says
-    how many vectors of an activation a processing element has; of the image it has all.
+    how many vectors of an activation a processing element has; of the image it has all. ``streamed`` has the numbers of
+    the layers whose weights lie in external memory.
     """
-    values = _values(layers, plan, held)
-    leaving = [value.name for value in sorted(values, key=lambda value: -value.products) if value.leaves]
+    values = _values(layers, plan, held, streamed)
+    leaving = [value.name for value in sorted(values, key=lambda value: value.rank) if value.leaves]
     least = max(sum(value.size(value.leaves) for value in values if _lives(value, value.leaves, time))
                 for time in range(max(value.last for value in values) + 1))
     depth = least if depth is None else max(least, depth)
@@ -109,7 +113,8 @@ def _stack(values: list[_Value], spilled: set[str], depth: int) -> Stack:
                  refetches=refetches, fences=frozenset(time + 1 for time in refetches))
 
 
-def _values(layers: tuple[Layer, ...], plan: Backward, held: Callable[[MapShape], int]) -> list[_Value]:
+def _values(layers: tuple[Layer, ...], plan: Backward, held: Callable[[MapShape], int], streamed: Collection[int]
+            ) -> list[_Value]:
     """All stored activations, the image first, in the order in which they are made."""
     loss = len(layers)
     reads: dict[str, list[int]] = {layers[0].x: []}
@@ -121,16 +126,21 @@ def _values(layers: tuple[Layer, ...], plan: Backward, held: Callable[[MapShape]
         reads[layers[step.layer].x].append(loss + 1 + number)
     shapes: dict[str, MapShape] = {layers[0].x: layers[0].in_shape, **{layer.out: layer.out_shape for layer in layers}}
     made = {layer.out: k for k, layer in enumerate(layers)}
-    products = {layer.out: prod(layer.weight_shape[1:]) * prod(layer.conv_shape[1:]) / prod(layer.out_shape[1:])
-                for layer in layers}
     found = []
     for name, times in reads.items():
         image = name not in made
         forward, later = [t for t in times if t <= loss], [t for t in times if t > loss]
-        found.append(_Value(name=name, vectors=prod(shapes[name]) if image else held(shapes[name]),
-                            products=products.get(name, 0), image=image, made=made.get(name, 0),
-                            forward=max(forward, default=0), last=max(times), returns=later[0] if later else None))
+        rank = (False, True, 0.0) if image else _rank(layers[made[name]], streams=made[name] in streamed)
+        found.append(_Value(name=name, vectors=prod(shapes[name]) if image else held(shapes[name]), rank=rank,
+                            image=image, made=made.get(name, 0), forward=max(forward, default=0), last=max(times),
+                            returns=later[0] if later else None))
     return found
+
+
+def _rank(layer: Layer, *, streams: bool) -> tuple[bool, bool, float]:
+    """Of a layer's result, by the weights or, where they are on chip, the products that make it."""
+    cost = prod(layer.weight_shape) if streams else -prod(layer.weight_shape) * prod(layer.conv_shape[1:])
+    return streams, False, cost / prod(layer.out_shape)
 
 
 def _lives(value: _Value, spilled: bool, time: int) -> bool:

@@ -82,6 +82,16 @@ def test_what_takes_the_most_products_leaves_first_and_nothing_without_need():
     assert [vectors(layer.out_shape) for layer in layers[1:4]] == [108, 144, 180]  # the next one is soon back again
 
 
+def test_of_layers_whose_weights_stream_what_takes_the_fewest_leaves_first_and_after_the_others():
+    layers = layers_of(deep(widths=(2, 3, 4, 5, 6, 7)))
+    outs = [layer.out for layer in layers]
+    whole = place(layers, 2).activation_depth
+    for room, streamed, leaving in ((1, range(7), [layers[0].x]), (145, range(7), [layers[0].x, outs[0]]),
+                                    (180, range(2, 7), outs[:2]), (181, range(2, 7), [layers[0].x, outs[0]]),
+                                    (144, (3, 4), outs[2:3]), (145, (3, 4), [outs[0], outs[2]])):
+        assert list(stack(layers, backward(layers), whole - room, streamed=streamed).spilled) == leaving
+
+
 def test_what_comes_back_is_asked_for_a_step_before_it_is_read():
     layers = layers_of(deep())
     plan, found = backward(layers), stack(layers_of(deep()), backward(layers_of(deep())), None)
