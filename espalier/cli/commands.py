@@ -258,8 +258,6 @@ def compile_command(
           f"{' in pairs' if chosen.pairs else ''}), "
           + (f"{chosen.grid_y} × {chosen.grid_x} tiles an image, " if chosen.tiles > 1 else "") +
           f"{chosen.acc_bits}-bit accumulators" + (" (dry run: nothing was written)" if dry_run else ""),
-          *(["weights stream from external memory" if chosen.panel_depth else
-             "all weights stay on chip: two panels of any layer would take more"] if stream_weights else []),
           *([f"estimated: {design.estimated_use}"] if design.estimated_use else [])])
 
 

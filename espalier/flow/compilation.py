@@ -194,6 +194,8 @@ def compile_network(source: Path, output: Path, request: CompileRequest, *, stop
             steps.tell(describe(name, build))
         if name == stop_after:
             return None
+    if machine.port_bits:
+        steps.tell(_outside(build))
     if not dry_run:
         _write(design, build, output, steps)
     return design
@@ -214,6 +216,16 @@ def choose(checkpoint: Checkpoint, request: CompileRequest) -> Machine:
     step = differentiate(checkpoint.graph, checkpoint.config.loss, checkpoint.gradient_formats)
     layers, loss = legalise(step, checkpoint.frozen)
     return choose_machine(layers, loss, checkpoint.live, request.constraints())
+
+
+def _outside(build: Build) -> str:
+    """What external memory holds, for people."""
+    assert build.memory is not None
+    spilled, streamed = len(build.memory.spilled), len(build.panels)
+    if not spilled + streamed:
+        return "in external memory: nothing, all fits on chip"
+    return (f"in external memory: {spilled} of {len(build.layers) + 1} activations, weights of {streamed} of "
+            f"{sum(layer.weight is not None for layer in build.layers)} layers")
 
 
 def _write(design: Design, build: Build, output: Path, steps: Steps) -> None:

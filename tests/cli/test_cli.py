@@ -92,13 +92,18 @@ def test_a_dry_run_of_compile_writes_nothing(capsys, made, tmp_path):
     assert status == 0 and "(dry run: nothing was written)" in out and list(tmp_path.iterdir()) == []
 
 
-def test_compile_says_that_streaming_would_take_more(capsys, made, tmp_path):
-    arguments = ["compile", made / "train", "--port-bits", "32", "--rows", "1", "--lanes", "4", "--dry-run",
-                 "--output-dir", tmp_path / "build"]
-    says = "all weights stay on chip: two panels of any layer would take more"
-    for flags, said in (([], False), (["--stream-weights"], True)):
-        status, out, _ = run(capsys, *arguments, *flags)
-        assert status == 0 and (says in out.splitlines()) == said
+def test_compile_says_what_is_in_external_memory(capsys, made, tmp_path):
+    arguments = ["compile", made / "train", "--dry-run", "--output-dir", tmp_path / "build"]
+    lattice, told = ["--rows", "2", "--lanes", "2"], "in external memory: "
+    status, out, err = run(capsys, *arguments, *lattice)
+    assert status == 0 and told not in out + err
+    status, out, err = run(capsys, *arguments, *lattice, "--port-bits", "32", "--stream-weights")
+    assert status == 0 and f"{told}nothing, all fits on chip" in (out + err).splitlines()
+    _, out, _ = run(capsys, *arguments, *lattice, "--port-bits", "32", "--json")
+    shallow = json.loads(out)["record"]["machine"] | {"activation_depth": 128}
+    (tmp_path / "machine.json").write_text(json.dumps(shallow))
+    status, out, err = run(capsys, *arguments, "--machine", tmp_path / "machine.json")
+    assert status == 0 and f"{told}1 of 3 activations, weights of 0 of 2 layers" in (out + err).splitlines()
 
 
 def test_a_training_that_is_done_already_says_so_and_writes_nothing(capsys, made, tmp_path):

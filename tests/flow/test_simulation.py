@@ -44,7 +44,11 @@ def test_simulated_training_equals_the_interpreter_and_is_counted(build, tmp_pat
 
 def test_what_a_machine_with_external_memory_moves_and_waits_for(made, tmp_path):
     folder = tmp_path / "spilling"
-    compile_network(made / "train", folder, CompileRequest(rows=2, lanes=2, port_bits=32))
+    design = compile_network(made / "train", folder, CompileRequest(rows=2, lanes=2, port_bits=32))
+    assert design is not None and not traffic(design.network().program).read, "the part has block RAMs for all"
+    shallow = replace(design.machine, activation_depth=128).to_json()
+    (tmp_path / "machine.json").write_text(json.dumps(shallow))
+    compile_network(made / "train", folder, CompileRequest(machine=tmp_path / "machine.json"))
     waits = {}
     for latency in (0, 500):
         content = simulate(folder, SimulateRequest(steps=1, test_images=4, dense=False,
