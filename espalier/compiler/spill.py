@@ -86,20 +86,13 @@ def stack(layers: tuple[Layer, ...], plan: Backward, depth: int | None, held: Ca
     least = max(sum(value.size(value.leaves) for value in values if _lives(value, value.leaves, time))
                 for time in range(max(value.last for value in values) + 1))
     depth = least if depth is None else max(least, depth)
-    while True:
-        for count in range(len(leaving) + 1):
-            if _placed(values, set(leaving[:count]), depth) is not None:
-                return _stack(values, _needed(values, leaving[:count], depth), depth)
+    spilled = set(leaving)
+    while _placed(values, spilled, depth) is None:
         depth += max(1, depth >> 6)
-
-
-def _needed(values: list[_Value], leaving: list[str], depth: int) -> set[str]:
-    """Of those that leave the ones that have to, in a memory so deep: the last of them stay where they can."""
-    found = set(leaving)
     for name in reversed(leaving):
-        if _placed(values, found - {name}, depth) is not None:
-            found.remove(name)
-    return found
+        if _placed(values, spilled - {name}, depth) is not None:
+            spilled.remove(name)
+    return _stack(values, spilled, depth)
 
 
 def _stack(values: list[_Value], spilled: set[str], depth: int) -> Stack:
