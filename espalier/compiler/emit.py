@@ -268,7 +268,7 @@ class _Commands:
         for part in parts:
             command, = part.commands
             out = makers[command.layer]
-            if out in places:
+            if out in places and command.opcode == Opcode.FORWARD:  # a batch norm has statistics before
                 page, beats = next(places[out])
                 part = replace(part, commands=(replace(command, spill=1, external=page, beats=beats),))
             yield part

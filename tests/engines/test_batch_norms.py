@@ -35,7 +35,7 @@ FOUR_ROWS = Machine(rows=4, lanes=2, trees=2, clips=True, acc_bits=42, **DEPTHS)
 MACHINES = (FOUR_ROWS, Machine(rows=1, lanes=3, acc_bits=42, **{**DEPTHS, "weight_depth": 4096}),
             Machine(rows=8, lanes=2, word_bits=8, trees=8, pairs=True, acc_bits=26, **DEPTHS))
 OUTSIDE = Machine(rows=2, lanes=3, acc_bits=48, port_bits=64, **{
-    **DEPTHS, "activation_depth": 1100, "weight_depth": 128, "panel_depth": 128, "state_depth": 64, "run_depth": 256,
+    **DEPTHS, "activation_depth": 700, "weight_depth": 128, "panel_depth": 128, "state_depth": 64, "run_depth": 256,
     "program_depth": 256})
 FORMATS = Formats(gradient=Fixed.of(16, 12))
 
@@ -78,7 +78,8 @@ def test_with_activations_and_weights_in_external_memory(seed):
     chain = residual(rng)
     live = random_live(rng, chain, OUTSIDE.rows, 0.7)
     network = compiled(chain, OUTSIDE, live=live)
-    assert network.program.external_columns and any(command.spill for command in network.program.commands)
+    assert network.program.external_columns and network.program.image_pages
+    assert "norm1" in {command.layer for command in network.program.commands if command.spill}
     check_steps(rng, network, random_state(rng, chain, live, 0.02))
     check_predicted_waits(rng, network)
 
